@@ -1,0 +1,79 @@
+# make demo    set up, build, and watch a DeepSeek-architecture checkpoint answer
+# make test    set up, build, and run every test (also once against the built wheel)
+# make lint    ruff, mypy, clang-format
+# make wheel   build/wheel/*.whl
+# make test-matrix   the suite on every supported Python that is installed (opt-in)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
+JOBS ?= 2
+export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
+
+.PHONY: demo test test-editable test-wheel test-matrix lint format wheel clean install
+
+install: $(VENV)/.built
+
+# A folder without pip is a venv that failed half-way: it is made anew.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "mla_jax needs Python 3.11, 3.12 or 3.13; point PYTHON= at one"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || \
+	  { echo "no C++ compiler found: install one first (Debian: apt-get install g++)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python cannot make virtual environments: install its venv module first (Debian: apt-get install python3-venv)"; exit 1; }
+	@test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+	  { echo "Python's C headers are missing: install them first (Debian: apt-get install python3-dev)"; exit 1; }
+	@rm -rf $(VENV)
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dependencies: $(BIN)/pip pyproject.toml constraints.txt tools/requirements.py
+	@$(BIN)/python tools/requirements.py > $(VENV)/requirements.txt
+	@$(PIP) install -r $(VENV)/requirements.txt $$($(BIN)/python tools/requirements.py --constraints)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(NATIVE)
+	@echo "building the native library"
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(VENV)/.built
+	@$(BIN)/python examples/make_demo_checkpoint.py build/demo-checkpoint
+	@$(BIN)/mla-jax generate build/demo-checkpoint --prompt "What is multi-head latent attention?" --max-tokens 96
+
+test: test-editable test-wheel
+
+test-editable: $(VENV)/.built
+	@$(BIN)/python -m pytest -n $(JOBS) tests
+
+wheel: $(VENV)/.built
+	@rm -rf build/wheel
+	@$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+
+# The repository is a flat layout: only a run from another folder, with the wheel's files and none of the
+# checkout's, shows that the wheel holds everything.
+test-wheel: wheel
+	@rm -rf build/wheel-venv && $(BIN)/python -m venv --without-pip build/wheel-venv
+	@$(BIN)/python tools/share_dependencies.py build/wheel-venv
+	@$(PIP) --python build/wheel-venv/bin/python install --no-deps --no-index build/wheel/*.whl
+	@mkdir -p build/elsewhere && cd build/elsewhere && MLA_JAX_EXPECT_INSTALLED=1 \
+	  ../wheel-venv/bin/python -m pytest -n $(JOBS) -c ../../pyproject.toml --rootdir ../.. -p no:cacheprovider ../../tests
+
+test-matrix:
+	@$(PYTHON) tools/test_matrix.py
+
+lint: $(VENV)/.built
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.built
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	@rm -rf build $(VENV)

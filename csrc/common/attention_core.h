@@ -1,0 +1,221 @@
+// Softmax attention of a few query rows over one split of the keys, and the merge of splits.
+//
+// Keys are cut into splits of kSplitKeys from key 0. A split is computed on its own and splits are
+// merged in order, so the result does not depend on how the work was shared out. All rows come as
+// pointers: pages, staged copies and strided activations look alike.
+#ifndef MLA_COMMON_ATTENTION_CORE_H_
+#define MLA_COMMON_ATTENTION_CORE_H_
+
+#include "common/axpy_tile.h"
+#include "common/dot_tile.h"
+#include "common/simd.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+constexpr int64_t kSplitKeys = 512;
+constexpr int64_t kAttendRows = 16;  // Query rows that share one pass: their scores stay close.
+
+// Weights are kept in the type that the product with the values multiplies fastest.
+template <typename X, typename W>
+struct WeightType {
+  using T = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WeightType<bf16, bf16> {
+  using T = bf16;
+};
+#endif
+
+// The keys of one split. A score is scale_a * (qa . a) + scale_b * (qb . b).
+template <typename W>
+struct Keys {
+  const W* const* a;
+  const W* const* b;
+  const W* const* v;
+  int64_t a_width, b_width, v_width;
+  float scale_a, scale_b;
+};
+
+template <typename X, typename W>
+struct AttendScratch {
+  alignas(64) float scores[kAttendRows * kSplitKeys];
+  alignas(64) typename WeightType<X, W>::T weights[kAttendRows * kSplitKeys];
+};
+
+// out[m * N + n]: one tile of scores.
+template <int M, int N, bool kTwoScales, typename X, typename W>
+inline __attribute__((noinline)) void ScoreTile(const X* const* qa, const X* const* qb,
+                                                const W* const* ka, const W* const* kb,
+                                                const Keys<W>& keys, float* out) {
+  vf acc[M * N] = {};
+  DotAccumulate<M, N>(qa, ka, keys.a_width, acc);
+  if (kTwoScales) {
+    vf acc_b[M * N] = {};
+    DotAccumulate<M, N>(qb, kb, keys.b_width, acc_b);
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a + acc_b[i] * keys.scale_b;
+  } else {
+    DotAccumulate<M, N>(qb, kb, keys.b_width, acc);
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a;
+  }
+  LaneSums<M * N>(acc, out);
+}
+
+template <int M, int N, typename X, typename W>
+inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, const int32_t* visible,
+                      const Keys<W>& keys, float* scores) {
+  int32_t most[kAttendRows];  // Keys that any row of the tile sees.
+  int32_t limit = 0;
+  for (int64_t m = 0; m < rows; m += M) {
+    most[m / M] = 0;
+    for (int64_t i = m; i < m + M && i < rows; ++i) {
+      if (visible[i] > most[m / M]) most[m / M] = visible[i];
+    }
+    if (most[m / M] > limit) limit = most[m / M];
+  }
+  const bool two_scales = keys.scale_a != keys.scale_b;
+  alignas(64) float tile[M * N];
+  for (int32_t n = 0; n < limit; n += N) {
+    const W* ka[N];
+    const W* kb[N];
+    for (int j = 0; j < N; ++j) {
+      const int32_t key = n + j < limit ? n + j : limit - 1;
+      ka[j] = keys.a[key];
+      kb[j] = keys.b[key];
+    }
+    for (int64_t m = 0; m < rows; m += M) {
+      if (most[m / M] <= n) continue;
+      const X* xa[M];
+      const X* xb[M];
+      for (int i = 0; i < M; ++i) {
+        const int64_t row = m + i < rows ? m + i : rows - 1;
+        xa[i] = qa[row];
+        xb[i] = qb[row];
+      }
+      if (two_scales) {
+        ScoreTile<M, N, true>(xa, xb, ka, kb, keys, tile);
+      } else {
+        ScoreTile<M, N, false>(xa, xb, ka, kb, keys, tile);
+      }
+      for (int i = 0; i < M && m + i < rows; ++i) {
+        __builtin_memcpy(scores + (m + i) * kSplitKeys + n, tile + i * N, N * sizeof(float));
+      }
+    }
+  }
+}
+
+// Turns n > 0 scores into weights e^(s - max); the sum is of the weights as they are stored.
+template <typename P>
+inline void SoftmaxRow(float* scores, int64_t n, P* weights, float* max, float* sum) {
+  const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = n; i < padded; ++i) scores[i] = -__builtin_inff();
+  vf top = Load(scores);
+  for (int64_t i = kLanes; i < padded; i += kLanes) top = Max(top, Load(scores + i));
+  *max = LaneMax(top);
+  const vf shift = Splat(*max);
+  vf total = {};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    Store(weights + i, Exp(Load(scores + i) - shift));
+    total += Load(weights + i);
+  }
+  *sum = LaneSum(total);
+}
+
+// Attends `rows` <= kAttendRows query rows, of which row r sees the split's keys [0, visible[r]).
+// A key outside that range never enters row r's arithmetic, not even with weight zero: it may be
+// NaN. Results: the largest score, the sum of weights and the weighted sum of values, by row.
+template <typename X, typename W>
+inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
+                        const int32_t* visible, const Keys<W>& keys, AttendScratch<X, W>* scratch,
+                        float* max, float* sum, float* acc) {
+  using P = typename WeightType<X, W>::T;
+  if (rows == 1) {
+    ScoreRows<1, 4>(qa, qb, rows, visible, keys, scratch->scores);
+  } else {
+    ScoreRows<kTileM, kTileN>(qa, qb, rows, visible, keys, scratch->scores);
+  }
+  const P* p[kAttendRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    p[r] = scratch->weights + r * kSplitKeys;
+    max[r] = -__builtin_inff();
+    sum[r] = 0.0f;
+    if (visible[r] > 0) {
+      SoftmaxRow(scratch->scores + r * kSplitKeys, visible[r],
+                 scratch->weights + r * kSplitKeys, max + r, sum + r);
+    }
+  }
+  const int64_t width = keys.v_width;
+  for (int64_t m = 0; m < rows;) {
+    const int64_t tile = rows - m >= kAxpyM ? kAxpyM : 1;
+    int64_t shared = 0;  // Keys that every row of the tile sees, in whole pairs.
+    if (tile == kAxpyM) {
+      shared = visible[m];
+      for (int64_t i = 1; i < tile; ++i) {
+        if (visible[m + i] < shared) shared = visible[m + i];
+      }
+      shared &= ~int64_t{1};
+      if (shared > 0) {
+        AxpyRows<kAxpyM>(p + m, keys.v, 0, shared, width, false, acc + m * width, width);
+      }
+    }
+    for (int64_t i = m; i < m + tile; ++i) {
+      if (visible[i] > shared) {
+        AxpyRows<1>(p + i, keys.v, shared, visible[i], width, shared > 0, acc + i * width, width);
+      }
+    }
+    m += tile;
+  }
+}
+
+// Running result of one row. Not inlined: both ways of sharing out the work must round alike.
+inline __attribute__((noinline)) void MergeRow(float max, float sum, const float* acc,
+                                               int64_t width, float* run_max, float* run_sum,
+                                               float* run_acc, bool first) {
+  if (first) {
+    *run_max = max;
+    *run_sum = sum;
+    __builtin_memcpy(run_acc, acc, static_cast<size_t>(width) * sizeof(float));
+    return;
+  }
+  const float top = max > *run_max ? max : *run_max;
+  const vf factors = Exp(vf{*run_max - top, max - top});
+  const float old_factor = factors[0], new_factor = factors[1];
+  *run_max = top;
+  *run_sum = *run_sum * old_factor + sum * new_factor;
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    Store(run_acc + i, Load(run_acc + i) * old_factor + Load(acc + i) * new_factor);
+  }
+  for (; i < width; ++i) run_acc[i] = run_acc[i] * old_factor + acc[i] * new_factor;
+}
+
+// acc / sum, rounded once, and the natural log of the sum of exponentials. Row state `sum` of 0
+// means that no key was visible.
+template <typename Y>
+inline void FinishRow(float max, float sum, float* acc, int64_t width, float value_scale, Y* out,
+                      float* lse) {
+  if (sum == 0.0f) {
+    for (int64_t i = 0; i < width; ++i) StoreOne(out + i, 0.0f);
+    *lse = -__builtin_inff();
+    return;
+  }
+  const float factor = value_scale / sum;
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) Store(out + i, Load(acc + i) * factor);
+  for (; i < width; ++i) StoreOne(out + i, acc[i] * factor);
+  *lse = max + __builtin_logf(sum);
+}
+
+template <typename Y>
+inline void FillRow(int64_t width, float value, float lse_value, Y* out, float* lse) {
+  for (int64_t i = 0; i < width; ++i) StoreOne(out + i, value);
+  *lse = lse_value;
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_ATTENTION_CORE_H_

@@ -1,0 +1,128 @@
+// Tiles of dot products between rows that are contiguous along the summed axis: the inner kernel of
+// linear, absorb (columns), expert_mlp and the attention scores.
+//
+// Every output owns one vector accumulator that walks the axis in order and is then summed by a
+// fixed tree, whatever the tile: a row's result does not depend on how many rows came with it.
+#ifndef MLA_COMMON_DOT_TILE_H_
+#define MLA_COMMON_DOT_TILE_H_
+
+#include "common/simd.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// Tile height and width. With 16 vector registers only 4x2 accumulators fit.
+constexpr int kTileM = 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileN = 4;
+#else
+constexpr int kTileN = 2;
+#endif
+
+// How one step of the axis multiplies: f32 lanes in general ...
+template <typename X, typename W>
+struct DotStep {
+  static constexpr int kStep = kLanes;
+  template <typename T>
+  static MLA_INLINE vf Get(const T* p) {
+    return Load(p);
+  }
+  template <typename T>
+  static MLA_INLINE vf GetPart(const T* p, int64_t n) {
+    return LoadPart(p, n);
+  }
+  static MLA_INLINE vf Add(vf acc, vf a, vf b) { return acc + a * b; }
+};
+
+// ... and pairs of bf16 where the processor multiplies them directly.
+#if defined(__AVX512BF16__)
+template <>
+struct DotStep<bf16, bf16> {
+  static constexpr int kStep = 2 * kLanes;
+  static MLA_INLINE __m512i Get(const bf16* p) { return _mm512_loadu_si512(p); }
+  static MLA_INLINE __m512i GetPart(const bf16* p, int64_t n) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+  }
+  static MLA_INLINE vf Add(vf acc, __m512i a, __m512i b) {
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
+// acc[m * N + n] += x[m][0..k) . w[n][0..k), lane by lane.
+template <int M, int N, typename X, typename W>
+MLA_INLINE void DotAccumulate(const X* const* x, const W* const* w, int64_t k, vf* acc) {
+  using Step = DotStep<X, W>;
+  int64_t i = 0;
+  for (; i + Step::kStep <= k; i += Step::kStep) {
+    decltype(Step::Get(x[0])) a[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) a[m] = Step::Get(x[m] + i);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const auto b = Step::Get(w[n] + i);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
+    }
+  }
+  if (i < k) {
+    decltype(Step::Get(x[0])) a[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) a[m] = Step::GetPart(x[m] + i, k - i);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const auto b = Step::GetPart(w[n] + i, k - i);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
+    }
+  }
+}
+
+// out[m * N + n] = x[m] . w[n]
+template <int M, int N, typename X, typename W>
+inline __attribute__((noinline)) void DotTile(const X* const* x, const W* const* w, int64_t k,
+                                              float* out) {
+  vf acc[M * N] = {};
+  const X* xs[M];
+  const W* ws[N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) xs[m] = x[m];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) ws[n] = w[n];
+  DotAccumulate<M, N>(xs, ws, k, acc);
+  LaneSums<M * N>(acc, out);
+}
+
+// All dot products of `rows` x rows with `cols` w rows, given by pointers, in tiles. Calls
+// store(m0, mv, n0, nv, tile, ld): tile[i * ld + j] is the product of x row m0 + i and w row n0 + j
+// for i < mv, j < nv. The w tile is the outer loop: it is read from far once and stays close.
+template <typename X, typename W, typename Store>
+inline void DotBlock(const X* const* x, int64_t rows, const W* const* w, int64_t cols, int64_t k,
+                     Store&& store) {
+  alignas(64) float tile[kTileM * 4];
+  if (rows == 1) {
+    for (int64_t n = 0; n < cols; n += 4) {
+      const W* ws[4];
+      for (int j = 0; j < 4; ++j) ws[j] = w[n + j < cols ? n + j : cols - 1];
+      DotTile<1, 4>(x, ws, k, tile);
+      store(int64_t{0}, 1, n, static_cast<int>(cols - n < 4 ? cols - n : 4), tile, 4);
+    }
+    return;
+  }
+  for (int64_t n = 0; n < cols; n += kTileN) {
+    const W* ws[kTileN];
+    for (int j = 0; j < kTileN; ++j) ws[j] = w[n + j < cols ? n + j : cols - 1];
+    const int nv = static_cast<int>(cols - n < kTileN ? cols - n : kTileN);
+    for (int64_t m = 0; m < rows; m += kTileM) {
+      const X* xs[kTileM];
+      for (int i = 0; i < kTileM; ++i) xs[i] = x[m + i < rows ? m + i : rows - 1];
+      DotTile<kTileM, kTileN>(xs, ws, k, tile);
+      store(m, static_cast<int>(rows - m < kTileM ? rows - m : kTileM), n, nv, tile, kTileN);
+    }
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_DOT_TILE_H_

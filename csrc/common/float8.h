@@ -1,0 +1,72 @@
+// OCP float8 e4m3fn: 1 sign, 4 exponent (bias 7), 3 mantissa bits, no infinity, NaN = s1111111.
+#ifndef MLA_COMMON_FLOAT8_H_
+#define MLA_COMMON_FLOAT8_H_
+
+#include "common/simd.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// Rounds to nearest even, saturates at +-448, keeps NaN and the sign of zero.
+inline uint8_t EncodeF8(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // >= 448.
+  if (magnitude < 0x3c800000u) {
+    // Below 2^-6 the codes are multiples of 2^-9, the unit in the last place of 2^14.
+    float f;
+    __builtin_memcpy(&f, &magnitude, sizeof(f));
+    f += 16384.0f;
+    uint32_t sum;
+    __builtin_memcpy(&sum, &f, sizeof(sum));
+    return static_cast<uint8_t>(sign | (sum - 0x46800000u));
+  }
+  const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  const uint32_t code = (rounded >> 20) - (120u << 3);
+  return static_cast<uint8_t>(sign | (code > 0x7eu ? 0x7eu : code));
+}
+
+// Decodes kLanes codes to bf16, which holds every e4m3 value exactly. No step works on a
+// subnormal, because the thread may run with those flushed to zero.
+MLA_INLINE vh DecodeF8ToBf16(vb codes) {
+  const vh c = __builtin_convertvector(codes, vh);
+  const vh magnitude = c & 0x7f;
+  const vh sign = (c & 0x80) << 8;
+  const vh normal = (magnitude << 4) + (120 << 7);
+  // m * 2^-9 for m = 0..7.
+  const vh low = magnitude * 0x3b00;
+  const vh mid = (magnitude << 6) + (0x3b80 - 2 * 0x40);
+  const vh top = (magnitude << 5) + (0x3c00 - 4 * 0x20);
+  const vh small = magnitude < 2 ? low : (magnitude < 4 ? mid : top);
+  vh out = magnitude < 8 ? small : normal;
+  out = magnitude == 0x7f ? (vh{} + 0x7fc0) : out;
+  return out | sign;
+}
+
+inline void DecodeF8Row(const f8e4m3fn* src, int64_t n, bf16* dst) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t m = n - i < kLanes ? n - i : kLanes;
+    uint8_t part[kLanes] = {};
+    vb codes;
+    if (m == kLanes) {
+      __builtin_memcpy(&codes, src + i, sizeof(codes));
+      const vh h = DecodeF8ToBf16(codes);
+      __builtin_memcpy(dst + i, &h, sizeof(h));
+    } else {
+      for (int64_t j = 0; j < m; ++j) part[j] = src[i + j].bits;
+      __builtin_memcpy(&codes, part, sizeof(codes));
+      const vh h = DecodeF8ToBf16(codes);
+      uint16_t out[kLanes];
+      __builtin_memcpy(out, &h, sizeof(h));
+      for (int64_t j = 0; j < m; ++j) dst[i + j].bits = out[j];
+    }
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_FLOAT8_H_

@@ -1,0 +1,88 @@
+// Instruction-set levels: which ones were built, and which one this process uses.
+//
+// Every kernel is compiled once a level into the namespace of that level (mla::baseline,
+// mla::avx2, ...). MLA_DECLARE_KERNEL declares all of them; MLA_KERNEL picks the one to run.
+#ifndef MLA_COMMON_ISA_H_
+#define MLA_COMMON_ISA_H_
+
+#include "common/executor.h"
+
+// The build system defines MLA_BUILD_<LEVEL> for every level beyond the baseline.
+#ifdef MLA_BUILD_AVX2
+#define MLA_IF_AVX2(...) __VA_ARGS__
+#else
+#define MLA_IF_AVX2(...)
+#endif
+#ifdef MLA_BUILD_AVX512
+#define MLA_IF_AVX512(...) __VA_ARGS__
+#else
+#define MLA_IF_AVX512(...)
+#endif
+#ifdef MLA_BUILD_AVX512BF16
+#define MLA_IF_AVX512BF16(...) __VA_ARGS__
+#else
+#define MLA_IF_AVX512BF16(...)
+#endif
+
+namespace mla {
+
+enum Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kIsaCount = 4 };
+
+// Name of a level, as MLA_JAX_CPU_ISA spells it.
+const char* IsaName(Isa isa);
+
+bool IsaBuilt(Isa isa);
+
+// The level in use: the best one that was built and that this processor has, capped by the
+// environment variable MLA_JAX_CPU_ISA. Decided once.
+Isa ChosenIsa();
+
+// Why the environment variable was ignored, or null.
+const char* IsaError();
+
+// One kernel at every level; null where a level was not built.
+template <typename Args>
+struct KernelTable {
+  void (*fn[kIsaCount])(const Args&, const Executor&);
+};
+
+// The kernel to run: the chosen level, or the best built one below it.
+template <typename Args>
+auto Pick(const KernelTable<Args>& table) {
+  int level = ChosenIsa();
+  while (level > 0 && table.fn[level] == nullptr) --level;
+  return table.fn[level];
+}
+
+}  // namespace mla
+
+// Declares `name` in the namespace of every level that was built.
+#define MLA_DECLARE_KERNEL(name, Args)                                            \
+  namespace baseline {                                                            \
+  void name(const Args&, const Executor&);                                        \
+  }                                                                               \
+  MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })        \
+  MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); })    \
+  MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); })
+
+#ifdef MLA_BUILD_AVX2
+#define MLA_ENTRY_AVX2(name) &mla::avx2::name
+#else
+#define MLA_ENTRY_AVX2(name) nullptr
+#endif
+#ifdef MLA_BUILD_AVX512
+#define MLA_ENTRY_AVX512(name) &mla::avx512::name
+#else
+#define MLA_ENTRY_AVX512(name) nullptr
+#endif
+#ifdef MLA_BUILD_AVX512BF16
+#define MLA_ENTRY_AVX512BF16(name) &mla::avx512bf16::name
+#else
+#define MLA_ENTRY_AVX512BF16(name) nullptr
+#endif
+
+#define MLA_KERNEL(name, Args)                                                      \
+  ::mla::Pick<Args>({{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
+                      MLA_ENTRY_AVX512BF16(name)}})
+
+#endif  // MLA_COMMON_ISA_H_

@@ -1,0 +1,320 @@
+// Paged latent attention. A query row is one head of one token; kTileRows of them, all of one
+// sequence, make a tile. With many tiles a task takes a tile through all its key splits; with few
+// (decode) every split is a task of its own and a second pass merges them in order. Both ways do
+// the same arithmetic.
+#include "mla_attention/cpu_kernel.h"
+
+#include "common/attention_core.h"
+#include "common/bfloat16.h"
+#include "common/float8.h"
+#include "common/scratch.h"
+#include "common/sequences.h"
+#include "common/tasks.h"
+
+namespace mla {
+namespace MLA_ISA {
+namespace {
+
+constexpr int64_t kTileRows = 64;
+// Partial results of separate splits may take this much; beyond it tiles keep to themselves.
+constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
+
+struct Tile {
+  int64_t sequence;
+  int64_t row0, rows;     // Query rows: token * heads + head.
+  int64_t token0, first;  // First token of the sequence; keys that its first query sees.
+  int64_t keys;           // Length of the sequence.
+  int64_t bad_key;        // First key on a page that does not exist.
+  int64_t splits;         // Key splits that some row of the tile sees.
+  int64_t partial;        // Number of (tile, split) pairs before this tile.
+};
+
+// Keys that query row `row` sees.
+int64_t Visible(const MlaAttentionArgs& args, const Tile& tile, int64_t row) {
+  const int64_t i = row / args.heads - tile.token0;
+  return Clamp(args.cached_only ? tile.first : tile.first + 1 + i, 0, tile.keys);
+}
+
+// First key whose page id is out of range, or a number past every key.
+int64_t FirstBadKey(const MlaAttentionArgs& args, int64_t sequence, int64_t keys) {
+  if (args.cache == nullptr) return 0;
+  const int32_t* table = args.page_table + sequence * args.max_pages;
+  for (int64_t p = 0; p * args.page_size < keys; ++p) {
+    if (table[p] < 0 || table[p] >= args.pages) return p * args.page_size;
+  }
+  return INT64_MAX;
+}
+
+// Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns.
+template <typename Y>
+int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
+  int64_t count = 0, partial = 0, end = 0;
+  const auto clear = [&](int64_t from, int64_t to) {
+    if (tiles == nullptr) return;
+    for (int64_t row = from * args.heads; row < to * args.heads; ++row) {
+      FillRow(args.rank, 0.0f, -__builtin_inff(), static_cast<Y*>(args.out) + row * args.rank,
+              args.lse + row);
+    }
+  };
+  for (int64_t s = 0; s < args.sequences; ++s) {
+    const TokenRange range = SequenceRange(args.query_start_loc, s, end, args.tokens);
+    clear(end, range.begin);
+    end = range.end;
+    if (range.begin == range.end) continue;
+    const int64_t keys = Clamp(args.seq_lens[s], 0, args.max_pages * args.page_size);
+    const int64_t bad_key = tiles == nullptr ? 0 : FirstBadKey(args, s, keys);
+    const int64_t last = range.end * args.heads;
+    for (int64_t row = range.begin * args.heads; row < last; row += kTileRows) {
+      if (tiles != nullptr) {
+        Tile& tile = tiles[count];
+        tile = {s,    row,     Min(kTileRows, last - row), range.begin, keys - (range.end - range.begin),
+                keys, bad_key, 0,                          partial};
+        tile.splits = CeilDiv(Visible(args, tile, row + tile.rows - 1), kSplitKeys);
+        partial += tile.splits;
+      }
+      ++count;
+    }
+  }
+  clear(end, args.tokens);
+  return count;
+}
+
+template <typename X, typename W>
+struct TaskMemory {
+  AttendScratch<X, W> attend;
+  const W* a[kSplitKeys];
+  const W* b[kSplitKeys];
+  const X* qa[kTileRows];
+  const X* qb[kTileRows];
+  int32_t visible[kTileRows];
+};
+
+// Sets the pointers to keys [split * kSplitKeys, + count). Keys on pages that do not exist point
+// to a row of zeros: the queries that see them are overwritten with NaN at the end.
+template <bool kFloat8, typename W>
+void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, int64_t count,
+                const W* zeros, bf16* staged, const W** a, const W** b) {
+  const int64_t width = args.rank + args.rope;
+  const int32_t* table = args.page_table + tile.sequence * args.max_pages;
+  const int64_t begin = split * kSplitKeys;
+  for (int64_t j = 0; j < count;) {
+    const int64_t page = (begin + j) / args.page_size, offset = (begin + j) % args.page_size;
+    const int64_t id = args.cache == nullptr ? -1 : table[page];
+    const bool good = id >= 0 && id < args.pages;
+    const int64_t end = Min(count, j + args.page_size - offset);
+    const int64_t element = good ? (id * args.page_size + offset) * width : 0;
+    if (kFloat8 && good) {
+      bf16* rows = staged + j * width;
+      DecodeF8Row(static_cast<const f8e4m3fn*>(args.cache) + element, (end - j) * width, rows);
+    }
+    for (int64_t i = 0; j < end; ++j, ++i) {
+      if (!good) {
+        a[j] = zeros;
+      } else if constexpr (kFloat8) {
+        a[j] = staged + j * width;
+      } else {
+        a[j] = static_cast<const W*>(args.cache) + element + i * width;
+      }
+      b[j] = a[j] + args.rank;
+    }
+  }
+}
+
+template <typename X, typename W, bool kFloat8>
+struct Attention {
+  const MlaAttentionArgs& args;
+
+  int64_t width() const { return args.rank + args.rope; }
+  float value_scale() const { return kFloat8 ? args.scales[0] : 1.0f; }
+
+  // Attends all rows of a tile over one split. take(r0, rows, max, sum, acc) gets the results of
+  // rows [r0, r0 + rows); acc is where place(r0) said.
+  template <typename Place, typename Take>
+  void Split(const Tile& tile, int64_t split, TaskMemory<X, W>* memory, W* zeros, bf16* staged,
+             Place&& place, Take&& take) const {
+    const int64_t begin = split * kSplitKeys;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t row = tile.row0 + r;
+      memory->qa[r] = static_cast<const X*>(args.q_latent) + row * args.rank;
+      memory->qb[r] = static_cast<const X*>(args.q_rope) + row * args.rope;
+      memory->visible[r] =
+          static_cast<int32_t>(Clamp(Visible(args, tile, row) - begin, 0, kSplitKeys));
+    }
+    // Later rows never see fewer keys, so the last row tells how many are needed.
+    const int64_t count = memory->visible[tile.rows - 1];
+    GatherKeys<kFloat8>(args, tile, split, count, zeros, staged, memory->a, memory->b);
+    const float scale = args.softmax_scale;
+    const Keys<W> keys = {memory->a,
+                          memory->b,
+                          memory->a,
+                          args.rank,
+                          args.rope,
+                          args.rank,
+                          kFloat8 ? scale * args.scales[0] : scale,
+                          kFloat8 ? scale * args.scales[1] : scale};
+    for (int64_t r = 0; r < tile.rows; r += kAttendRows) {
+      const int64_t rows = Min(kAttendRows, tile.rows - r);
+      float max[kAttendRows], sum[kAttendRows];
+      float* acc = place(r);
+      AttendSplit(memory->qa + r, memory->qb + r, rows, memory->visible + r, keys, &memory->attend,
+                  max, sum, acc);
+      take(r, rows, max, sum, acc);
+    }
+  }
+
+  void Finish(const Tile& tile, int64_t r, float max, float sum, float* acc) const {
+    const int64_t row = tile.row0 + r;
+    X* out = static_cast<X*>(args.out) + row * args.rank;
+    const int64_t visible = Visible(args, tile, row);
+    if (visible > tile.bad_key) {
+      FillRow(args.rank, __builtin_nanf(""), __builtin_nanf(""), out, args.lse + row);
+    } else if (visible == 0) {
+      FillRow(args.rank, 0.0f, -__builtin_inff(), out, args.lse + row);
+    } else {
+      FinishRow(max, sum, acc, args.rank, value_scale(), out, args.lse + row);
+    }
+  }
+
+  // A tile through all its splits, merging as it goes.
+  void WholeTile(const Tile& tile) const {
+    const auto carve = [&](void* base, TaskMemory<X, W>** memory, W** zeros, bf16** staged,
+                           float** acc, float** run) {
+      Carver carver(base);
+      *memory = carver.Take<TaskMemory<X, W>>(1);
+      *zeros = carver.Take<W>(width());
+      *staged = carver.Take<bf16>(kFloat8 ? kSplitKeys * width() : 0);
+      *acc = carver.Take<float>(kAttendRows * args.rank);
+      *run = carver.Take<float>(kTileRows * args.rank);
+      return carver.used();
+    };
+    TaskMemory<X, W>* memory;
+    W* zeros;
+    bf16* staged;
+    float *acc, *run;
+    const int64_t bytes = carve(nullptr, &memory, &zeros, &staged, &acc, &run);
+    carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged, &acc, &run);
+    __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    float run_max[kTileRows], run_sum[kTileRows];
+    for (int64_t split = 0; split < tile.splits; ++split) {
+      Split(
+          tile, split, memory, zeros, staged, [&](int64_t) { return acc; },
+          [&](int64_t r0, int64_t rows, const float* max, const float* sum, const float* part) {
+            for (int64_t r = r0; r < r0 + rows; ++r) {
+              if (memory->visible[r] == 0) continue;
+              MergeRow(max[r - r0], sum[r - r0], part + (r - r0) * args.rank, args.rank,
+                       run_max + r, run_sum + r, run + r * args.rank, split == 0);
+            }
+          });
+    }
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      Finish(tile, r, run_max[r], run_sum[r], run + r * args.rank);
+    }
+  }
+
+  int64_t PartialFloats() const { return kTileRows * (args.rank + 2); }
+
+  // One split of a tile into `partial`: maxima, sums, weighted values.
+  void OneSplit(const Tile& tile, int64_t split, float* partial) const {
+    const auto carve = [&](void* base, TaskMemory<X, W>** memory, W** zeros, bf16** staged) {
+      Carver carver(base);
+      *memory = carver.Take<TaskMemory<X, W>>(1);
+      *zeros = carver.Take<W>(width());
+      *staged = carver.Take<bf16>(kFloat8 ? kSplitKeys * width() : 0);
+      return carver.used();
+    };
+    TaskMemory<X, W>* memory;
+    W* zeros;
+    bf16* staged;
+    const int64_t bytes = carve(nullptr, &memory, &zeros, &staged);
+    carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged);
+    __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    Split(
+        tile, split, memory, zeros, staged,
+        [&](int64_t r) { return partial + 2 * kTileRows + r * args.rank; },
+        [&](int64_t r0, int64_t rows, const float* max, const float* sum, const float*) {
+          for (int64_t r = r0; r < r0 + rows; ++r) {
+            partial[r] = max[r - r0];
+            partial[kTileRows + r] = sum[r - r0];
+          }
+        });
+  }
+
+  // Merges row r of a tile over its splits, into the first split's memory.
+  void MergeTileRow(const Tile& tile, int64_t r, float* partials) const {
+    float max = 0.0f, sum = 0.0f;
+    float* run = partials + 2 * kTileRows + r * args.rank;
+    const int64_t visible = Visible(args, tile, tile.row0 + r);
+    for (int64_t split = 0; split * kSplitKeys < visible; ++split) {
+      float* part = partials + split * PartialFloats();
+      const float* acc = part + 2 * kTileRows + r * args.rank;
+      if (split == 0) {
+        max = part[r];
+        sum = part[kTileRows + r];
+      } else {
+        MergeRow(part[r], part[kTileRows + r], acc, args.rank, &max, &sum, run, false);
+      }
+    }
+    Finish(tile, r, max, sum, run);
+  }
+
+  void Run(const Executor& executor) const {
+    const int64_t count = PlanTiles<X>(args, nullptr);
+    auto* tiles = static_cast<Tile*>(
+        Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
+    PlanTiles<X>(args, tiles);
+    double cost = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      cost += static_cast<double>(tiles[i].rows * tiles[i].splits) *
+              static_cast<double>(kSplitKeys * width()) / 50.0;
+    }
+    const int64_t pairs = count == 0 ? 0 : tiles[count - 1].partial + tiles[count - 1].splits;
+    const int64_t bytes = pairs * PartialFloats() * static_cast<int64_t>(sizeof(float));
+    if (pairs <= count || executor.Threads() == 1 || count >= 4 * executor.Threads() ||
+        bytes > kMaxPartialBytes) {
+      ForEach(executor, count, cost, [&](int64_t i) { WholeTile(tiles[i]); });
+      return;
+    }
+    auto* partials = static_cast<float*>(Scratch(kCallScratch2, bytes));
+    ForEach(executor, pairs, cost, [&](int64_t pair) {
+      int64_t i = 0;
+      while (pair >= tiles[i].partial + tiles[i].splits) ++i;  // Few tiles, or we were not here.
+      OneSplit(tiles[i], pair - tiles[i].partial, partials + pair * PartialFloats());
+    });
+    constexpr int64_t kMergeRows = 4;
+    constexpr int64_t kPerTile = kTileRows / kMergeRows;
+    const double merge_cost = static_cast<double>(bytes) / 20.0;
+    ForEach(executor, count * kPerTile, merge_cost, [&](int64_t task) {
+      const Tile& tile = tiles[task / kPerTile];
+      const int64_t r0 = task % kPerTile * kMergeRows;
+      for (int64_t r = r0; r < Min(tile.rows, r0 + kMergeRows); ++r) {
+        MergeTileRow(tile, r, partials + tile.partial * PartialFloats());
+      }
+    });
+  }
+};
+
+template <typename X>
+void RunForIo(const MlaAttentionArgs& args, const Executor& executor) {
+  switch (args.cache_type) {
+    case DType::kF32:
+      return Attention<X, float, false>{args}.Run(executor);
+    case DType::kBF16:
+      return Attention<X, bf16, false>{args}.Run(executor);
+    case DType::kF8E4M3FN:
+      return Attention<X, bf16, true>{args}.Run(executor);
+  }
+}
+
+}  // namespace
+
+void MlaAttention(const MlaAttentionArgs& args, const Executor& executor) {
+  if (args.tokens == 0 || args.heads == 0) return;
+  if (args.io_type == DType::kF32) {
+    RunForIo<float>(args, executor);
+  } else {
+    RunForIo<bf16>(args, executor);
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla

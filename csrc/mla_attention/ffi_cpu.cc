@@ -1,0 +1,90 @@
+// FFI binding of mla_jax.mla_attention.v1.
+#include "mla_attention/cpu_kernel.h"
+
+#include "common/ffi_checks.h"
+#include "common/parallel_for.h"
+#include "python/handlers.h"
+
+namespace mla {
+namespace {
+
+ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
+                ffi::AnyBuffer cache, ffi::AnyBuffer layer, ffi::AnyBuffer scales,
+                ffi::AnyBuffer page_table, ffi::AnyBuffer query_start_loc, ffi::AnyBuffer seq_lens,
+                float softmax_scale, int64_t cached_only, ffi::Result<ffi::AnyBuffer> out,
+                ffi::Result<ffi::AnyBuffer> lse) {
+  Checker check("mla_jax.mla_attention");
+  MlaAttentionArgs args = {};
+  args.io_type = check.Type("q_latent", q_latent, {DType::kF32, DType::kBF16});
+  check.SameType("q_rope", q_rope, args.io_type, "q_latent");
+  args.cache_type = check.Type("cache", cache, {DType::kF32, DType::kBF16, DType::kF8E4M3FN});
+  check.Rank("q_latent", q_latent, 3);
+  check.Rank("q_rope", q_rope, 3);
+  check.Rank("cache", cache, 4);
+  check.Rank("page_table", page_table, 2);
+  args.tokens = Dim(q_latent, 0);
+  args.heads = Dim(q_latent, 1);
+  args.rank = Dim(q_latent, 2);
+  args.rope = Dim(q_rope, 2);
+  args.pages = Dim(cache, 1);
+  args.page_size = Dim(cache, 2);
+  args.sequences = Dim(page_table, 0);
+  args.max_pages = Dim(page_table, 1);
+  check.Shape("q_rope", q_rope, {args.tokens, args.heads, args.rope});
+  check.Shape("cache", cache, {kAny, kAny, kAny, args.rank + args.rope});
+  check.Require(args.page_size >= 1, "cache", "a page size of at least 1",
+                "shape " + ShapeText(cache.dimensions()));
+  check.Int32("layer", layer);
+  check.Shape("layer", layer, {});
+  check.SameType("scales", scales, DType::kF32, "lse");
+  check.Shape("scales", scales, {2});
+  check.Int32("page_table", page_table);
+  check.Int32("query_start_loc", query_start_loc);
+  check.Shape("query_start_loc", query_start_loc, {args.sequences + 1});
+  check.Int32("seq_lens", seq_lens);
+  check.Shape("seq_lens", seq_lens, {args.sequences});
+  check.Require(cached_only == 0 || cached_only == 1, "cached_only", "0 or 1",
+                std::to_string(cached_only));
+  check.SameType("out", *out, args.io_type, "q_latent");
+  check.Shape("out", *out, {args.tokens, args.heads, args.rank});
+  check.SameType("lse", *lse, DType::kF32, "scales");
+  check.Shape("lse", *lse, {args.tokens, args.heads});
+  if (!check.ok()) return check.error();
+  args.q_latent = q_latent.untyped_data();
+  args.q_rope = q_rope.untyped_data();
+  const int64_t layers = Dim(cache, 0);
+  const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
+  if (layer_index >= 0 && layer_index < layers && cache.size_bytes() != 0) {
+    args.cache = static_cast<const char*>(cache.untyped_data()) +
+                 cache.size_bytes() / layers * layer_index;
+  }
+  args.scales = static_cast<const float*>(scales.untyped_data());
+  args.page_table = static_cast<const int32_t*>(page_table.untyped_data());
+  args.query_start_loc = static_cast<const int32_t*>(query_start_loc.untyped_data());
+  args.seq_lens = static_cast<const int32_t*>(seq_lens.untyped_data());
+  args.out = out->untyped_data();
+  args.lse = static_cast<float*>(lse->untyped_data());
+  args.softmax_scale = softmax_scale;
+  args.cached_only = cached_only == 1;
+  MLA_KERNEL(MlaAttention, MlaAttentionArgs)(args, PoolExecutor(pool));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace mla
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_v1, mla::Call,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<float>("softmax_scale")
+                                  .Attr<int64_t>("cached_only")
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());

@@ -1,0 +1,28 @@
+"""The operations of mla_jax: one module an op, each with its contract, reference and native call.
+
+This package knows arrays and static integers; it knows nothing of models. The typed functions that
+users call (`mla_jax.rope_append_latent`, `mla_jax.mla_attention`, ...) wrap these ops with the pytrees
+that make misuse impossible.
+
+Importing the package registers every op in `custom_calls.op.OPS`; a new op is one module and one line here.
+"""
+
+from custom_calls import (
+    absorb,
+    expert_mlp,
+    linear,
+    mla_attention,
+    mla_attention_expanded,
+    rmsnorm,
+    rope_append_latent,
+)
+
+__all__ = [
+    "absorb",
+    "expert_mlp",
+    "linear",
+    "mla_attention",
+    "mla_attention_expanded",
+    "rmsnorm",
+    "rope_append_latent",
+]

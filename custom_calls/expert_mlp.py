@@ -1,0 +1,100 @@
+"""`expert_mlp`: gate, up, SiLU and down of the chosen experts, which are all that is read."""
+
+import jax
+import jax.numpy as jnp
+
+from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
+from custom_calls.errors import ShapeError
+from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.registry import Kernels
+
+TARGET = "mla_jax.expert_mlp.v1"
+
+
+def expert_mlp(
+    x: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    topk_ids: jax.Array,
+    topk_weights: jax.Array,
+    *,
+    kernels: Kernels = "auto",
+) -> jax.Array:
+    """y[t] = sum_j topk_weights[t,j] * down_e(silu(gate_e x_t) * up_e x_t), e = topk_ids[t,j].
+
+    Args:
+      x: (T, C) float32 or bfloat16.
+      gate_up: (E, 2 I, C) of x's dtype, gate rows first.
+      down: (E, C, I) of x's dtype.
+      topk_ids: (T, k) int32; an id outside [0, E) contributes nothing (padded rows use E).
+      topk_weights: (T, k) float32.
+
+    Returns:
+      (T, C) of x's dtype. The intermediate is rounded to x's dtype before `down`, as a stored
+      activation would be; the sum over j runs in order in float32 and is rounded once.
+
+    Raises:
+      ShapeError: naming argument, expected and got.
+    """
+    op = "expert_mlp"
+    check_shape(op, "x", x, ("T", "C"))
+    check_dtype(op, "x", x, COMPUTE_DTYPES)
+    same = (jnp.dtype(x.dtype).name,)
+    check_shape(op, "gate_up", gate_up, ("E", "2 I", x.shape[1]))
+    check_dtype(op, "gate_up", gate_up, same)
+    if gate_up.shape[1] % 2:
+        raise ShapeError(f"{op}: argument 'gate_up': expected an even number of rows, got {gate_up.shape[1]}")
+    check_shape(op, "down", down, (gate_up.shape[0], x.shape[1], gate_up.shape[1] // 2))
+    check_dtype(op, "down", down, same)
+    check_shape(op, "topk_ids", topk_ids, (x.shape[0], "k"))
+    check_dtype(op, "topk_ids", topk_ids, ("int32",))
+    check_shape(op, "topk_weights", topk_weights, topk_ids.shape)
+    check_dtype(op, "topk_weights", topk_weights, ("float32",))
+    return EXPERT_MLP(x, gate_up, down, topk_ids, topk_weights, kernels=kernels)[0]
+
+
+def _abstract(x: jax.Array, *_: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+
+
+def _reference(
+    x: jax.Array, gate_up: jax.Array, down: jax.Array, topk_ids: jax.Array, topk_weights: jax.Array
+) -> Arrays:
+    width = down.shape[2]
+
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(
+            a,
+            b,
+            (((1,), (1,)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    def add_expert(total: jax.Array, expert: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, gate_up_e, down_e = expert
+        both = dot(x, gate_up_e)
+        hidden = (jax.nn.silu(both[:, :width]) * both[:, width:]).astype(x.dtype)
+        weight = jnp.sum(jnp.where(topk_ids == number, topk_weights, jnp.float32(0)), axis=1)
+        # Unchosen tokens are dropped by selection, not by a zero weight, so that their NaN cannot leak.
+        chosen = jnp.any(topk_ids == number, axis=1)[:, None]
+        return total + jnp.where(chosen, weight[:, None] * dot(hidden, down_e), jnp.float32(0)), None
+
+    numbers = jnp.arange(gate_up.shape[0], dtype=jnp.int32)
+    total, _ = jax.lax.scan(add_expert, jnp.zeros(x.shape, jnp.float32), (numbers, gate_up, down))
+    return (total.astype(x.dtype),)
+
+
+def _native(*arrays: jax.Array) -> Arrays:
+    x = arrays[0]
+    return (jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))(*arrays),)
+
+
+EXPERT_MLP = Op(
+    "mla_jax.expert_mlp",
+    targets=(TARGET,),
+    abstract=_abstract,
+    reference=_reference,
+    native=_native,
+    batch=lambda arrays, batched, static: map_rows(EXPERT_MLP, arrays, batched, static),
+)

@@ -1,0 +1,97 @@
+"""`linear`: x (M,K) times a weight stored (N,K), as checkpoints store it."""
+
+import jax
+import jax.numpy as jnp
+
+from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
+from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.registry import Kernels
+
+TARGET = "mla_jax.linear.v1"
+TARGET_BIAS = "mla_jax.linear_bias.v1"
+
+
+def linear(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    out_dtype: str | None = None,
+    kernels: Kernels = "auto",
+) -> jax.Array:
+    """y[m,n] = sum_k x[m,k] * weight[n,k] (+ bias[n]), accumulated in float32, rounded once.
+
+    Args:
+      x: (M, K) float32 or bfloat16; M may be 0.
+      weight: (N, K) of x's dtype, or bfloat16 with float32 x and result.
+      bias: (N,) float32 or bfloat16, or None.
+      out_dtype: "float32" or "bfloat16"; x's dtype by default. A bfloat16 result needs bfloat16 x.
+      kernels: see `custom_calls.registry.choose`.
+
+    Returns:
+      (M, N) of `out_dtype`. With the native kernel a row does not depend on the other rows (bitwise).
+
+    Raises:
+      ShapeError: naming argument, expected and got.
+    """
+    out = jnp.dtype(out_dtype or x.dtype).name
+    check_shape("linear", "x", x, ("M", "K"))
+    check_dtype("linear", "x", x, COMPUTE_DTYPES)
+    check_shape("linear", "weight", weight, ("N", x.shape[1]))
+    check_dtype("linear", "weight", weight, COMPUTE_DTYPES if x.dtype == jnp.float32 else ("bfloat16",))
+    check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), _results(x, weight))
+    arrays = (x, weight)
+    if bias is not None:
+        check_shape("linear", "bias", bias, (weight.shape[0],))
+        check_dtype("linear", "bias", bias, COMPUTE_DTYPES)
+        arrays += (bias,)
+    return LINEAR(*arrays, kernels=kernels, out_dtype=out)[0]
+
+
+def _results(x: jax.Array, weight: jax.Array) -> tuple[str, ...]:
+    both_bfloat16 = x.dtype == jnp.bfloat16 and weight.dtype == jnp.bfloat16
+    return COMPUTE_DTYPES if both_bfloat16 else ("float32",)
+
+
+def _abstract(x: jax.Array, weight: jax.Array, *_: jax.Array, out_dtype: str) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), out_dtype)]
+
+
+def _reference(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str) -> Arrays:
+    if weight.dtype != x.dtype:
+        weight = weight.astype(x.dtype)
+    # float32 accumulation is also XLA:CPU's fast path for bfloat16; HIGHEST keeps TF32 out on NVIDIA.
+    y = jax.lax.dot_general(
+        x,
+        weight,
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    if bias:
+        y = y + bias[0].astype(jnp.float32)[None, :]
+    return (y.astype(out_dtype),)
+
+
+def _native(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str) -> Arrays:
+    result = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), out_dtype)
+    return (jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)(x, weight, *bias),)
+
+
+def _batch(arrays: Arrays, batched: list[bool], static: dict[str, object]) -> Arrays:
+    x, weight, *bias = arrays
+    if batched[0] and not any(batched[1:]):
+        rows = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+        y = LINEAR(rows, weight, *bias, **static)[0]  # type: ignore[arg-type]
+        return (y.reshape(*x.shape[:2], weight.shape[0]),)
+    return map_rows(LINEAR, arrays, batched, static)
+
+
+LINEAR = Op(
+    "mla_jax.linear",
+    targets=(TARGET, TARGET_BIAS),
+    abstract=_abstract,
+    reference=_reference,
+    native=_native,
+    batch=_batch,
+)

@@ -1,0 +1,152 @@
+"""`Op`: one named equation in the jaxpr, with a reference, a native call and the transformation rules.
+
+Every op of this package is a JAX primitive. The jaxpr therefore shows it under its own name on every
+platform, and the choice between the native kernel and the reference is made at lowering time, for the
+platform that is being lowered for: one jitted function lowers for cpu, rocm and cuda from any host.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from custom_calls import registry
+from custom_calls.errors import UnsupportedTransformError
+
+PLATFORMS = ("cpu", "cuda", "rocm")
+
+Arrays = tuple[jax.Array, ...]
+
+OPS: "dict[str, Op]" = {}
+"""Every op by name, in the order of registration; `doctor` and the load table read it."""
+
+
+class Op:
+    """A named operation over arrays with several results.
+
+    Args:
+      name: the primitive's name, e.g. "mla_jax.linear".
+      targets: custom-call targets that the native form uses.
+      abstract: (*avals, **static) -> sequence of `jax.ShapeDtypeStruct`.
+      reference: (*arrays, **static) -> tuple of arrays in plain jnp; the oracle, differentiable.
+      native: same signature, calls `jax.ffi.ffi_call`.
+      batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
+        vmap with a clear sentence.
+      not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        targets: Sequence[str],
+        abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]],
+        reference: Callable[..., Arrays],
+        native: Callable[..., Arrays],
+        batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
+        not_differentiable: str | None = None,
+    ) -> None:
+        self.name = name
+        self.targets = tuple(targets)
+        self.reference = reference
+        self.native = native
+        self._batch = batch
+        self._not_differentiable = not_differentiable
+        self.primitive = Primitive(name)
+        self.primitive.multiple_results = True
+        self.primitive.def_impl(self._run_eagerly)
+        self.primitive.def_abstract_eval(_with_varying_axes(abstract))
+        for platform in PLATFORMS:
+            mlir.register_lowering(self.primitive, self._lowering(platform), platform=platform)
+        mlir.register_lowering(self.primitive, mlir.lower_fun(_without_kernels(reference), multiple_results=True))
+        ad.primitive_jvps[self.primitive] = self._jvp
+        batching.primitive_batchers[self.primitive] = self._vmap
+        OPS[name] = self
+
+    def __call__(self, *arrays: jax.Array, kernels: registry.Kernels, **static: Any) -> Arrays:
+        """Binds the primitive. `static` values are hashable and part of the equation."""
+        return tuple(self.primitive.bind(*arrays, kernels=kernels, **static))
+
+    def choice(self, platform: str, kernels: registry.Kernels) -> registry.Choice:
+        """What this op runs on `platform`, and why."""
+        return registry.choose(self.name, self.targets, platform, kernels)
+
+    def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
+        return _jitted(self.primitive, tuple(sorted(params.items())))(*arrays)
+
+    def _lowering(self, platform: str) -> Any:
+        def rule(ctx: Any, *operands: Any, kernels: registry.Kernels, **static: Any) -> Any:
+            chosen = self.choice(platform, kernels).implementation
+            body = self.native if chosen == "native" else self.reference
+            return mlir.lower_fun(body, multiple_results=True)(ctx, *operands, **static)
+
+        return rule
+
+    def _jvp(self, primals: Any, tangents: Any, *, kernels: registry.Kernels, **static: Any) -> Any:
+        if self._not_differentiable is not None:
+            raise UnsupportedTransformError(f"{self.name} cannot be differentiated: {self._not_differentiable}")
+        moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+        def at(*values: jax.Array) -> Arrays:
+            merged = list(primals)
+            for i, value in zip(moving, values, strict=True):
+                merged[i] = value
+            return self.reference(*merged, **static)
+
+        results = self(*primals, kernels=kernels, **static)
+        _, tangents_out = jax.jvp(at, [primals[i] for i in moving], [tangents[i] for i in moving])
+        return list(results), list(tangents_out)
+
+    def _vmap(self, arrays: Any, dims: Any, *, kernels: registry.Kernels, **static: Any) -> Any:
+        batched = [dim is not batching.not_mapped for dim in dims]
+        moved = tuple(
+            batching.moveaxis(array, dim, 0) if is_batched else array
+            for array, dim, is_batched in zip(arrays, dims, batched, strict=True)
+        )
+        if self._batch is None:
+            raise UnsupportedTransformError(f"{self.name} has no vmap rule; batch its rows instead")
+        results = self._batch(moved, batched, {"kernels": kernels, **static})
+        return list(results), [0] * len(results)
+
+
+def map_rows(op: "Callable[..., Arrays]", arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
+    """vmap by running the op once per batch element, in a loop: right for every op without a pool result."""
+
+    def one(values: Arrays) -> Arrays:
+        taken = iter(values)
+        return op(*[next(taken) if b else a for a, b in zip(arrays, batched, strict=True)], **static)
+
+    return jax.lax.map(one, tuple(a for a, b in zip(arrays, batched, strict=True) if b))
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., Arrays]:
+    def run(*arrays: jax.Array) -> Arrays:
+        return tuple(primitive.bind(*arrays, **dict(params)))
+
+    run.__name__ = primitive.name
+    return jax.jit(run)
+
+
+def _without_kernels(reference: Callable[..., Arrays]) -> Callable[..., Arrays]:
+    def run(*arrays: jax.Array, kernels: registry.Kernels, **static: Any) -> Arrays:
+        if kernels == "native":
+            registry.choose(reference.__module__, ("native",), "this platform", kernels)
+        return reference(*arrays, **static)
+
+    return run
+
+
+def _with_varying_axes(abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]]) -> Callable[..., Any]:
+    """Inside `jax.shard_map` a result varies over every mesh axis that some operand varies over."""
+
+    def rule(*avals: Any, kernels: registry.Kernels, **static: Any) -> list[jax.core.ShapedArray]:
+        del kernels
+        varying: frozenset[str] = frozenset().union(*(getattr(aval, "vma", frozenset()) for aval in avals))
+        extra = {"vma": varying} if varying else {}
+        return [jax.core.ShapedArray(out.shape, out.dtype, **extra) for out in abstract(*avals, **static)]
+
+    return rule

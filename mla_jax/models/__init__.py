@@ -1,0 +1,7 @@
+"""The models, and the pure functions over them."""
+
+from mla_jax.models.causal_lm import MLAForCausalLM
+from mla_jax.models.frozen import FrozenModel, freeze
+from mla_jax.models.functions import decode_step, forward, prefill
+
+__all__ = ["FrozenModel", "MLAForCausalLM", "decode_step", "forward", "freeze", "prefill"]

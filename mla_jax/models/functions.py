@@ -1,0 +1,144 @@
+"""`forward`, `prefill` and `decode_step`: pure functions over pytrees.
+
+They survive jit, grad, scan and while_loop. Jit the paged ones with `donate_argnames=("cache",)` to update
+the pool in place; without donation JAX copies it once, and the caller's cache stays valid.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mla_jax.cache import LatentCache
+from mla_jax.errors import LayoutError, ShapeError
+from mla_jax.models.causal_lm import MLAForCausalLM
+from mla_jax.models.frozen import FrozenModel, Model
+from mla_jax.paging import AttentionMetadata
+
+
+def forward(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length vocab"]:
+    """Logits of whole sequences, without a pool; differentiable with respect to the model.
+
+    Args:
+      model: of `mla_jax.load`, `MLAForCausalLM.init` or `freeze`.
+      tokens: (B, S) integer token ids; causal, so padding on the right changes nothing before it.
+
+    Returns:
+      (B, S, vocab_size) float32; [b, i] predicts token i + 1. Memory is O(B S^2) at most.
+
+    Raises:
+      ShapeError: wrong rank or dtype, or S beyond the model's context.
+    """
+    module = _module(model)
+    ids = _token_ids("forward", tokens, ("B", "S"))
+    batch, length = ids.shape
+    _check_context("forward", module, length)
+    hidden, _ = module(ids.reshape(batch * length), None, AttentionMetadata.dense(batch, length))
+    return module.logits(hidden).reshape(batch, length, module.config.vocab_size)
+
+
+def prefill(
+    model: Model, tokens: Int[Array, " tokens"], cache: LatentCache, meta: AttentionMetadata
+) -> tuple[Float[Array, "num_seqs vocab"], LatentCache]:
+    """A ragged step: any number of new tokens for every sequence, appended to what the pool holds.
+
+    Args:
+      model: of `mla_jax.load`, `MLAForCausalLM.init` or `freeze`.
+      tokens: (T,) ids, the sequences' new tokens one after the other; padding at the end.
+      cache: the pool; donate it when jitting.
+      meta: of `AttentionMetadata.extend`.
+
+    Returns:
+      (logits (num_seqs, vocab_size) float32 of each sequence's last new token, zeros for a sequence
+      without new tokens; the pool with the new rows).
+
+    Raises:
+      ShapeError, LayoutError: naming argument, expected and got.
+    """
+    module = _module(model)
+    ids = _token_ids("prefill", tokens, ("T",))
+    _check_step("prefill", module, ids, cache, meta)
+    hidden, cache_after = module(ids, cache, meta)
+    assert cache_after is not None
+    starts, ends = meta.query_start_loc[:-1], meta.query_start_loc[1:]
+    last = jnp.clip(ends - 1, 0, max(ids.shape[0] - 1, 0))
+    logits = module.logits(hidden[last])
+    return jnp.where((ends > starts)[:, None], logits, jnp.float32(0)), cache_after
+
+
+def decode_step(
+    model: Model, tokens: Int[Array, " num_seqs"], cache: LatentCache, meta: AttentionMetadata
+) -> tuple[Float[Array, "num_seqs vocab"], LatentCache]:
+    """One new token for every sequence.
+
+    Args:
+      model, cache: as `prefill`.
+      tokens: (num_seqs,) ids; row i belongs to sequence i.
+      meta: of `advance`, with one row a sequence.
+
+    Returns:
+      (logits (num_seqs, vocab_size) float32, the pool with the new rows).
+
+    Raises:
+      ShapeError, LayoutError: naming argument, expected and got.
+    """
+    module = _module(model)
+    ids = _token_ids("decode_step", tokens, ("num_seqs",))
+    if meta.num_tokens != meta.num_seqs:
+        raise ShapeError(
+            f"decode_step: argument 'meta': expected one row for each of {meta.num_seqs} sequences, got "
+            f"{meta.num_tokens} rows; call mla_jax.advance(meta) after a prefill"
+        )
+    _check_step("decode_step", module, ids, cache, meta)
+    hidden, cache_after = module(ids, cache, meta)
+    assert cache_after is not None
+    return module.logits(hidden), cache_after
+
+
+def _module(model: Model) -> MLAForCausalLM:
+    if isinstance(model, FrozenModel):
+        return model.thaw()
+    if isinstance(model, MLAForCausalLM):
+        return model
+    raise LayoutError(
+        f"argument 'model': expected MLAForCausalLM or FrozenModel, got {type(model).__name__}"
+    )
+
+
+def _token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) -> jax.Array:
+    ids = jnp.asarray(tokens)
+    if ids.ndim != len(expected) or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ShapeError(
+            f"{op}: argument 'tokens': expected integers of shape ({', '.join(expected)}), got "
+            f"{ids.dtype} of shape {ids.shape}"
+        )
+    return ids.astype(jnp.int32)
+
+
+def _check_context(op: str, module: MLAForCausalLM, length: int) -> None:
+    limit, reason = module.config.max_context
+    if length > limit:
+        raise ShapeError(f"{op}: {length} tokens exceed the model's context of {limit}: {reason}")
+
+
+def _check_step(
+    op: str, module: MLAForCausalLM, ids: jax.Array, cache: LatentCache, meta: AttentionMetadata
+) -> None:
+    if not isinstance(cache, LatentCache):
+        raise LayoutError(f"{op}: argument 'cache': expected LatentCache, got {type(cache).__name__}")
+    if not isinstance(meta, AttentionMetadata) or meta.page_table is None or meta.slot_mapping is None:
+        raise LayoutError(f"{op}: argument 'meta': expected AttentionMetadata with a page table")
+    if ids.shape != (meta.num_tokens,):
+        raise ShapeError(
+            f"{op}: argument 'tokens': expected shape ({meta.num_tokens},) as the metadata, got {ids.shape}"
+        )
+    limit, reason = module.config.max_context
+    table = meta.page_table
+    if table.capacity - table.page_size >= limit:
+        raise ShapeError(
+            f"{op}: argument 'meta': the page table lets a sequence grow to {table.capacity} tokens, the "
+            f"model's context is {limit}: {reason}"
+        )
+    if cache.num_layers != module.config.num_hidden_layers:
+        raise ShapeError(
+            f"{op}: argument 'cache': expected {module.config.num_hidden_layers} layers, got {cache.num_layers}"
+        )

@@ -1,0 +1,382 @@
+"""Paging as values: page tables, slot mappings and the metadata of one step, with pure functions.
+
+Page-granular and token-granular numbers are different types, each with its page size and its sentinel
+(one past the last valid number), so that one cannot be read as the other. Everything here runs inside
+jit as well as outside.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from mla_jax.cache import LatentCache
+from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
+from mla_jax.pytree import pytree
+
+
+@pytree(data=("slots",), static=("num_slots", "page_size"))
+@dataclass(frozen=True)
+class SlotMapping:
+    """Token-granular: the pool row that each new token is stored in.
+
+    slots: (T,) int32, page * page_size + offset in the page; `num_slots` (or anything else outside
+    [0, num_slots)) stores nothing.
+    """
+
+    slots: Int[Array, " tokens"]
+    num_slots: int
+    page_size: int
+
+
+@pytree(data=("pages", "ref_counts"), static=("num_pages", "page_size"))
+@dataclass(frozen=True)
+class PageTable:
+    """Page-granular: the pages of each sequence in order of position, and how often each page is used.
+
+    Attributes:
+      pages: (num_seqs, max_pages) int32; `num_pages` marks an entry without a page.
+      ref_counts: (num_pages,) int32; 0 is free, above 1 is shared by forked sequences.
+    """
+
+    pages: Int[Array, "num_seqs max_pages"]
+    ref_counts: Int[Array, " num_pages"]
+    num_pages: int
+    page_size: int
+
+    @property
+    def num_seqs(self) -> int:
+        """Rows of the table, in use or not."""
+        return self.pages.shape[0]
+
+    @property
+    def max_pages(self) -> int:
+        """Pages that one sequence can have."""
+        return self.pages.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one sequence can have."""
+        return self.max_pages * self.page_size
+
+    @staticmethod
+    def empty(cache: LatentCache, num_seqs: int, max_len: int) -> "PageTable":
+        """A table of `num_seqs` sequences without pages, each able to grow to `max_len` tokens."""
+        for name, value in (("num_seqs", num_seqs), ("max_len", max_len)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ShapeError(f"PageTable: argument '{name}': expected an integer >= 1, got {value!r}")
+        max_pages = -(-max_len // cache.page_size)
+        return PageTable(
+            pages=jnp.full((num_seqs, max_pages), cache.num_pages, jnp.int32),
+            ref_counts=jnp.zeros((cache.num_pages,), jnp.int32),
+            num_pages=cache.num_pages,
+            page_size=cache.page_size,
+        )
+
+    @staticmethod
+    def allocate(cache: LatentCache, num_seqs: int, max_len: int) -> "PageTable":
+        """A table in which every sequence already owns pages for `max_len` tokens.
+
+        Raises:
+          PoolExhaustedError: the pool has fewer pages than that.
+        """
+        table = PageTable.empty(cache, num_seqs, max_len)
+        needed = num_seqs * table.max_pages
+        if needed > cache.num_pages:
+            raise PoolExhaustedError(
+                f"PageTable.allocate: {num_seqs} sequences of {max_len} tokens need {needed} pages of "
+                f"{cache.page_size} tokens, the pool has {cache.num_pages}"
+            )
+        pages = jnp.arange(needed, dtype=jnp.int32).reshape(table.pages.shape)
+        used = (jnp.arange(cache.num_pages, dtype=jnp.int32) < needed).astype(jnp.int32)
+        return replace(table, pages=pages, ref_counts=used)
+
+    def num_free(self) -> Int[Array, ""]:
+        """Pages that nobody uses."""
+        return jnp.sum(self.ref_counts == 0, dtype=jnp.int32)
+
+    def append(self, seq_lens: Any, num_new: Any) -> "PageTable":
+        """Gives every sequence the pages that it needs to hold num_new[i] tokens after seq_lens[i].
+
+        Args:
+          seq_lens: (num_seqs,) int32 tokens held so far.
+          num_new: (num_seqs,) int32 tokens to come; 0 allocates nothing.
+
+        Returns:
+          The table with free pages taken in ascending order.
+
+        Raises:
+          PoolExhaustedError: outside jit, when the pool or a row of the table is too small. Inside jit
+          the entry stays without a page: its tokens are not stored and attention to them is NaN.
+        """
+        held = jnp.asarray(seq_lens, jnp.int32)
+        total = held + jnp.asarray(num_new, jnp.int32)
+        needed = jnp.where(total > held, -(-total // self.page_size), 0)
+        entry = jnp.arange(self.max_pages, dtype=jnp.int32)[None, :]
+        missing = (entry < needed[:, None]) & (self.pages >= self.num_pages)
+        # The i-th missing entry takes the i-th free page; beyond the last free page it stays empty.
+        rank = jnp.cumsum(missing.reshape(-1).astype(jnp.int32), dtype=jnp.int32).reshape(missing.shape) - 1
+        free = self.ref_counts == 0
+        order = jnp.cumsum(free.astype(jnp.int32), dtype=jnp.int32) - 1
+        numbers = jnp.arange(self.num_pages, dtype=jnp.int32)
+        by_rank = jnp.full((self.num_pages,), self.num_pages, jnp.int32)
+        by_rank = by_rank.at[jnp.where(free, order, self.num_pages)].set(numbers, mode="drop")
+        in_reach = missing & (rank < self.num_pages)
+        taken = jnp.where(in_reach, by_rank[jnp.clip(rank, 0, self.num_pages - 1)], self.num_pages)
+        _refuse_when_known(
+            jnp.any(missing & (taken >= self.num_pages)) | jnp.any(needed > self.max_pages),
+            lambda: f"PageTable.append: {int(jnp.sum(missing))} more pages are needed, "
+            f"{int(self.num_free())} of {self.num_pages} are free and a sequence holds at most "
+            f"{self.max_pages} pages of {self.page_size} tokens",
+        )
+        pages = jnp.where(missing, taken, self.pages)
+        counts = self.ref_counts.at[taken.reshape(-1)].add(1, mode="drop")
+        return replace(self, pages=pages, ref_counts=counts)
+
+    def free(self, released: Any) -> "PageTable":
+        """Takes all pages from the sequences in `released`: an index, or a (num_seqs,) bool mask."""
+        mask = _as_mask(released, self.num_seqs)
+        leaving = jnp.where(mask[:, None], self.pages, self.num_pages)
+        counts = self.ref_counts.at[leaving.reshape(-1)].add(-1, mode="drop")
+        return replace(
+            self, pages=jnp.where(mask[:, None], self.num_pages, self.pages), ref_counts=counts
+        )
+
+    def fork(
+        self, cache: LatentCache, source: Any, target: Any, seq_len: Any
+    ) -> tuple["PageTable", LatentCache]:
+        """Makes sequence `target` continue from the `seq_len` tokens of `source`.
+
+        Whole pages are shared; the partly filled tail page is copied, because both sequences will write
+        into it. `target`'s own pages are released first. With the cache donated, one page is copied.
+
+        Args:
+          cache: the pool that the table belongs to.
+          source, target: () int32 rows of the table, different from each other.
+          seq_len: () int32 tokens of `source` so far.
+
+        Returns:
+          (table, cache).
+
+        Raises:
+          PoolExhaustedError: outside jit, when no page is free for the tail.
+        """
+        check_pool("PageTable.fork", self, cache)
+        source, target = jnp.asarray(source, jnp.int32), jnp.asarray(target, jnp.int32)
+        length = jnp.asarray(seq_len, jnp.int32)
+        table = self.free(jnp.arange(self.num_seqs, dtype=jnp.int32) == target)
+        whole, tail = length // self.page_size, length % self.page_size
+        entry = jnp.arange(self.max_pages, dtype=jnp.int32)
+        own = table.pages[source]
+        free = table.ref_counts == 0
+        spare = jnp.where(jnp.any(free), jnp.argmax(free).astype(jnp.int32), self.num_pages)
+        _refuse_when_known(
+            (tail > 0) & (spare >= self.num_pages),
+            lambda: f"PageTable.fork: the tail page needs one free page, 0 of {self.num_pages} are free",
+        )
+        copy_to = jnp.where(tail > 0, spare, self.num_pages)
+        copied = jnp.where((entry == whole) & (tail > 0), copy_to, self.num_pages)
+        pages = jnp.where(entry < whole, own, copied)
+        counts = table.ref_counts.at[pages].add(1, mode="drop")
+        table = replace(table, pages=table.pages.at[target].set(pages), ref_counts=counts)
+        copy_from = jnp.clip(own[jnp.clip(whole, 0, self.max_pages - 1)], 0, self.num_pages - 1)
+        kv = cache.kv.at[:, copy_to].set(cache.kv[:, copy_from], mode="drop")
+        return table, cache.with_kv(kv)
+
+    def slots(self, sequence: jax.Array, positions: jax.Array) -> SlotMapping:
+        """The token slots of (sequence, position) pairs; the sentinel where there is no page."""
+        entry = positions // self.page_size
+        inside = (positions >= 0) & (entry < self.max_pages) & (sequence >= 0) & (sequence < self.num_seqs)
+        row = jnp.clip(sequence, 0, self.num_seqs - 1)
+        page = self.pages[row, jnp.clip(entry, 0, self.max_pages - 1)]
+        live = inside & (page >= 0) & (page < self.num_pages)
+        num_slots = self.num_pages * self.page_size
+        return SlotMapping(
+            slots=jnp.where(live, page * self.page_size + positions % self.page_size, num_slots),
+            num_slots=num_slots,
+            page_size=self.page_size,
+        )
+
+
+@pytree(
+    data=("positions", "slot_mapping", "page_table", "query_start_loc", "seq_lens"),
+    static=("uniform_length",),
+)
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """Everything that one ragged step needs to know about its T rows and S sequences.
+
+    Attributes:
+      positions: (T,) int32 position of each new token in its sequence.
+      slot_mapping: where each new token is stored; None without a pool.
+      page_table: the sequences' pages; None without a pool.
+      query_start_loc: (S + 1,) int32, first row of each sequence; rows from the last entry on are padding.
+      seq_lens: (S,) int32 tokens of each sequence, this step's included.
+      uniform_length: rows of every sequence where that is static (dense batches), else None.
+    """
+
+    positions: Int[Array, " tokens"]
+    slot_mapping: SlotMapping | None
+    page_table: PageTable | None
+    query_start_loc: Int[Array, " num_seqs_plus_1"]
+    seq_lens: Int[Array, " num_seqs"]
+    uniform_length: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T, padding included."""
+        return self.positions.shape[0]
+
+    @property
+    def num_seqs(self) -> int:
+        """S, sequences without rows included."""
+        return self.seq_lens.shape[0]
+
+    @staticmethod
+    def dense(batch: int, length: int) -> "AttentionMetadata":
+        """`batch` whole sequences of `length` tokens, without a pool."""
+        return AttentionMetadata(
+            positions=jnp.tile(jnp.arange(length, dtype=jnp.int32), batch),
+            slot_mapping=None,
+            page_table=None,
+            query_start_loc=jnp.arange(batch + 1, dtype=jnp.int32) * length,
+            seq_lens=jnp.full((batch,), length, jnp.int32),
+            uniform_length=length,
+        )
+
+    @staticmethod
+    def extend(
+        table: PageTable, seq_lens: Any, num_new: Any, *, num_tokens: int | None = None
+    ) -> "AttentionMetadata":
+        """Metadata of a step that adds num_new[i] tokens to sequence i.
+
+        Args:
+          table: has pages for seq_lens + num_new tokens (`allocate`, or `append` by hand).
+          seq_lens: (num_seqs,) int32 tokens that each sequence holds before this step.
+          num_new: (num_seqs,) int32 new tokens of each sequence, 0 for none.
+          num_tokens: T, the static number of rows, padding included; sum(num_new) by default, which
+            inside jit is not known and must be given.
+
+        Raises:
+          ShapeError: on shapes, on lengths that the table cannot hold, or on an unknown T.
+        """
+        before = _lengths("seq_lens", seq_lens, table.num_seqs)
+        new = _lengths("num_new", num_new, table.num_seqs)
+        known = _concrete(before), _concrete(new)
+        if num_tokens is None:
+            if known[1] is None:
+                raise ShapeError(
+                    "AttentionMetadata.extend: argument 'num_tokens': expected the static number of rows "
+                    "inside jit, where sum(num_new) is not known, got None"
+                )
+            num_tokens = int(known[1].sum())
+        if known[0] is not None and known[1] is not None:
+            _check_lengths(table, known[0], known[1], num_tokens)
+        starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+        rows = jnp.arange(num_tokens, dtype=jnp.int32)
+        sequence = jnp.searchsorted(starts, rows, side="right").astype(jnp.int32) - 1
+        owned = rows < starts[-1]
+        row = jnp.clip(sequence, 0, table.num_seqs - 1)
+        positions = jnp.where(owned, before[row] + rows - starts[row], 0)
+        # Padding asks for the row past the table, which has no page: the sentinel slot.
+        mapping = table.slots(jnp.where(owned, row, table.num_seqs), positions)
+        _refuse_when_known(
+            jnp.any(owned & (mapping.slots >= mapping.num_slots)),
+            lambda: "AttentionMetadata.extend: the table has no pages for some of the new tokens; call "
+            "table.append(seq_lens, num_new) first",
+        )
+        return AttentionMetadata(positions, mapping, table, starts, before + new)
+
+
+def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = None) -> AttentionMetadata:
+    """Metadata of the next decode step: one new token for each sequence, row i for sequence i.
+
+    Args:
+      meta: metadata of the step before, a prefill's or a decode step's.
+      active: (num_seqs,) bool; the other sequences keep their length, store nothing and their row's
+        result is to be ignored. By default the sequences that hold at least one token.
+
+    Returns:
+      Metadata with T = num_seqs. Pages are taken from the pool where a sequence needs a new one.
+    """
+    if meta.page_table is None:
+        raise LayoutError("advance: argument 'meta': expected metadata of a paged step, got a dense one")
+    grows = meta.seq_lens > 0 if active is None else jnp.asarray(active, bool)
+    table = meta.page_table.append(meta.seq_lens, grows.astype(jnp.int32))
+    sequence = jnp.arange(meta.num_seqs, dtype=jnp.int32)
+    positions = jnp.where(grows, meta.seq_lens, 0)
+    return AttentionMetadata(
+        positions=positions,
+        slot_mapping=table.slots(jnp.where(grows, sequence, meta.num_seqs), positions),
+        page_table=table,
+        query_start_loc=jnp.arange(meta.num_seqs + 1, dtype=jnp.int32),
+        seq_lens=meta.seq_lens + grows.astype(jnp.int32),
+    )
+
+
+def check_pool(op: str, paging: SlotMapping | PageTable, cache: LatentCache) -> None:
+    """Raises `LayoutError` unless slots or pages were made for a pool of this geometry."""
+    if isinstance(paging, SlotMapping):
+        got, expected = (paging.num_slots, paging.page_size), (cache.num_slots, cache.page_size)
+        unit = "(num_slots, page_size)"
+    else:
+        got, expected = (paging.num_pages, paging.page_size), (cache.num_pages, cache.page_size)
+        unit = "(num_pages, page_size)"
+    if got != expected:
+        raise LayoutError(
+            f"{op}: {type(paging).__name__} was made for {unit} = {got}, the cache has {expected}"
+        )
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def _refuse_when_known(failed: Any, message: Any) -> None:
+    if not isinstance(failed, jax.core.Tracer) and bool(failed):
+        raise PoolExhaustedError(message())
+
+
+def _as_mask(released: Any, num_seqs: int) -> jax.Array:
+    value = jnp.asarray(released)
+    if value.dtype == jnp.bool_ and value.shape == (num_seqs,):
+        return value
+    if value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
+        return jnp.arange(num_seqs, dtype=jnp.int32) == value.astype(jnp.int32)
+    raise ShapeError(
+        f"PageTable.free: argument 'released': expected an index or a bool mask of shape ({num_seqs},), "
+        f"got {value.dtype} of shape {value.shape}"
+    )
+
+
+def _lengths(name: str, value: Any, num_seqs: int) -> jax.Array:
+    lengths = jnp.asarray(value)
+    if lengths.shape != (num_seqs,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ShapeError(
+            f"AttentionMetadata.extend: argument '{name}': expected integers of shape ({num_seqs},), "
+            f"got {lengths.dtype} of shape {lengths.shape}"
+        )
+    return lengths.astype(jnp.int32)
+
+
+def _check_lengths(table: PageTable, before: np.ndarray, new: np.ndarray, num_tokens: int) -> None:
+    if (before < 0).any() or (new < 0).any():
+        raise ShapeError(
+            f"AttentionMetadata.extend: expected lengths >= 0, got seq_lens {before.tolist()}, "
+            f"num_new {new.tolist()}"
+        )
+    too_long = np.flatnonzero(before + new > table.capacity)
+    if too_long.size:
+        i = int(too_long[0])
+        raise ShapeError(
+            f"AttentionMetadata.extend: sequence {i} would hold {int(before[i] + new[i])} tokens, the page "
+            f"table has room for {table.capacity} ({table.max_pages} pages of {table.page_size})"
+        )
+    if int(new.sum()) > num_tokens:
+        raise ShapeError(
+            f"AttentionMetadata.extend: argument 'num_tokens': expected at least sum(num_new) = "
+            f"{int(new.sum())}, got {num_tokens}"
+        )

@@ -1,0 +1,94 @@
+"""Sampling from logits: temperature, top-k, top-p, min-p; one row independent of the others."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mla_jax.errors import ShapeError
+
+
+def sample(
+    logits: Float[Array, "rows vocab"],
+    key: jax.Array,
+    *,
+    temperature: Any,
+    top_p: Any = 1.0,
+    top_k: Any = 0,
+    min_p: Any = 0.0,
+) -> Int[Array, " rows"]:
+    """Draws one token id a row.
+
+    Temperature is applied first; then only the `top_k` most likely tokens stay, then those with at least
+    `min_p` times the best one's probability, then the smallest set whose probability reaches `top_p`.
+    The most likely token always stays. Each limit is a number, or an array with one number a row.
+
+    Args:
+      logits: (rows, vocab) float.
+      key: one `jax.random.key` for all rows, or (rows,) keys, which make a row's draw independent of
+        the rows around it.
+      temperature: 0 takes the most likely token (the lowest id among equals) and ignores the key.
+      top_p: in (0, 1]; 1 is off. top_k: >= 0; 0 is off. min_p: in [0, 1]; 0 is off.
+
+    Returns:
+      (rows,) int32.
+
+    Raises:
+      ShapeError: logits or a limit of the wrong shape.
+    """
+    if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ShapeError(
+            f"sample: argument 'logits': expected floats of shape (rows, vocab), got {logits.dtype} of "
+            f"shape {logits.shape}"
+        )
+    rows, vocab = logits.shape
+    limits = {
+        name: _per_row(name, value, rows, kind)
+        for name, value, kind in (
+            ("temperature", temperature, jnp.float32),
+            ("top_p", top_p, jnp.float32),
+            ("top_k", top_k, jnp.int32),
+            ("min_p", min_p, jnp.float32),
+        )
+    }
+    values = logits.astype(jnp.float32)
+    greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
+    warm = limits["temperature"] > 0
+    scaled = values / jnp.where(warm, limits["temperature"], jnp.float32(1))[:, None]
+
+    order = jnp.argsort(scaled, axis=-1, descending=True, stable=True)
+    ranked = jnp.take_along_axis(scaled, order, axis=-1)
+    rank = jnp.arange(vocab, dtype=jnp.int32)[None, :]
+    top_k_row = jnp.where(limits["top_k"] > 0, limits["top_k"], vocab)[:, None]
+    probability = jax.nn.softmax(jnp.where(rank < top_k_row, ranked, -jnp.inf), axis=-1)
+    likely = probability >= limits["min_p"][:, None] * probability[:, :1]
+    probability = jnp.where(likely, probability, jnp.float32(0))
+    probability = probability / jnp.sum(probability, axis=-1, keepdims=True)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    kept = (probability > 0) & (before < limits["top_p"][:, None])
+    kept = kept | (rank == 0)
+
+    noise = _gumbel(key, rows, vocab)
+    drawn = jnp.argmax(jnp.where(kept, ranked + noise, -jnp.inf), axis=-1)
+    sampled = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    return jnp.where(warm, sampled, greedy)
+
+
+def _per_row(name: str, value: Any, rows: int, kind: Any) -> jax.Array:
+    array = jnp.asarray(value, kind)
+    if array.shape not in ((), (rows,)):
+        raise ShapeError(
+            f"sample: argument '{name}': expected a number or shape ({rows},), got shape {array.shape}"
+        )
+    return jnp.broadcast_to(array, (rows,))
+
+
+def _gumbel(key: jax.Array, rows: int, vocab: int) -> jax.Array:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # an old-style uint32 key
+    if key.shape == ():
+        return jax.random.gumbel(key, (rows, vocab), jnp.float32)
+    if key.shape != (rows,):
+        raise ShapeError(f"sample: argument 'key': expected one key or {rows} keys, got shape {key.shape}")
+    return jax.vmap(lambda one: jax.random.gumbel(one, (vocab,), jnp.float32))(key)
