@@ -70,9 +70,9 @@ class Op:
         """Binds the primitive. `static` values are hashable and part of the equation."""
         return tuple(self.primitive.bind(*arrays, kernels=kernels, **static))
 
-    def choice(self, platform: str, kernels: registry.Kernels) -> registry.Choice:
-        """What this op runs on `platform`, and why."""
-        return registry.choose(self.name, self.targets, platform, kernels)
+    def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
+        """What this op runs on `platform`, and why; `warn=False` only asks."""
+        return registry.choose(self.name, self.targets, platform, kernels, warn=warn)
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
         return _jitted(self.primitive, tuple(sorted(params.items())))(*arrays)

@@ -115,7 +115,7 @@ def library(platform: str) -> Library:
     return probe(platform, LIBRARIES[platform])
 
 
-def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels) -> Choice:
+def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels, warn: bool = True) -> Choice:
     """Decides what `op` runs on `platform`.
 
     Args:
@@ -125,6 +125,7 @@ def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels) -
       platform: lowering platform ("cpu", "rocm", "cuda", ...).
       kernels: "native" raises `KernelUnavailableError` with the reason where a target is missing;
         "auto" falls back to the reference and warns once; "reference" never asks.
+      warn: False for a caller that only wants to know.
     """
     if kernels not in KERNELS:
         raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
@@ -137,7 +138,8 @@ def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels) -
     reason = found.reason if not found.targets else f"{found.module} has no target {', '.join(missing)}"
     if kernels == "native":
         raise KernelUnavailableError(f"{op} has no native kernel on platform {platform!r}: {reason}")
-    _warn_once(op, platform, reason)
+    if warn:
+        _warn_once(op, platform, reason)
     return Choice("reference", reason)
 
 

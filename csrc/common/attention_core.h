@@ -107,30 +107,39 @@ inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, cons
   }
 }
 
-// Turns n > 0 scores into weights e^(s - max); the sum is of the weights as they are stored.
+// What a row knows about its softmax so far. The result is divided by the sum of the weights as they
+// are stored, so that they add up to one; the log-sum-exp uses the sum before that rounding.
+struct RowState {
+  float max;
+  float sum;
+  float exact_sum;
+};
+
+// Turns n > 0 scores into weights e^(s - max).
 template <typename P>
-inline void SoftmaxRow(float* scores, int64_t n, P* weights, float* max, float* sum) {
+inline RowState SoftmaxRow(float* scores, int64_t n, P* weights) {
   const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = n; i < padded; ++i) scores[i] = -__builtin_inff();
   vf top = Load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = Max(top, Load(scores + i));
-  *max = LaneMax(top);
-  const vf shift = Splat(*max);
-  vf total = {};
+  const float max = LaneMax(top);
+  vf total = {}, exact = {};
   for (int64_t i = 0; i < padded; i += kLanes) {
-    Store(weights + i, Exp(Load(scores + i) - shift));
+    const vf e = Exp(Load(scores + i) - max);
+    Store(weights + i, e);
     total += Load(weights + i);
+    exact += e;
   }
-  *sum = LaneSum(total);
+  return {max, LaneSum(total), LaneSum(exact)};
 }
 
 // Attends `rows` <= kAttendRows query rows, of which row r sees the split's keys [0, visible[r]).
 // A key outside that range never enters row r's arithmetic, not even with weight zero: it may be
-// NaN. Results: the largest score, the sum of weights and the weighted sum of values, by row.
+// NaN. Results, by row: the softmax state and the weighted sum of values (undefined if none is seen).
 template <typename X, typename W>
 inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         const int32_t* visible, const Keys<W>& keys, AttendScratch<X, W>* scratch,
-                        float* max, float* sum, float* acc) {
+                        RowState* state, float* acc) {
   using P = typename WeightType<X, W>::T;
   if (rows == 1) {
     ScoreRows<1, 4>(qa, qb, rows, visible, keys, scratch->scores);
@@ -140,11 +149,10 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
   const P* p[kAttendRows];
   for (int64_t r = 0; r < rows; ++r) {
     p[r] = scratch->weights + r * kSplitKeys;
-    max[r] = -__builtin_inff();
-    sum[r] = 0.0f;
+    state[r] = {-__builtin_inff(), 0.0f, 0.0f};
     if (visible[r] > 0) {
-      SoftmaxRow(scratch->scores + r * kSplitKeys, visible[r],
-                 scratch->weights + r * kSplitKeys, max + r, sum + r);
+      state[r] = SoftmaxRow(scratch->scores + r * kSplitKeys, visible[r],
+                            scratch->weights + r * kSplitKeys);
     }
   }
   const int64_t width = keys.v_width;
@@ -170,21 +178,22 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
   }
 }
 
-// Running result of one row. Not inlined: both ways of sharing out the work must round alike.
-inline __attribute__((noinline)) void MergeRow(float max, float sum, const float* acc,
-                                               int64_t width, float* run_max, float* run_sum,
-                                               float* run_acc, bool first) {
+// Adds one split's result to the running result of a row. Not inlined: both ways of sharing out the
+// work must round alike.
+inline __attribute__((noinline)) void MergeRow(const RowState& state, const float* acc,
+                                               int64_t width, RowState* run, float* run_acc,
+                                               bool first) {
   if (first) {
-    *run_max = max;
-    *run_sum = sum;
+    *run = state;
     __builtin_memcpy(run_acc, acc, static_cast<size_t>(width) * sizeof(float));
     return;
   }
-  const float top = max > *run_max ? max : *run_max;
-  const vf factors = Exp(vf{*run_max - top, max - top});
+  const float top = state.max > run->max ? state.max : run->max;
+  const vf factors = Exp(vf{run->max - top, state.max - top});
   const float old_factor = factors[0], new_factor = factors[1];
-  *run_max = top;
-  *run_sum = *run_sum * old_factor + sum * new_factor;
+  run->max = top;
+  run->sum = run->sum * old_factor + state.sum * new_factor;
+  run->exact_sum = run->exact_sum * old_factor + state.exact_sum * new_factor;
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     Store(run_acc + i, Load(run_acc + i) * old_factor + Load(acc + i) * new_factor);
@@ -192,21 +201,15 @@ inline __attribute__((noinline)) void MergeRow(float max, float sum, const float
   for (; i < width; ++i) run_acc[i] = run_acc[i] * old_factor + acc[i] * new_factor;
 }
 
-// acc / sum, rounded once, and the natural log of the sum of exponentials. Row state `sum` of 0
-// means that no key was visible.
+// acc / sum, rounded once, and the natural log of the sum of exponentials, for a row that saw a key.
 template <typename Y>
-inline void FinishRow(float max, float sum, float* acc, int64_t width, float value_scale, Y* out,
-                      float* lse) {
-  if (sum == 0.0f) {
-    for (int64_t i = 0; i < width; ++i) StoreOne(out + i, 0.0f);
-    *lse = -__builtin_inff();
-    return;
-  }
-  const float factor = value_scale / sum;
+inline void FinishRow(const RowState& state, const float* acc, int64_t width, float value_scale,
+                      Y* out, float* lse) {
+  const float factor = value_scale / state.sum;
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) Store(out + i, Load(acc + i) * factor);
   for (; i < width; ++i) StoreOne(out + i, acc[i] * factor);
-  *lse = max + __builtin_logf(sum);
+  *lse = state.max + __builtin_logf(state.exact_sum);
 }
 
 template <typename Y>

@@ -4,6 +4,7 @@
 #ifndef MLA_COMMON_SIMD_H_
 #define MLA_COMMON_SIMD_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/dtype.h"

@@ -127,8 +127,8 @@ struct Attention {
   int64_t width() const { return args.rank + args.rope; }
   float value_scale() const { return kFloat8 ? args.scales[0] : 1.0f; }
 
-  // Attends all rows of a tile over one split. take(r0, rows, max, sum, acc) gets the results of
-  // rows [r0, r0 + rows); acc is where place(r0) said.
+  // Attends all rows of a tile over one split. take(r0, rows, state, acc) gets the results of rows
+  // [r0, r0 + rows); acc is where place(r0) said.
   template <typename Place, typename Take>
   void Split(const Tile& tile, int64_t split, TaskMemory<X, W>* memory, W* zeros, bf16* staged,
              Place&& place, Take&& take) const {
@@ -154,15 +154,15 @@ struct Attention {
                           kFloat8 ? scale * args.scales[1] : scale};
     for (int64_t r = 0; r < tile.rows; r += kAttendRows) {
       const int64_t rows = Min(kAttendRows, tile.rows - r);
-      float max[kAttendRows], sum[kAttendRows];
+      RowState state[kAttendRows];
       float* acc = place(r);
       AttendSplit(memory->qa + r, memory->qb + r, rows, memory->visible + r, keys, &memory->attend,
-                  max, sum, acc);
-      take(r, rows, max, sum, acc);
+                  state, acc);
+      take(r, rows, state, acc);
     }
   }
 
-  void Finish(const Tile& tile, int64_t r, float max, float sum, float* acc) const {
+  void Finish(const Tile& tile, int64_t r, const RowState& state, const float* acc) const {
     const int64_t row = tile.row0 + r;
     X* out = static_cast<X*>(args.out) + row * args.rank;
     const int64_t visible = Visible(args, tile, row);
@@ -171,7 +171,7 @@ struct Attention {
     } else if (visible == 0) {
       FillRow(args.rank, 0.0f, -__builtin_inff(), out, args.lse + row);
     } else {
-      FinishRow(max, sum, acc, args.rank, value_scale(), out, args.lse + row);
+      FinishRow(state, acc, args.rank, value_scale(), out, args.lse + row);
     }
   }
 
@@ -194,26 +194,30 @@ struct Attention {
     const int64_t bytes = carve(nullptr, &memory, &zeros, &staged, &acc, &run);
     carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged, &acc, &run);
     __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
-    float run_max[kTileRows], run_sum[kTileRows];
+    RowState state[kTileRows] = {};
     for (int64_t split = 0; split < tile.splits; ++split) {
       Split(
           tile, split, memory, zeros, staged, [&](int64_t) { return acc; },
-          [&](int64_t r0, int64_t rows, const float* max, const float* sum, const float* part) {
+          [&](int64_t r0, int64_t rows, const RowState* split_state, const float* part) {
             for (int64_t r = r0; r < r0 + rows; ++r) {
               if (memory->visible[r] == 0) continue;
-              MergeRow(max[r - r0], sum[r - r0], part + (r - r0) * args.rank, args.rank,
-                       run_max + r, run_sum + r, run + r * args.rank, split == 0);
+              MergeRow(split_state[r - r0], part + (r - r0) * args.rank, args.rank, state + r,
+                       run + r * args.rank, split == 0);
             }
           });
     }
     for (int64_t r = 0; r < tile.rows; ++r) {
-      Finish(tile, r, run_max[r], run_sum[r], run + r * args.rank);
+      Finish(tile, r, state[r], run + r * args.rank);
     }
   }
 
-  int64_t PartialFloats() const { return kTileRows * (args.rank + 2); }
+  // A partial result: the states of all rows, then their weighted values.
+  static constexpr int64_t kStateFloats = kTileRows * sizeof(RowState) / sizeof(float);
+  int64_t PartialFloats() const { return kStateFloats + kTileRows * args.rank; }
+  static RowState* States(float* partial) { return reinterpret_cast<RowState*>(partial); }
+  float* Values(float* partial, int64_t r) const { return partial + kStateFloats + r * args.rank; }
 
-  // One split of a tile into `partial`: maxima, sums, weighted values.
+  // One split of a tile into `partial`.
   void OneSplit(const Tile& tile, int64_t split, float* partial) const {
     const auto carve = [&](void* base, TaskMemory<X, W>** memory, W** zeros, bf16** staged) {
       Carver carver(base);
@@ -230,31 +234,26 @@ struct Attention {
     __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
     Split(
         tile, split, memory, zeros, staged,
-        [&](int64_t r) { return partial + 2 * kTileRows + r * args.rank; },
-        [&](int64_t r0, int64_t rows, const float* max, const float* sum, const float*) {
-          for (int64_t r = r0; r < r0 + rows; ++r) {
-            partial[r] = max[r - r0];
-            partial[kTileRows + r] = sum[r - r0];
-          }
+        [&](int64_t r) { return Values(partial, r); },
+        [&](int64_t r0, int64_t rows, const RowState* state, const float*) {
+          for (int64_t r = 0; r < rows; ++r) States(partial)[r0 + r] = state[r];
         });
   }
 
   // Merges row r of a tile over its splits, into the first split's memory.
   void MergeTileRow(const Tile& tile, int64_t r, float* partials) const {
-    float max = 0.0f, sum = 0.0f;
-    float* run = partials + 2 * kTileRows + r * args.rank;
+    RowState state = {};
+    float* run = Values(partials, r);
     const int64_t visible = Visible(args, tile, tile.row0 + r);
     for (int64_t split = 0; split * kSplitKeys < visible; ++split) {
       float* part = partials + split * PartialFloats();
-      const float* acc = part + 2 * kTileRows + r * args.rank;
       if (split == 0) {
-        max = part[r];
-        sum = part[kTileRows + r];
+        state = States(part)[r];
       } else {
-        MergeRow(part[r], part[kTileRows + r], acc, args.rank, &max, &sum, run, false);
+        MergeRow(States(part)[r], Values(part, r), args.rank, &state, run, false);
       }
     }
-    Finish(tile, r, max, sum, run);
+    Finish(tile, r, state, run);
   }
 
   void Run(const Executor& executor) const {
@@ -269,7 +268,7 @@ struct Attention {
     }
     const int64_t pairs = count == 0 ? 0 : tiles[count - 1].partial + tiles[count - 1].splits;
     const int64_t bytes = pairs * PartialFloats() * static_cast<int64_t>(sizeof(float));
-    if (pairs <= count || executor.Threads() == 1 || count >= 4 * executor.Threads() ||
+    if (pairs <= count || executor.Threads() == 1 || count >= 8 * executor.Threads() ||
         bytes > kMaxPartialBytes) {
       ForEach(executor, count, cost, [&](int64_t i) { WholeTile(tiles[i]); });
       return;

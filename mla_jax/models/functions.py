@@ -115,7 +115,7 @@ def _token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) ->
 
 
 def _check_context(op: str, module: MLAForCausalLM, length: int) -> None:
-    limit, reason = module.config.max_context
+    limit, reason = module.config.max_context, module.config.context_reason
     if length > limit:
         raise ShapeError(f"{op}: {length} tokens exceed the model's context of {limit}: {reason}")
 
@@ -131,7 +131,7 @@ def _check_step(
         raise ShapeError(
             f"{op}: argument 'tokens': expected shape ({meta.num_tokens},) as the metadata, got {ids.shape}"
         )
-    limit, reason = module.config.max_context
+    limit, reason = module.config.max_context, module.config.context_reason
     table = meta.page_table
     if table.capacity - table.page_size >= limit:
         raise ShapeError(

@@ -1,0 +1,30 @@
+// Gated MLP of the experts that a router chose.
+#ifndef MLA_EXPERT_MLP_CPU_KERNEL_H_
+#define MLA_EXPERT_MLP_CPU_KERNEL_H_
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "common/isa.h"
+
+namespace mla {
+
+// y[t] = sum over slots s, in order, of weights[t, s] * down_e(silu(gate_e x[t]) * (up_e x[t])) for
+// e = ids[t, s]. The product in the brackets is rounded to the io type; the sum is f32 and rounded
+// once. An id outside [0, experts) adds nothing.
+struct ExpertMlpArgs {
+  const void* x;         // (tokens, hidden)
+  const void* gate_up;   // (experts, 2 * inner, hidden), gate rows first
+  const void* down;      // (experts, hidden, inner)
+  const int32_t* ids;    // (tokens, slots)
+  const float* weights;  // (tokens, slots)
+  void* y;               // (tokens, hidden)
+  DType io_type;
+  int64_t tokens, slots, experts, hidden, inner;
+};
+
+MLA_DECLARE_KERNEL(ExpertMlp, ExpertMlpArgs)
+
+}  // namespace mla
+
+#endif  // MLA_EXPERT_MLP_CPU_KERNEL_H_

@@ -1,0 +1,157 @@
+// Expanded attention: one head and a tile of kTileTokens queries a task. The head's keys and values
+// are copied split by split into compact rows: in place they lie a power of two apart, where they
+// would evict each other from the caches. Memory stays linear in the number of tokens.
+#include "mla_attention_expanded/cpu_kernel.h"
+
+#include "common/attention_core.h"
+#include "common/bfloat16.h"
+#include "common/scratch.h"
+#include "common/sequences.h"
+#include "common/tasks.h"
+
+namespace mla {
+namespace MLA_ISA {
+namespace {
+
+constexpr int64_t kTileTokens = 128;
+
+struct Tile {
+  int64_t token0;  // First token of the sequence.
+  int64_t begin, end;
+};
+
+template <typename T>
+struct TaskMemory {
+  AttendScratch<T, T> attend;
+  const T* a[kSplitKeys];
+  const T* b[kSplitKeys];
+  const T* v[kSplitKeys];
+  const T* qa[kTileTokens];
+  const T* qb[kTileTokens];
+  int32_t visible[kTileTokens];
+  RowState state[kTileTokens];
+};
+
+template <typename T>
+struct Attention {
+  const ExpandedAttentionArgs& args;
+
+  // Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns. The tiles
+  // of a sequence come last first: those see the most keys and are best started early.
+  int64_t Plan(Tile* tiles) const {
+    int64_t count = 0, end = 0;
+    const auto clear = [&](int64_t from, int64_t to) {
+      if (tiles == nullptr) return;
+      for (int64_t row = from * args.heads; row < to * args.heads; ++row) {
+        FillRow(args.v, 0.0f, -__builtin_inff(), static_cast<T*>(args.out) + row * args.v,
+                args.lse + row);
+      }
+    };
+    for (int64_t s = 0; s < args.sequences; ++s) {
+      const TokenRange range = SequenceRange(args.query_start_loc, s, end, args.tokens);
+      clear(end, range.begin);
+      end = range.end;
+      const int64_t n = CeilDiv(range.end - range.begin, kTileTokens);
+      for (int64_t i = n - 1; i >= 0; --i) {
+        if (tiles != nullptr) {
+          const int64_t begin = range.begin + i * kTileTokens;
+          tiles[count] = {range.begin, begin, Min(range.end, begin + kTileTokens)};
+        }
+        ++count;
+      }
+    }
+    clear(end, args.tokens);
+    return count;
+  }
+
+  int64_t kv_width() const { return args.nope + args.v; }
+
+  void RunTile(const Tile& tile, int64_t head) const {
+    const auto carve = [&](void* base, TaskMemory<T>** memory, T** staged, float** acc,
+                           float** run) {
+      Carver carver(base);
+      *memory = carver.Take<TaskMemory<T>>(1);
+      *staged = carver.Take<T>(kSplitKeys * kv_width());
+      *acc = carver.Take<float>(kAttendRows * args.v);
+      *run = carver.Take<float>(kTileTokens * args.v);
+      return carver.used();
+    };
+    TaskMemory<T>* memory;
+    T* staged;
+    float *acc, *run;
+    const int64_t bytes = carve(nullptr, &memory, &staged, &acc, &run);
+    carve(Scratch(kTaskScratch, bytes), &memory, &staged, &acc, &run);
+    const int64_t rows = tile.end - tile.begin;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t th = (tile.begin + r) * args.heads + head;
+      memory->qa[r] = static_cast<const T*>(args.q) + th * args.q_width;
+      memory->qb[r] = static_cast<const T*>(args.q_rope) + th * args.rope;
+    }
+    const int64_t keys = tile.end - tile.token0;
+    for (int64_t begin = 0; begin < keys; begin += kSplitKeys) {
+      const int64_t count = Min(kSplitKeys, keys - begin);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t token = tile.token0 + begin + j;
+        T* copy = staged + j * kv_width();
+        __builtin_memcpy(copy,
+                         static_cast<const T*>(args.kv) + (token * args.heads + head) * kv_width(),
+                         static_cast<size_t>(kv_width()) * sizeof(T));
+        memory->a[j] = copy;
+        memory->v[j] = copy + args.nope;
+        memory->b[j] =
+            static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope;
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t sees = tile.begin + r - tile.token0 + 1;
+        memory->visible[r] = static_cast<int32_t>(Clamp(sees - begin, 0, count));
+      }
+      const Keys<T> k = {memory->a, memory->b, memory->v,          args.nope,
+                         args.rope, args.v,    args.softmax_scale, args.softmax_scale};
+      for (int64_t r0 = 0; r0 < rows; r0 += kAttendRows) {
+        const int64_t n = Min(kAttendRows, rows - r0);
+        RowState state[kAttendRows];
+        AttendSplit(memory->qa + r0, memory->qb + r0, n, memory->visible + r0, k, &memory->attend,
+                    state, acc);
+        for (int64_t r = 0; r < n; ++r) {
+          if (memory->visible[r0 + r] == 0) continue;
+          MergeRow(state[r], acc + r * args.v, args.v, memory->state + r0 + r,
+                   run + (r0 + r) * args.v, begin == 0);
+        }
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t th = (tile.begin + r) * args.heads + head;
+      FinishRow(memory->state[r], run + r * args.v, args.v, 1.0f,
+                static_cast<T*>(args.out) + th * args.v, args.lse + th);
+    }
+  }
+
+  void Run(const Executor& executor) const {
+    const int64_t count = Plan(nullptr);
+    auto* tiles = static_cast<Tile*>(
+        Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
+    Plan(tiles);
+    double cost = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      cost += static_cast<double>((tiles[i].end - tiles[i].begin) * args.heads) *
+              static_cast<double>((tiles[i].end - tiles[i].token0) * (kv_width() + args.rope)) /
+              100.0;
+    }
+    ForEach(executor, count * args.heads, cost,
+            [&](int64_t task) { RunTile(tiles[task / args.heads], task % args.heads); });
+  }
+};
+
+}  // namespace
+
+void ExpandedAttention(const ExpandedAttentionArgs& args, const Executor& executor) {
+  if (args.tokens == 0 || args.heads == 0) return;
+  if (args.io_type == DType::kF32) {
+    Attention<float>{args}.Run(executor);
+  } else {
+    Attention<bf16>{args}.Run(executor);
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla

@@ -1,0 +1,65 @@
+"""`mla-jax doctor`: what is installed, what native kernels are here, what each op runs, and why."""
+
+import importlib.metadata
+import platform
+import sys
+from typing import Any
+
+import jax
+
+from custom_calls import registry
+from custom_calls.op import PLATFORMS
+from mla_jax.kernel_table import kernel_table, lowering_platform
+
+_PACKAGES = ("mla-jax", "jax", "jaxlib", "flax", "numpy", "ml_dtypes", "tokenizers", "jinja2", "huggingface_hub")
+
+
+def report() -> dict[str, Any]:
+    """Everything that `doctor` prints, as plain data."""
+    return {
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "ffi_api_runtime": ".".join(map(str, registry.runtime_ffi_version())),
+        "backend": lowering_platform(),
+        "devices": [str(device) for device in jax.devices()],
+        "libraries": {name: _library(name) for name in PLATFORMS},
+        "ops": [vars(row) for row in kernel_table("auto")],
+    }
+
+
+def format_report(facts: dict[str, Any]) -> str:
+    """The report as text for people."""
+    lines = [f"python {facts['python']} on {facts['machine']}"]
+    lines += [f"{name} {version}" for name, version in facts["packages"].items()]
+    lines.append(f"XLA FFI of the runtime: {facts['ffi_api_runtime']}")
+    lines.append(f"backend: {facts['backend']} ({', '.join(facts['devices'])})")
+    lines.append("native libraries:")
+    for name, library in facts["libraries"].items():
+        state = f"{len(library['targets'])} targets" if library["targets"] else "none"
+        detail = f", {library['isa']}" if library.get("isa") else ""
+        lines.append(f"  {name:<5} {state}{detail}: {library['reason']}")
+    lines.append(f"ops on {facts['backend']}:")
+    width = max(len(row["op"]) for row in facts["ops"])
+    lines += [f"  {row['op']:<{width}}  {row['implementation']:<9}  {row['reason']}" for row in facts["ops"]]
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _library(name: str) -> dict[str, Any]:
+    found = registry.library(name)
+    return {
+        "module": found.module,
+        "targets": sorted(found.targets),
+        "reason": found.reason,
+        "isa": found.abi.get("isa"),
+        "isa_built": found.abi.get("isa_built"),
+        "ffi_api": ".".join(map(str, found.abi.get("ffi_api", ()))) or None,
+        "compiler": found.abi.get("compiler"),
+    }

@@ -1,0 +1,246 @@
+"""`Engine`: continuous batching over a fixed number of rows and a fixed pool of pages.
+
+A request is admitted when a row is free and the pool can hold its prompt and all of its `max_tokens`;
+until then it waits, first come, first served. Admission reserves, so a running request never runs out of
+pages and is never preempted.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from mla_jax.cache import init_cache
+from mla_jax.engine.programs import TOP_LOGPROBS, Drawn, EngineState, Programs, bucket_of, buckets
+from mla_jax.engine.request import Event, Request, Running
+from mla_jax.errors import RequestError
+from mla_jax.models.frozen import Model, freeze
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Sizes that are fixed for an engine's life.
+
+    Attributes:
+      max_model_len: tokens of one sequence, prompt included.
+      max_num_seqs: sequences that run at the same time.
+      max_total_tokens: tokens of all running sequences together: the pool.
+      page_size: tokens of a page.
+      kv_cache_dtype: see `mla_jax.init_cache`.
+      max_prefill_tokens: longer prompts are prefilled in chunks of this size.
+      min_prefill_bucket: smallest compiled prefill.
+    """
+
+    max_model_len: int
+    max_num_seqs: int = 8
+    max_total_tokens: int = 8192
+    page_size: int = 16
+    kv_cache_dtype: str = "auto"
+    max_prefill_tokens: int = 512
+    min_prefill_bucket: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_total_tokens", "page_size", "max_prefill_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name}: expected an integer >= 1, got {value!r}")
+
+
+class Engine:
+    """Serves requests step by step.
+
+    Args:
+      model: its weights are used as a plain pytree; the arrays are shared.
+      limits: sizes.
+      vocab_limit: ids from here on are never drawn (a tokenizer may be smaller than the output layer).
+    """
+
+    def __init__(self, model: Model, limits: EngineLimits, *, vocab_limit: int | None = None) -> None:
+        self.model = freeze(model)
+        config = self.model.config
+        context, reason = config.max_context, config.context_reason
+        if limits.max_model_len > context:
+            raise RequestError(f"max_model_len: expected at most {context} ({reason}), got {limits.max_model_len}")
+        self.limits = limits
+        self.vocab_limit = config.vocab_size if vocab_limit is None else min(vocab_limit, config.vocab_size)
+        largest = min(limits.max_prefill_tokens, limits.max_model_len)
+        self.prefill_buckets = buckets(min(limits.min_prefill_bucket, largest), largest)
+        self.decode_buckets = buckets(1, limits.max_num_seqs)
+        cache = init_cache(
+            config,
+            num_tokens=limits.max_total_tokens,
+            page_size=limits.page_size,
+            dtype=limits.kv_cache_dtype,
+        )
+        self._num_pages = self._free_pages = cache.num_pages
+        self._state = EngineState.init(cache, limits.max_num_seqs, limits.max_model_len)
+        self._programs = Programs()
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._running: dict[int, Running] = {}
+        self._next_id = 0
+
+    @property
+    def max_programs(self) -> int:
+        """Programs that this engine can ever compile, with and without log-probabilities."""
+        return 2 + 2 * (len(self.prefill_buckets) + len(self.decode_buckets))
+
+    def compiled_programs(self) -> dict[str, int]:
+        """Programs compiled so far, by kind."""
+        return self._programs.compiled()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is waiting or running."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a row."""
+        return len(self._running)
+
+    def check(self, request: Request) -> None:
+        """Raises `RequestError` when the request is malformed or can never be served."""
+        limits, vocab = self.limits, self.model.config.vocab_size
+        length = len(request.prompt)
+        if length == 0:
+            raise RequestError("prompt: expected at least one token, got none")
+        for position, token in enumerate(request.prompt):
+            if not 0 <= token < vocab:
+                raise RequestError(f"prompt: expected token ids in [0, {vocab}), got {token} at position {position}")
+        if length >= limits.max_model_len:
+            raise RequestError(
+                f"prompt: expected at most {limits.max_model_len - 1} tokens (max_model_len "
+                f"{limits.max_model_len} less one to generate), got {length}"
+            )
+        if request.max_tokens < 1:
+            raise RequestError(f"max_tokens: expected at least 1, got {request.max_tokens}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= TOP_LOGPROBS:
+            raise RequestError(f"logprobs: expected 0 to {TOP_LOGPROBS}, got {request.logprobs}")
+        if self._pages_of(request) > self._num_pages:
+            raise RequestError(
+                f"the request can never fit: {length} prompt tokens and up to "
+                f"{self._reserve(request) - length} new ones need {self._pages_of(request)} pages of "
+                f"{limits.page_size} tokens, the pool has {self._num_pages}; lower max_tokens or raise "
+                "max_total_tokens"
+            )
+
+    def add(self, request: Request) -> int:
+        """Queues a request; returns its id. Raises `RequestError` as `check` does."""
+        self.check(request)
+        request_id = self._next_id
+        self._next_id += 1
+        self._waiting.append((request_id, request))
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """Ends a waiting or running request; unknown ids are ignored."""
+        self._waiting = deque(entry for entry in self._waiting if entry[0] != request_id)
+        running = self._running.get(request_id)
+        if running is not None:
+            self._finish(running)
+
+    def step(self) -> list[Event]:
+        """Runs one program: the next prefill chunk if a request can be admitted, else a decode step."""
+        unfinished = [r for r in self._running.values() if r.prefilled < len(r.request.prompt)]
+        if not unfinished:
+            admitted = self._admit_next()
+            unfinished = [admitted] if admitted is not None else []
+        if unfinished:
+            return self._prefill(unfinished[0])
+        if self._running:
+            return self._decode(list(self._running.values()))
+        return []
+
+    def _reserve(self, request: Request) -> int:
+        return min(len(request.prompt) + request.max_tokens, self.limits.max_model_len)
+
+    def _pages_of(self, request: Request) -> int:
+        return -(-self._reserve(request) // self.limits.page_size)
+
+    def _admit_next(self) -> Running | None:
+        if not self._waiting or len(self._running) >= self.limits.max_num_seqs:
+            return None
+        request_id, request = self._waiting[0]
+        pages = self._pages_of(request)
+        if pages > self._free_pages:
+            return None
+        self._waiting.popleft()
+        used = {running.row for running in self._running.values()}
+        row = next(row for row in range(self.limits.max_num_seqs) if row not in used)
+        running = Running(request_id, request, row, pages)
+        self._running[request_id] = running
+        self._free_pages -= pages
+        settings = {
+            "seeds": np.array([request.seed & 0xFFFFFFFF, (request.seed >> 32) & 0xFFFFFFFF], np.uint32),
+            "temperature": np.float32(request.temperature),
+            "top_p": np.float32(request.top_p),
+            "top_k": np.int32(min(request.top_k, self.model.config.vocab_size)),
+            "min_p": np.float32(request.min_p),
+        }
+        reserve = np.int32(self._reserve(request))
+        self._state = self._programs.admit(self._state, np.int32(row), reserve, settings)
+        return running
+
+    def _prefill(self, running: Running) -> list[Event]:
+        prompt = running.request.prompt
+        chunk = prompt[running.prefilled : running.prefilled + self.prefill_buckets[-1]]
+        tokens = np.zeros((bucket_of(len(chunk), self.prefill_buckets),), np.int32)
+        tokens[: len(chunk)] = chunk
+        drawn, self._state = self._programs.prefill(
+            self.model,
+            self._state,
+            tokens,
+            np.int32(running.row),
+            np.int32(len(chunk)),
+            np.int32(running.prefilled + len(chunk) == len(prompt)),
+            vocab_limit=self.vocab_limit,
+            logprobs=running.request.logprobs is not None,
+        )
+        running.prefilled += len(chunk)
+        if running.prefilled < len(prompt):
+            return []
+        return self._events([running], drawn)
+
+    def _decode(self, running: list[Running]) -> list[Event]:
+        size = bucket_of(len(running), self.decode_buckets)
+        rows = np.full((size,), self.limits.max_num_seqs, np.int32)
+        rows[: len(running)] = [one.row for one in running]
+        drawn, self._state = self._programs.decode(
+            self.model,
+            self._state,
+            rows,
+            vocab_limit=self.vocab_limit,
+            logprobs=any(one.request.logprobs is not None for one in running),
+        )
+        return self._events(running, drawn)
+
+    def _events(self, running: list[Running], drawn: Drawn) -> list[Event]:
+        host = jax.device_get(drawn)
+        events = []
+        for i, one in enumerate(running):
+            token = int(host.tokens[i])
+            one.generated += 1
+            reason = None
+            if token in one.request.stop_token_ids:
+                reason = "stop"
+            elif one.generated >= one.request.max_tokens or (
+                len(one.request.prompt) + one.generated >= self.limits.max_model_len
+            ):
+                reason = "length"
+            events.append(Event(one.request_id, token, _logprobs(host, i, token, one.request.logprobs), reason))  # type: ignore[arg-type]
+            if reason is not None:
+                self._finish(one)
+        return events
+
+    def _finish(self, running: Running) -> None:
+        del self._running[running.request_id]
+        self._free_pages += running.pages
+        self._state = self._programs.release(self._state, np.int32(running.row))
+
+
+def _logprobs(host: Drawn, i: int, token: int, count: int | None) -> dict[int, float] | None:
+    if count is None or host.top_ids is None or host.top_logprobs is None or host.logprob is None:
+        return None
+    top = zip(host.top_ids[i][:count], host.top_logprobs[i][:count], strict=True)
+    return {**{int(t): float(p) for t, p in top}, token: float(host.logprob[i])}
