@@ -42,7 +42,8 @@ $(VENV)/.built: $(VENV)/.dependencies $(NATIVE)
 
 demo: $(VENV)/.built
 	@$(BIN)/python examples/make_demo_checkpoint.py build/demo-checkpoint
-	@$(BIN)/mla-jax generate build/demo-checkpoint --prompt "What is multi-head latent attention?" --max-tokens 96
+	@$(BIN)/mla-jax generate build/demo-checkpoint --max-tokens 200 --ignore-eos \
+	  --prompt "def attention(" --prompt "The latent cache holds" --prompt "A page table is"
 
 test: test-editable test-wheel
 

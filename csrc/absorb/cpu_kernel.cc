@@ -3,7 +3,7 @@
 
 #include "common/axpy_tile.h"
 #include "common/bfloat16.h"
-#include "common/dot_tile.h"
+#include "common/dot_block.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 

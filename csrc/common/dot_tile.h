@@ -93,35 +93,6 @@ inline __attribute__((noinline)) void DotTile(const X* const* x, const W* const*
   LaneSums<M * N>(acc, out);
 }
 
-// All dot products of `rows` x rows with `cols` w rows, given by pointers, in tiles. Calls
-// store(m0, mv, n0, nv, tile, ld): tile[i * ld + j] is the product of x row m0 + i and w row n0 + j
-// for i < mv, j < nv. The w tile is the outer loop: it is read from far once and stays close.
-template <typename X, typename W, typename Store>
-inline void DotBlock(const X* const* x, int64_t rows, const W* const* w, int64_t cols, int64_t k,
-                     Store&& store) {
-  alignas(64) float tile[kTileM * 4];
-  if (rows == 1) {
-    for (int64_t n = 0; n < cols; n += 4) {
-      const W* ws[4];
-      for (int j = 0; j < 4; ++j) ws[j] = w[n + j < cols ? n + j : cols - 1];
-      DotTile<1, 4>(x, ws, k, tile);
-      store(int64_t{0}, 1, n, static_cast<int>(cols - n < 4 ? cols - n : 4), tile, 4);
-    }
-    return;
-  }
-  for (int64_t n = 0; n < cols; n += kTileN) {
-    const W* ws[kTileN];
-    for (int j = 0; j < kTileN; ++j) ws[j] = w[n + j < cols ? n + j : cols - 1];
-    const int nv = static_cast<int>(cols - n < kTileN ? cols - n : kTileN);
-    for (int64_t m = 0; m < rows; m += kTileM) {
-      const X* xs[kTileM];
-      for (int i = 0; i < kTileM; ++i) xs[i] = x[m + i < rows ? m + i : rows - 1];
-      DotTile<kTileM, kTileN>(xs, ws, k, tile);
-      store(m, static_cast<int>(rows - m < kTileM ? rows - m : kTileM), n, nv, tile, kTileN);
-    }
-  }
-}
-
 }  // namespace MLA_ISA
 }  // namespace mla
 

@@ -8,8 +8,15 @@
 namespace mla {
 
 // What a piece of scratch is for. One thread may hold one live block a slot. The caller of a
-// kernel also runs tasks, so what a call holds and what a task holds are different slots.
-enum ScratchSlot { kCallScratch = 0, kCallScratch2 = 1, kTaskScratch = 2, kScratchSlots = 3 };
+// kernel also runs tasks, so what a call holds and what a task holds are different slots; so is
+// what a task's matrix product packs.
+enum ScratchSlot {
+  kCallScratch = 0,
+  kCallScratch2 = 1,
+  kTaskScratch = 2,
+  kPackScratch = 3,
+  kScratchSlots = 4
+};
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread's next call
 // for the same slot. Never null.

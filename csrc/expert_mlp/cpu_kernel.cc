@@ -5,7 +5,7 @@
 #include "expert_mlp/cpu_kernel.h"
 
 #include "common/bfloat16.h"
-#include "common/dot_tile.h"
+#include "common/dot_block.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 

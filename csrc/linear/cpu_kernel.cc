@@ -5,7 +5,7 @@
 #include "linear/cpu_kernel.h"
 
 #include "common/bfloat16.h"
-#include "common/dot_tile.h"
+#include "common/dot_block.h"
 #include "common/simd.h"
 #include "common/tasks.h"
 
@@ -13,33 +13,37 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 128;            // Tokens a task.
+constexpr int64_t kMaxRows = 256;            // Tokens a task.
 constexpr int64_t kMaxCols = 128;            // Weight rows a task.
-constexpr int64_t kBlockBytes = 256 * 1024;  // Weights a task.
+
+float Bias(const LinearArgs& args, int64_t n) {
+  if (args.bias == nullptr) return 0.0f;
+  if (args.bias_type == DType::kF32) return static_cast<const float*>(args.bias)[n];
+  return ToFloat(static_cast<const bf16*>(args.bias)[n]);
+}
 
 template <typename Y>
 void StoreTile(const LinearArgs& args, int64_t m0, int mv, int64_t n0, int nv, const float* tile,
                int ld) {
-  Y* y = static_cast<Y*>(args.y);
-  for (int j = 0; j < nv; ++j) {
-    float bias = 0.0f;
+  float bias[4] = {};
+  for (int j = 0; j < nv; ++j) bias[j] = Bias(args, n0 + j);
+  for (int i = 0; i < mv; ++i) {
+    Y* y = static_cast<Y*>(args.y) + (m0 + i) * args.n + n0;
+    const float* row = tile + i * ld;
     if (args.bias != nullptr) {
-      bias = args.bias_type == DType::kF32 ? static_cast<const float*>(args.bias)[n0 + j]
-                                           : ToFloat(static_cast<const bf16*>(args.bias)[n0 + j]);
-    }
-    for (int i = 0; i < mv; ++i) {
-      const float v = tile[i * ld + j];
-      StoreOne(y + (m0 + i) * args.n + n0 + j, args.bias != nullptr ? v + bias : v);
+      for (int j = 0; j < nv; ++j) StoreOne(y + j, row[j] + bias[j]);
+    } else if (nv == kTileN) {
+      for (int j = 0; j < kTileN; ++j) StoreOne(y + j, row[j]);
+    } else {
+      for (int j = 0; j < nv; ++j) StoreOne(y + j, row[j]);
     }
   }
 }
 
 template <typename X, typename W, typename Y>
 void Run(const LinearArgs& args, const Executor& executor) {
-  const int64_t row_bytes = Max64(args.k, 1) * static_cast<int64_t>(sizeof(W));
   // Enough blocks for every thread, yet whole tiles.
-  int64_t cols = Clamp(kBlockBytes / row_bytes, 4, kMaxCols);
-  cols = Max64(4, Min(cols, CeilDiv(args.n, 4 * executor.Threads()))) / 4 * 4;
+  const int64_t cols = Max64(4, Min(kMaxCols, CeilDiv(args.n, 4 * executor.Threads()))) / 4 * 4;
   const int64_t n_blocks = CeilDiv(args.n, cols);
   const int64_t m_blocks = CeilDiv(args.m, kMaxRows);
   const double work = static_cast<double>(args.n) * static_cast<double>(args.k);

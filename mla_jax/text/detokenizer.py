@@ -37,7 +37,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._byte_token_ids: frozenset[int] = getattr(tokenizer, "byte_token_ids", frozenset())
-        self._reset()
+        # Tokens that are shown and give context, then tokens that wait.
+        self._window: list[int] = []
+        self._shown_tokens = 0
+        # How many characters of decode(window) are shown, and how many it had when last decoded.
+        self._shown_chars = 0
+        self._last_length = 0
 
     def feed(self, token_id: int) -> str:
         """Takes the next id and returns the text that it completes, often `""`."""
@@ -63,16 +68,9 @@ class Detokenizer:
     def flush(self) -> str:
         """Returns what was held back, with U+FFFD for an unfinished character, and starts a new stream."""
         text = self._decode(self._window)[self._shown_chars :]
-        self._reset()
+        self._window = []
+        self._shown_tokens = self._shown_chars = self._last_length = 0
         return text
-
-    def _reset(self) -> None:
-        # Tokens that are shown and give context, then tokens that wait.
-        self._window: list[int] = []
-        self._shown_tokens = 0
-        # How many characters of decode(window) are shown, and how many it had when last decoded.
-        self._shown_chars = 0
-        self._last_length = 0
 
     def _show_all(self, text: str) -> str:
         """The window ends with a whole character: what waited is shown and becomes the context."""

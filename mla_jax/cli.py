@@ -1,0 +1,198 @@
+"""The `mla-jax` command. Heavy imports happen inside the commands, so that `--help` is immediate."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mla_jax import __version__
+
+if TYPE_CHECKING:
+    from mla_jax.llm import LLM
+    from mla_jax.sampling_params import SamplingParams
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code. Errors are one sentence on standard error and code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone; Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USAGE
+    except Exception as error:
+        from mla_jax.errors import MlaJaxError
+
+        if not isinstance(error, MlaJaxError):
+            raise
+        print(f"mla-jax: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mla-jax",
+        description="DeepSeek-family inference (multi-head latent attention) in JAX.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mla-jax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    generate = command("generate", _generate, "Complete one or more prompts.")
+    _add_model_options(generate)
+    generate.add_argument("--prompt", action="append", required=True, help="text to complete; may be repeated")
+    generate.add_argument("--chat", action="store_true", help="put each prompt through the chat template")
+    generate.add_argument("--json", action="store_true", help="print one JSON object a completion")
+    _add_sampling_options(generate)
+
+    chat = command("chat", _chat, "Talk to a model; an empty line or end of input leaves.")
+    _add_model_options(chat)
+    chat.add_argument("--system", help="system message")
+    _add_sampling_options(chat)
+
+    doctor = command("doctor", _doctor, "Say what is installed, what each op runs, and why.")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    group = parser.add_argument_group("model")
+    group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    group.add_argument("--kernels", default="auto", choices=("auto", "native", "reference"))
+    group.add_argument("--page-size", type=int, default=16, help="tokens of a cache page (default 16)")
+    group.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "float32", "bfloat16", "fp8"))
+    group.add_argument("--max-model-len", type=int, help="tokens of one sequence, prompt included")
+    group.add_argument("--max-num-seqs", type=int, help="sequences that run at the same time")
+    group.add_argument("--max-total-tokens", type=int, help="tokens of all running sequences together")
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (defaults: generation_config.json, else greedy)")
+    group.add_argument("--max-tokens", type=int, help="tokens to generate at most")
+    group.add_argument("--temperature", type=float)
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--min-p", type=float)
+    group.add_argument("--seed", type=int)
+    group.add_argument("--stop", action="append", default=[], help="text that ends the answer; may be repeated")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the end token")
+
+
+def _llm(options: argparse.Namespace) -> "LLM":
+    from mla_jax.llm import LLM
+
+    return LLM(
+        options.model,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        page_size=options.page_size,
+        kv_cache_dtype=options.kv_cache_dtype,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_total_tokens=options.max_total_tokens,
+    )
+
+
+def _params(options: argparse.Namespace) -> "SamplingParams":
+    from mla_jax.sampling_params import SamplingParams
+
+    return SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        seed=options.seed,
+        stop=tuple(options.stop),
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def _generate(options: argparse.Namespace) -> int:
+    params = _params(options)
+    llm = _llm(options)
+    prompts: list[Any] = options.prompt
+    if options.chat:
+        prompts = [llm.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+    if len(prompts) == 1 and not options.json:
+        _print_stream(llm, prompts[0], params)
+        return 0
+    completions = llm.generate(prompts, params)
+    for prompt, completion in zip(options.prompt, completions, strict=True):
+        if options.json:
+            print(json.dumps(_as_json(prompt, completion), ensure_ascii=False), flush=True)
+        else:
+            print(f"{prompt}{completion.text}\n", flush=True)
+    return 0
+
+
+def _as_json(prompt: str, completion: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "usage": completion.usage._asdict(),
+    }
+
+
+def _print_stream(llm: "LLM", prompt: Any, params: "SamplingParams") -> str:
+    """Prints the text as it comes, then tokens per second on standard error; returns the text."""
+    text, count, piece = [], 0, None
+    for piece in llm.stream(prompt, params):
+        text.append(piece.text)
+        count += 1
+        print(piece.text, end="", flush=True)
+    print(flush=True)
+    if piece is not None:
+        print(
+            f"{count} tokens, {piece.generation_tps:.1f} tokens/s (prompt {piece.prompt_tps:.1f} tokens/s, "
+            f"{piece.finish_reason})",
+            file=sys.stderr,
+        )
+    return "".join(text)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    params = _params(options)
+    llm = _llm(options)
+    history: list[dict[str, str]] = []
+    if options.system:
+        history.append({"role": "system", "content": options.system})
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return 0
+        if not line.strip():
+            return 0
+        history.append({"role": "user", "content": line})
+        answer = _print_stream(llm, llm.encode_chat(history), params)
+        history.append({"role": "assistant", "content": answer})
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mla_jax.doctor import format_report, report
+
+    facts = report()
+    print(json.dumps(facts, indent=1) if options.json else format_report(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
