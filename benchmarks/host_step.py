@@ -89,7 +89,9 @@ def host_times() -> None:
 
     cache = mla_jax.init_cache(TINY, num_tokens=64)
     table = mla_jax.PageTable.allocate(cache, 1, 64)
-    meta = mla_jax.advance(mla_jax.AttentionMetadata.extend(table, jnp.ones(1, jnp.int32), jnp.ones(1, jnp.int32)))
+    meta = mla_jax.advance(
+        mla_jax.AttentionMetadata.extend(table, jnp.ones(1, jnp.int32), jnp.ones(1, jnp.int32))
+    )
     step = jax.jit(mla_jax.decode_step, donate_argnames=("cache",))
     state = {"cache": cache}
 

@@ -61,7 +61,12 @@ def absorb(
         raise ShapeError(f"absorb: argument 'contract': expected 'rows' or 'columns', got {contract!r}")
     used = rows if contract == "rows" else weight.shape[2]
     check_range("absorb", "x_offset", x_offset, used, x.shape[2], "x's columns")
-    static = {"contract": contract, "row_offset": int(row_offset), "rows": int(rows), "x_offset": int(x_offset)}
+    static = {
+        "contract": contract,
+        "row_offset": int(row_offset),
+        "rows": int(rows),
+        "x_offset": int(x_offset),
+    }
     return ABSORB(x, weight, kernels=kernels, **static)[0]
 
 
@@ -108,7 +113,7 @@ def _native(
     return (y,)
 
 
-ABSORB = Op(
+ABSORB: Op = Op(
     "mla_jax.absorb",
     targets=(TARGET,),
     abstract=_abstract,

@@ -71,7 +71,9 @@ def _reference(
             preferred_element_type=jnp.float32,
         )
 
-    def add_expert(total: jax.Array, expert: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def add_expert(
+        total: jax.Array, expert: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
         number, gate_up_e, down_e = expert
         both = dot(x, gate_up_e)
         hidden = (jax.nn.silu(both[:, :width]) * both[:, width:]).astype(x.dtype)
@@ -90,7 +92,7 @@ def _native(*arrays: jax.Array) -> Arrays:
     return (jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))(*arrays),)
 
 
-EXPERT_MLP = Op(
+EXPERT_MLP: Op = Op(
     "mla_jax.expert_mlp",
     targets=(TARGET,),
     abstract=_abstract,

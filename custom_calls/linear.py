@@ -1,5 +1,8 @@
 """`linear`: x (M,K) times a weight stored (N,K), as checkpoints store it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +43,7 @@ def linear(
     check_shape("linear", "weight", weight, ("N", x.shape[1]))
     check_dtype("linear", "weight", weight, COMPUTE_DTYPES if x.dtype == jnp.float32 else ("bfloat16",))
     check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), _results(x, weight))
-    arrays = (x, weight)
+    arrays: Arrays = (x, weight)
     if bias is not None:
         check_shape("linear", "bias", bias, (weight.shape[0],))
         check_dtype("linear", "bias", bias, COMPUTE_DTYPES)
@@ -78,11 +81,11 @@ def _native(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str) -
     return (jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)(x, weight, *bias),)
 
 
-def _batch(arrays: Arrays, batched: list[bool], static: dict[str, object]) -> Arrays:
+def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
     x, weight, *bias = arrays
     if batched[0] and not any(batched[1:]):
         rows = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
-        y = LINEAR(rows, weight, *bias, **static)[0]  # type: ignore[arg-type]
+        y = LINEAR(rows, weight, *bias, **static)[0]
         return (y.reshape(*x.shape[:2], weight.shape[0]),)
     return map_rows(LINEAR, arrays, batched, static)
 

@@ -128,7 +128,10 @@ def _reference(
     num_rows, num_heads, rank = q_latent.shape
     num_seqs, max_pages = pages.shape
     _, num_pages, page_size, _ = kv.shape
-    empty = (jnp.zeros(q_latent.shape, q_latent.dtype), jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32))
+    empty = (
+        jnp.zeros(q_latent.shape, q_latent.dtype),
+        jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32),
+    )
     if num_rows == 0 or num_seqs == 0 or max_pages == 0 or num_pages == 0:
         return empty
 
@@ -165,7 +168,7 @@ def _reference(
         update = jnp.einsum("thk,tkr->thr", weight, values[:, :, :rank], precision=highest)
         return (new_peak, total, weighted * shrink[:, :, None] + update, broken), None
 
-    start = (
+    start: Arrays = (
         jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32),
         jnp.zeros((num_rows, num_heads), jnp.float32),
         jnp.zeros(q_latent.shape, jnp.float32),
@@ -173,7 +176,9 @@ def _reference(
     )
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     (peak, total, weighted, broken), _ = jax.lax.scan(visit, start, steps)
-    out = jnp.where(total[:, :, None] > 0, weighted / total[:, :, None], jnp.where(jnp.isnan(weighted), weighted, 0))
+    out = jnp.where(
+        total[:, :, None] > 0, weighted / total[:, :, None], jnp.where(jnp.isnan(weighted), weighted, 0)
+    )
     logsumexp = peak + jnp.log(total)
     out = jnp.where(broken[:, None, None], jnp.float32(jnp.nan), out)
     logsumexp = jnp.where(broken[:, None], jnp.float32(jnp.nan), logsumexp)
@@ -188,7 +193,7 @@ def _native(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
     )
 
 
-MLA_ATTENTION = Op(
+MLA_ATTENTION: Op = Op(
     "mla_jax.mla_attention",
     targets=(TARGET,),
     abstract=_abstract,

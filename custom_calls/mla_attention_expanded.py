@@ -10,9 +10,9 @@ import numpy as np
 
 from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_range, check_shape
 from custom_calls.errors import ShapeError
+from custom_calls.mla_attention import rows_of_sequences
 from custom_calls.op import Arrays, Op, map_rows
 from custom_calls.registry import Kernels
-from custom_calls.mla_attention import rows_of_sequences
 
 TARGET = "mla_jax.mla_attention_expanded.v1"
 
@@ -112,7 +112,9 @@ def _reference(
     expanded = jnp.where(owned[:, None, None], expanded, jnp.float32(0))
     key_rope = jnp.where(owned[:, None], rows[:, rows.shape[1] - rope :].astype(jnp.float32), jnp.float32(0))
     highest = jax.lax.Precision.HIGHEST
-    score = jnp.einsum("thd,khd->htk", q[:, :, :nope].astype(jnp.float32), expanded[:, :, :nope], precision=highest)
+    score = jnp.einsum(
+        "thd,khd->htk", q[:, :, :nope].astype(jnp.float32), expanded[:, :, :nope], precision=highest
+    )
     score = score + jnp.einsum("thp,kp->htk", q_rope.astype(jnp.float32), key_rope, precision=highest)
     score = jnp.where(visible[None], score * np.float32(softmax_scale), -jnp.inf)
     peak = jnp.max(score, axis=-1, initial=-jnp.inf)
@@ -125,14 +127,11 @@ def _reference(
     return out.astype(q.dtype), jnp.transpose(logsumexp)
 
 
-def _reference_uniform(
-    *arrays: jax.Array, nope: int, v: int, softmax_scale: float, length: int
-) -> Arrays:
-    def one_sequence(*own: jax.Array) -> Arrays:
+def _reference_uniform(*arrays: jax.Array, nope: int, v: int, softmax_scale: float, length: int) -> Arrays:
+    def one_sequence(q: jax.Array, q_rope: jax.Array, kv: jax.Array, rows: jax.Array) -> Arrays:
         bounds = jnp.array([0, length], jnp.int32)
-        return _reference(
-            *own, bounds, nope=nope, v=v, softmax_scale=softmax_scale, uniform_length=None
-        )
+        static = {"nope": nope, "v": v, "softmax_scale": softmax_scale, "uniform_length": None}
+        return _reference(q, q_rope, kv, rows, bounds, **static)  # type: ignore[arg-type]
 
     split = [array.reshape(-1, length, *array.shape[1:]) for array in arrays]
     return tuple(out.reshape(-1, *out.shape[2:]) for out in jax.vmap(one_sequence)(*split))
@@ -141,14 +140,12 @@ def _reference_uniform(
 def _native(
     *arrays: jax.Array, nope: int, v: int, softmax_scale: float, uniform_length: int | None
 ) -> Arrays:
-    outs = _abstract(
-        *arrays, nope=nope, v=v, softmax_scale=softmax_scale, uniform_length=uniform_length
-    )
+    outs = _abstract(*arrays, nope=nope, v=v, softmax_scale=softmax_scale, uniform_length=uniform_length)
     call = jax.ffi.ffi_call(TARGET, outs)
     return tuple(call(*arrays, nope=np.int64(nope), v=np.int64(v), softmax_scale=np.float32(softmax_scale)))
 
 
-MLA_ATTENTION_EXPANDED = Op(
+MLA_ATTENTION_EXPANDED: Op = Op(
     "mla_jax.mla_attention_expanded",
     targets=(TARGET,),
     abstract=_abstract,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -61,7 +62,9 @@ class Op:
         self.primitive.def_abstract_eval(_with_varying_axes(abstract))
         for platform in PLATFORMS:
             mlir.register_lowering(self.primitive, self._lowering(platform), platform=platform)
-        mlir.register_lowering(self.primitive, mlir.lower_fun(_without_kernels(reference), multiple_results=True))
+        mlir.register_lowering(
+            self.primitive, mlir.lower_fun(_without_kernels(reference), multiple_results=True)
+        )
         ad.primitive_jvps[self.primitive] = self._jvp
         batching.primitive_batchers[self.primitive] = self._vmap
         OPS[name] = self
@@ -87,7 +90,9 @@ class Op:
 
     def _jvp(self, primals: Any, tangents: Any, *, kernels: registry.Kernels, **static: Any) -> Any:
         if self._not_differentiable is not None:
-            raise UnsupportedTransformError(f"{self.name} cannot be differentiated: {self._not_differentiable}")
+            raise UnsupportedTransformError(
+                f"{self.name} cannot be differentiated: {self._not_differentiable}"
+            )
         moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
         def at(*values: jax.Array) -> Arrays:
@@ -101,9 +106,9 @@ class Op:
         return list(results), list(tangents_out)
 
     def _vmap(self, arrays: Any, dims: Any, *, kernels: registry.Kernels, **static: Any) -> Any:
-        batched = [dim is not batching.not_mapped for dim in dims]
+        batched = [dim is not None for dim in dims]
         moved = tuple(
-            batching.moveaxis(array, dim, 0) if is_batched else array
+            jnp.moveaxis(array, dim, 0) if is_batched else array
             for array, dim, is_batched in zip(arrays, dims, batched, strict=True)
         )
         if self._batch is None:
@@ -112,7 +117,9 @@ class Op:
         return list(results), [0] * len(results)
 
 
-def map_rows(op: "Callable[..., Arrays]", arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
+def map_rows(
+    op: "Callable[..., Arrays]", arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]
+) -> Arrays:
     """vmap by running the op once per batch element, in a loop: right for every op without a pool result."""
 
     def one(values: Arrays) -> Arrays:
@@ -146,7 +153,7 @@ def _with_varying_axes(abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]]) 
     def rule(*avals: Any, kernels: registry.Kernels, **static: Any) -> list[jax.core.ShapedArray]:
         del kernels
         varying: frozenset[str] = frozenset().union(*(getattr(aval, "vma", frozenset()) for aval in avals))
-        extra = {"vma": varying} if varying else {}
+        extra: dict[str, Any] = {"vma": varying} if varying else {}
         return [jax.core.ShapedArray(out.shape, out.dtype, **extra) for out in abstract(*avals, **static)]
 
     return rule

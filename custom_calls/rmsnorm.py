@@ -95,7 +95,7 @@ def _native(x: jax.Array, *rest: jax.Array, eps: float, offset: int) -> Arrays:
     return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, offset=np.int64(offset), eps=np.float32(eps)))
 
 
-RMSNORM = Op(
+RMSNORM: Op = Op(
     "mla_jax.rmsnorm",
     targets=(TARGET,),
     abstract=_abstract,
@@ -104,7 +104,7 @@ RMSNORM = Op(
     batch=lambda arrays, batched, static: map_rows(RMSNORM, arrays, batched, static),
 )
 
-RMSNORM_RESIDUAL = Op(
+RMSNORM_RESIDUAL: Op = Op(
     "mla_jax.rmsnorm_residual",
     targets=(TARGET_RESIDUAL,),
     abstract=_abstract,

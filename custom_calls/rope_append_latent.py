@@ -262,7 +262,7 @@ ROPE_APPEND_LATENT = Op(
     not_differentiable="it writes the pool in place; pass cache=None to differentiate the same computation",
 )
 
-ROPE_LATENT_ROWS = Op(
+ROPE_LATENT_ROWS: Op = Op(
     "mla_jax.rope_latent_rows",
     targets=(TARGET_ROWS,),
     abstract=_abstract_rows,

@@ -15,7 +15,9 @@ config = mla_jax.ModelConfig.from_file(Path(sys.argv[1]) / "config.json")
 model = mla_jax.freeze(mla_jax.MLAForCausalLM.abstract(config))  # shapes only, no weights are read
 
 cache = jax.eval_shape(lambda: mla_jax.init_cache(config, num_tokens=1024, page_size=64))
-table = jax.eval_shape(lambda: mla_jax.PageTable.empty(mla_jax.init_cache(config, num_tokens=1024, page_size=64), 4, 256))
+table = jax.eval_shape(
+    lambda: mla_jax.PageTable.empty(mla_jax.init_cache(config, num_tokens=1024, page_size=64), 4, 256)
+)
 lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
 
 
@@ -27,4 +29,6 @@ def step(model, tokens, cache, table, seq_lens):
 traced = jax.jit(step, donate_argnames=("cache",)).trace(model, lengths, cache, table, lengths)
 lowered = traced.lower(lowering_platforms=("rocm",))
 text = lowered.as_text()
-print(f"lowered for rocm: {len(text.splitlines())} lines of StableHLO, {text.count('custom_call')} custom calls")
+print(
+    f"lowered for rocm: {len(text.splitlines())} lines of StableHLO, {text.count('custom_call')} custom calls"
+)

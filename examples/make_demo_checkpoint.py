@@ -18,7 +18,12 @@ from mla_jax.checkpoints.safetensors import write_safetensors
 from mla_jax.config import ModelConfig
 from mla_jax.parameters import parameter_table
 
-BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
+BOS, EOS, USER, ASSISTANT = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+)
 
 CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"],

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AttentionMetadata": "mla_jax.paging",
     "Appended": "mla_jax.latent",
-    "Completion": "mla_jax.llm",
+    "Completion": "mla_jax.completion",
     "Engine": "mla_jax.engine",
     "EngineLimits": "mla_jax.engine",
     "FrozenModel": "mla_jax.models",
@@ -57,6 +57,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from mla_jax.cache import LatentCache, init_cache
+    from mla_jax.completion import Completion
     from mla_jax.config import ModelConfig
     from mla_jax.engine import Engine, EngineLimits
     from mla_jax.errors import MlaJaxError
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
         mla_attention_expanded,
         rope_append_latent,
     )
-    from mla_jax.llm import LLM, Completion
+    from mla_jax.llm import LLM
     from mla_jax.loading import load
     from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, forward, freeze, prefill
     from mla_jax.paging import AttentionMetadata, PageTable, SlotMapping, advance

@@ -69,9 +69,7 @@ def cache_dtype(name: str, compute_dtype: str) -> jnp.dtype[Any]:
     """Resolves "auto" (the compute dtype), "fp8" and dtype names; raises `ShapeError` for others."""
     resolved = compute_dtype if name == "auto" else _DTYPE_NAMES.get(name, name)
     if resolved not in CACHE_DTYPES:
-        raise ShapeError(
-            f"cache dtype: expected 'auto', {', '.join(CACHE_DTYPES)} or 'fp8', got {name!r}"
-        )
+        raise ShapeError(f"cache dtype: expected 'auto', {', '.join(CACHE_DTYPES)} or 'fp8', got {name!r}")
     return jnp.dtype(resolved)
 
 

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = command("generate", _generate, "Complete one or more prompts.")
     _add_model_options(generate)
-    generate.add_argument("--prompt", action="append", required=True, help="text to complete; may be repeated")
+    generate.add_argument(
+        "--prompt", action="append", required=True, help="text to complete; may be repeated"
+    )
     generate.add_argument("--chat", action="store_true", help="put each prompt through the chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON object a completion")
     _add_sampling_options(generate)
@@ -89,7 +91,9 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int)
     group.add_argument("--min-p", type=float)
     group.add_argument("--seed", type=int)
-    group.add_argument("--stop", action="append", default=[], help="text that ends the answer; may be repeated")
+    group.add_argument(
+        "--stop", action="append", default=[], help="text that ends the answer; may be repeated"
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end token")
 
 

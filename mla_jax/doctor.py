@@ -11,7 +11,17 @@ from custom_calls import registry
 from custom_calls.op import PLATFORMS
 from mla_jax.kernel_table import kernel_table, lowering_platform
 
-_PACKAGES = ("mla-jax", "jax", "jaxlib", "flax", "numpy", "ml_dtypes", "tokenizers", "jinja2", "huggingface_hub")
+_PACKAGES = (
+    "mla-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "ml_dtypes",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+)
 
 
 def report() -> dict[str, Any]:

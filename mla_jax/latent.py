@@ -117,16 +117,15 @@ def rope_append_latent(
         q_rope, rows = _rows_op(*rotation, **static)
         return Appended(unrotated.q, q_rope, None, number, rows, seal=_SEAL)
     _require(cache, LatentCache, "rope_append_latent", "cache", "the pool and its layout")
-    _require(slots, SlotMapping, "rope_append_latent", "slots", "token-granular slots, not pages")
+    if not isinstance(slots, SlotMapping):
+        raise LayoutError(_mismatch(slots, SlotMapping, "rope_append_latent", "slots", "token-granular slots"))
     if table.layout != cache.rope_layout:
         raise LayoutError(
             f"rope_append_latent: the table rotates {table.layout!r} pairs, the cache was written with "
             f"{cache.rope_layout!r} pairs"
         )
     check_pool("rope_append_latent", slots, cache)
-    q_rope, kv = _append_op(
-        *rotation, slots.slots, cache.kv, number, _layer_scales(cache, number), **static
-    )
+    q_rope, kv = _append_op(*rotation, slots.slots, cache.kv, number, _layer_scales(cache, number), **static)
     return Appended(unrotated.q, q_rope, cache.with_kv(kv), number, None, seal=_SEAL)
 
 
@@ -268,6 +267,8 @@ def _layer_scales(cache: LatentCache, layer: jax.Array) -> jax.Array:
 
 def _require(value: Any, kind: type, op: str, name: str, meaning: str) -> None:
     if not isinstance(value, kind):
-        raise LayoutError(
-            f"{op}: argument '{name}': expected {kind.__name__} ({meaning}), got {type(value).__name__}"
-        )
+        raise LayoutError(_mismatch(value, kind, op, name, meaning))
+
+
+def _mismatch(value: Any, kind: type, op: str, name: str, meaning: str) -> str:
+    return f"{op}: argument '{name}': expected {kind.__name__} ({meaning}), got {type(value).__name__}"

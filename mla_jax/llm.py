@@ -77,10 +77,11 @@ class LLM:
     ) -> None:
         self._defaults: GenerationDefaults | None = None
         self.tokenizer = tokenizer
+        self._why_no_tokenizer = "a model in memory has none"
         if isinstance(path_or_model, str | Path):
             folder = resolve_checkpoint(path_or_model)
             if tokenizer is None:
-                self.tokenizer = Tokenizer.from_folder(folder)
+                self.tokenizer, self._why_no_tokenizer = _own_tokenizer(folder)
             self._defaults = GenerationDefaults.from_folder(folder)
             model, _ = load(folder, dtype=dtype, kernels=kernels)
             self.model = freeze(model)
@@ -134,7 +135,11 @@ class LLM:
         return [results[request_id] for request_id in ids]
 
     def chat(
-        self, messages: Messages | Sequence[Messages], params: SamplingParams | None = None, *, progress: bool = False
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | None = None,
+        *,
+        progress: bool = False,
     ) -> list[Completion]:
         """Completes a conversation, or several, through the checkpoint's chat template.
 
@@ -244,7 +249,9 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise RequestError("prompt: expected token ids, as this LLM has no tokenizer, got a string")
+                raise RequestError(
+                    f"prompt: expected token ids, as there is no tokenizer ({self._why_no_tokenizer}), got a string"
+                )
             return list(self.tokenizer.encode(prompt))
         return self._check_ids(prompt, "prompt")
 
@@ -252,7 +259,9 @@ class LLM:
         checked = []
         for position, token in enumerate(ids):
             if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                raise RequestError(f"{where}: expected integer token ids, got {shown(token)} at position {position}")
+                raise RequestError(
+                    f"{where}: expected integer token ids, got {shown(token)} at position {position}"
+                )
             if not 0 <= token < self.config.vocab_size:
                 raise RequestError(
                     f"{where}: expected token ids in [0, {self.config.vocab_size}), got {token} at position {position}"
@@ -263,21 +272,28 @@ class LLM:
     def _requests(
         self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[tuple[Request, tuple[str, ...], frozenset[int]]]:
-        per_prompt = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        per_prompt = (
+            [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        )
         if len(per_prompt) != len(prompts):
-            raise RequestError(f"params: expected one for each of {len(prompts)} prompts, got {len(per_prompt)}")
+            raise RequestError(
+                f"params: expected one for each of {len(prompts)} prompts, got {len(per_prompt)}"
+            )
         requests = []
         for prompt, own in zip(prompts, per_prompt, strict=True):
-            resolved = resolve(own, self._defaults)
+            asked = SamplingParams() if own is None else own
+            if not isinstance(asked, SamplingParams):
+                raise RequestError(f"params: expected SamplingParams or None, got {shown(asked)}")
+            resolved = resolve(asked, self._defaults)
+            ends = frozenset() if asked.ignore_eos else self._end_tokens(resolved)
             if resolved.stop and self.tokenizer is None:
                 raise RequestError("stop: expected none, as this LLM has no tokenizer to match text with")
-            requests += [self._request(prompt, resolved, i) for i in range(resolved.n)]
+            requests += [self._request(prompt, resolved, ends, copy) for copy in range(resolved.n)]
         return requests
 
     def _request(
-        self, prompt: list[int], params: ResolvedParams, copy: int
+        self, prompt: list[int], params: ResolvedParams, ends: frozenset[int], copy: int
     ) -> tuple[Request, tuple[str, ...], frozenset[int]]:
-        ends = frozenset() if params.ignore_eos else self._end_tokens(params)
         stop_ids = ends | frozenset(params.stop_token_ids)
         room = max(self.limits.max_model_len - len(prompt), 1)
         seed = secrets.randbits(63) if params.seed is None else params.seed + copy
@@ -296,7 +312,19 @@ class LLM:
 
     def _end_tokens(self, params: ResolvedParams) -> frozenset[int]:
         own = getattr(self.tokenizer, "eos_token_id", None)
-        return frozenset((*params.eos_token_ids, *self.config.eos_token_ids, *(() if own is None else (own,))))
+        return frozenset(
+            (*params.eos_token_ids, *self.config.eos_token_ids, *(() if own is None else (own,)))
+        )
+
+
+def _own_tokenizer(folder: Path) -> tuple[Tokenizer | None, str]:
+    """A checkpoint's tokenizer, or None and the reason: a folder without one still takes token ids."""
+    try:
+        return Tokenizer.from_folder(folder), ""
+    except TokenizerError as error:
+        if (folder / "tokenizer.json").exists():
+            raise
+        return None, str(error)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

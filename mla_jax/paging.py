@@ -128,9 +128,11 @@ class PageTable:
         taken = jnp.where(in_reach, by_rank[jnp.clip(rank, 0, self.num_pages - 1)], self.num_pages)
         _refuse_when_known(
             jnp.any(missing & (taken >= self.num_pages)) | jnp.any(needed > self.max_pages),
-            lambda: f"PageTable.append: {int(jnp.sum(missing))} more pages are needed, "
-            f"{int(self.num_free())} of {self.num_pages} are free and a sequence holds at most "
-            f"{self.max_pages} pages of {self.page_size} tokens",
+            lambda: (
+                f"PageTable.append: {int(jnp.sum(missing))} more pages are needed, "
+                f"{int(self.num_free())} of {self.num_pages} are free and a sequence holds at most "
+                f"{self.max_pages} pages of {self.page_size} tokens"
+            ),
         )
         pages = jnp.where(missing, taken, self.pages)
         counts = self.ref_counts.at[taken.reshape(-1)].add(1, mode="drop")
@@ -141,9 +143,7 @@ class PageTable:
         mask = _as_mask(released, self.num_seqs)
         leaving = jnp.where(mask[:, None], self.pages, self.num_pages)
         counts = self.ref_counts.at[leaving.reshape(-1)].add(-1, mode="drop")
-        return replace(
-            self, pages=jnp.where(mask[:, None], self.num_pages, self.pages), ref_counts=counts
-        )
+        return replace(self, pages=jnp.where(mask[:, None], self.num_pages, self.pages), ref_counts=counts)
 
     def fork(
         self, cache: LatentCache, source: Any, target: Any, seq_len: Any
@@ -285,8 +285,10 @@ class AttentionMetadata:
         mapping = table.slots(jnp.where(owned, row, table.num_seqs), positions)
         _refuse_when_known(
             jnp.any(owned & (mapping.slots >= mapping.num_slots)),
-            lambda: "AttentionMetadata.extend: the table has no pages for some of the new tokens; call "
-            "table.append(seq_lens, num_new) first",
+            lambda: (
+                "AttentionMetadata.extend: the table has no pages for some of the new tokens; call "
+                "table.append(seq_lens, num_new) first"
+            ),
         )
         return AttentionMetadata(positions, mapping, table, starts, before + new)
 

@@ -56,8 +56,12 @@ def parameter_table(config: ModelConfig) -> Tree:
     prefix = f"{config.tensor_prefix}model."
     table: Tree = {
         "model": {
-            "embed_tokens": {"weight": _leaf(f"{prefix}embed_tokens.weight", (vocab, hidden), ("vocab", "embed"))},
-            "layers": [_decoder_layer(config, f"{prefix}layers.{i}.", i) for i in range(config.num_hidden_layers)],
+            "embed_tokens": {
+                "weight": _leaf(f"{prefix}embed_tokens.weight", (vocab, hidden), ("vocab", "embed"))
+            },
+            "layers": [
+                _decoder_layer(config, f"{prefix}layers.{i}.", i) for i in range(config.num_hidden_layers)
+            ],
             "norm": _norm(f"{prefix}norm", hidden),
         }
     }
@@ -69,7 +73,7 @@ def parameter_table(config: ModelConfig) -> Tree:
 
 def map_table(function: Callable[[ParamInfo], Any], table: Tree) -> Tree:
     """The same nesting with `function(info)` for every leaf."""
-    return jax.tree.map(function, table, is_leaf=lambda node: isinstance(node, ParamInfo))  # type: ignore[no-any-return]
+    return jax.tree.map(function, table, is_leaf=lambda node: isinstance(node, ParamInfo))
 
 
 def abstract_parameters(table: Tree, dtype: str) -> Tree:
@@ -98,7 +102,7 @@ def random_parameters(table: Tree, key: jax.Array, dtype: str, scale: float = 1.
         return (jax.random.normal(one, info.shape, jnp.float32) * jnp.float32(deviation)).astype(kind)
 
     keys = jax.random.split(key, max(len(infos), 1))
-    return jax.tree.unflatten(structure, [draw(i, k) for i, k in zip(infos, keys, strict=True)])  # type: ignore[no-any-return]
+    return jax.tree.unflatten(structure, [draw(i, k) for i, k in zip(infos, keys, strict=True)])
 
 
 def attention_table(config: ModelConfig, prefix: str = "") -> Tree:

@@ -1,6 +1,6 @@
 """Registration of the project's frozen dataclasses as pytrees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import jax
@@ -18,12 +18,12 @@ def pytree(*, data: Sequence[str], static: Sequence[str] = ()) -> Callable[[type
     def register(cls: type[T]) -> type[T]:
         def flatten_with_keys(value: T) -> tuple[list[tuple[object, object]], tuple[object, ...]]:
             keyed = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in data]
-            return keyed, tuple(getattr(value, name) for name in static)  # type: ignore[return-value]
+            return keyed, tuple(getattr(value, name) for name in static)
 
         def flatten(value: T) -> tuple[list[object], tuple[object, ...]]:
             return [getattr(value, name) for name in data], tuple(getattr(value, name) for name in static)
 
-        def unflatten(aux: tuple[object, ...], children: Sequence[object]) -> T:
+        def unflatten(aux: tuple[object, ...], children: Iterable[object]) -> T:
             value = object.__new__(cls)
             for name, child in zip((*data, *static), (*children, *aux), strict=True):
                 object.__setattr__(value, name, child)

@@ -47,11 +47,9 @@ def assert_in_place(jitted: Any, *args: Any, **kwargs: Any) -> InPlaceReport:
     pools = [cache.kv for cache in caches]
     cache_bytes = sum(pool.size * pool.dtype.itemsize for pool in pools)
     copies = tuple(line for pool in pools for line in _copies_of(compiled.as_text(), pool))
-    report = InPlaceReport(
-        cache_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes, copies
-    )
+    report = InPlaceReport(cache_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes, copies)
     if copies:
-        raise AssertionError(f"the compiled step copies the cache:\n  " + "\n  ".join(copies))
+        raise AssertionError("the compiled step copies the cache:\n  " + "\n  ".join(copies))
     if report.alias_bytes < cache_bytes:
         raise AssertionError(
             f"the compiled step aliases {report.alias_bytes} bytes, the cache has {cache_bytes}: is it donated?"

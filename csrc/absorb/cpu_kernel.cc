@@ -21,9 +21,9 @@ void ContractRows(const AbsorbArgs& args, int64_t h, const T* const* x, const T*
   for (int64_t i = 0; i < count;) {
     const int64_t rows = count - i >= kAxpyM ? kAxpyM : 1;
     if (rows == kAxpyM) {
-      AxpyRows<kAxpyM>(x + i, w, 0, args.rows_used, args.rank, false, acc, args.rank);
+      AxpyRows<kAxpyM>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
     } else {
-      AxpyRows<1>(x + i, w, 0, args.rows_used, args.rank, false, acc, args.rank);
+      AxpyRows<1>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
     }
     for (int64_t j = 0; j < rows; ++j) {
       RowFromFloat(acc + j * args.rank, args.rank,

@@ -9,12 +9,14 @@
 #include "common/axpy_tile.h"
 #include "common/dot_tile.h"
 #include "common/simd.h"
+#include "common/tasks.h"
 
 namespace mla {
 namespace MLA_ISA {
 
 constexpr int64_t kSplitKeys = 512;
 constexpr int64_t kAttendRows = 16;  // Query rows that share one pass: their scores stay close.
+constexpr int64_t kValueBlock = 128;  // Keys whose values are used by all rows before the next.
 
 // Weights are kept in the type that the product with the values multiplies fastest.
 template <typename X, typename W>
@@ -155,26 +157,36 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                             scratch->weights + r * kSplitKeys);
     }
   }
+  // Keys that every row of a tile of kAxpyM rows sees, in whole pairs.
   const int64_t width = keys.v_width;
-  for (int64_t m = 0; m < rows;) {
-    const int64_t tile = rows - m >= kAxpyM ? kAxpyM : 1;
-    int64_t shared = 0;  // Keys that every row of the tile sees, in whole pairs.
-    if (tile == kAxpyM) {
-      shared = visible[m];
-      for (int64_t i = 1; i < tile; ++i) {
-        if (visible[m + i] < shared) shared = visible[m + i];
-      }
-      shared &= ~int64_t{1};
-      if (shared > 0) {
-        AxpyRows<kAxpyM>(p + m, keys.v, 0, shared, width, false, acc + m * width, width);
+  int64_t shared[kAttendRows / kAxpyM] = {};
+  int64_t most_shared = 0;
+  for (int64_t m = 0; m + kAxpyM <= rows; m += kAxpyM) {
+    int64_t& s = shared[m / kAxpyM];
+    s = visible[m];
+    for (int64_t i = 1; i < kAxpyM; ++i) s = Min(s, visible[m + i]);
+    s &= ~int64_t{1};
+    most_shared = Max64(most_shared, s);
+  }
+  // A block of keys and a range of columns stay in the first-level cache for all tiles.
+  for (int64_t begin = 0; begin < most_shared; begin += kValueBlock) {
+    for (int64_t col = 0; col < width; col += kStripsM * kStrip) {
+      const int64_t cols = Min(kStripsM * kStrip, width - col);
+      for (int64_t m = 0; m + kAxpyM <= rows; m += kAxpyM) {
+        const int64_t end = Min(shared[m / kAxpyM], begin + kValueBlock);
+        if (end > begin) {
+          AxpyRows<kAxpyM>(p + m, keys.v, begin, end, col, col + cols, begin > 0, acc + m * width,
+                           width);
+        }
       }
     }
-    for (int64_t i = m; i < m + tile; ++i) {
-      if (visible[i] > shared) {
-        AxpyRows<1>(p + i, keys.v, shared, visible[i], width, shared > 0, acc + i * width, width);
-      }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t tile = r / kAxpyM;
+    const int64_t done = tile * kAxpyM + kAxpyM <= rows ? shared[tile] : 0;
+    if (visible[r] > done) {
+      AxpyRows<1>(p + r, keys.v, done, visible[r], 0, width, done > 0, acc + r * width, width);
     }
-    m += tile;
   }
 }
 

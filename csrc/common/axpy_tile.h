@@ -157,13 +157,13 @@ constexpr int kStripsM = 1;
 #endif
 constexpr int kStrips1 = 4;
 
-// acc[m * ld + c] (+)= sum of x[m][d] * w[d][c] for c in [0, cols), d in [begin, end), for M rows
-// given by pointers. begin is even.
+// acc[m * ld + c] (+)= sum of x[m][d] * w[d][c] for c in [col, cols), d in [begin, end), for M rows
+// given by pointers. begin is even; col is a multiple of kStrip.
 template <int M, typename X, typename W>
-inline void AxpyRows(const X* const* x, const W* const* w, int64_t begin, int64_t end,
+inline void AxpyRows(const X* const* x, const W* const* w, int64_t begin, int64_t end, int64_t col,
                      int64_t cols, bool add, float* acc, int64_t ld) {
   constexpr int kS = M == 1 ? kStrips1 : kStripsM;
-  int64_t c = 0;
+  int64_t c = col;
   for (; c + kS * kStrip <= cols; c += kS * kStrip) {
     AxpyTile<M, kS>(x, w, begin, end, c, add, acc + c, ld);
   }

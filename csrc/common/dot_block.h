@@ -12,9 +12,6 @@
 namespace mla {
 namespace MLA_ISA {
 
-// From this many rows of x on, copies of the weights pay for themselves.
-constexpr int64_t kPackFrom = 24;
-
 // What the packed copies hold: f32, unless pairs of bf16 are multiplied directly.
 template <typename X, typename W>
 struct PackedType {
@@ -26,6 +23,13 @@ struct PackedType<bf16, bf16> {
   using T = bf16;
 };
 #endif
+
+// From this many rows of x on, copies of the weights pay for themselves; sooner where the copy also
+// saves a conversion to f32 in every tile.
+template <typename X, typename W>
+constexpr int64_t PackFrom() {
+  return sizeof(typename PackedType<X, W>::T) == sizeof(W) ? 48 : 16;
+}
 
 // Copies columns [begin, begin + width) of the rows to rows `pitch` apart; zeros from column
 // `limit` on. width is a multiple of the vector length, begin + width may lie past the limit.
@@ -119,9 +123,9 @@ template <typename X, typename W, typename Sink>
 inline void DotBlockPacked(const X* const* x, int64_t rows, const W* const* w, int64_t cols,
                            int64_t k, const Sink& sink) {
   using C = typename PackedType<X, W>::T;
-  constexpr int64_t kChunk = XCH / sizeof(C);
+  constexpr int64_t kChunk = sizeof(C) == 2 ? 2048 : 512;
   constexpr int64_t kStep = DotStep<C, C>::kStep;
-  constexpr int64_t kCols = XCOLS;
+  constexpr int64_t kCols = 128;
   constexpr int64_t kTile = kTileM * kTileN;
   const int64_t pitch = Min(kChunk, CeilDiv(Max64(k, 1), kStep) * kStep);
   const int64_t m_tiles = CeilDiv(rows, kTileM);
@@ -169,7 +173,7 @@ inline void DotBlockPacked(const X* const* x, int64_t rows, const W* const* w, i
 template <typename X, typename W, typename Sink>
 inline void DotBlock(const X* const* x, int64_t rows, const W* const* w, int64_t cols, int64_t k,
                      const Sink& sink) {
-  if (rows >= kPackFrom) {
+  if (rows >= PackFrom<X, W>()) {
     DotBlockPacked(x, rows, w, cols, k, sink);
   } else {
     DotBlockDirect(x, rows, w, cols, k, sink);

@@ -13,7 +13,7 @@ import numpy as np
 
 from mla_jax.cache import init_cache
 from mla_jax.engine.programs import TOP_LOGPROBS, Drawn, EngineState, Programs, bucket_of, buckets
-from mla_jax.engine.request import Event, Request, Running
+from mla_jax.engine.request import Event, FinishReason, Request, Running
 from mla_jax.errors import RequestError
 from mla_jax.models.frozen import Model, freeze
 
@@ -61,7 +61,9 @@ class Engine:
         config = self.model.config
         context, reason = config.max_context, config.context_reason
         if limits.max_model_len > context:
-            raise RequestError(f"max_model_len: expected at most {context} ({reason}), got {limits.max_model_len}")
+            raise RequestError(
+                f"max_model_len: expected at most {context} ({reason}), got {limits.max_model_len}"
+            )
         self.limits = limits
         self.vocab_limit = config.vocab_size if vocab_limit is None else min(vocab_limit, config.vocab_size)
         largest = min(limits.max_prefill_tokens, limits.max_model_len)
@@ -107,7 +109,9 @@ class Engine:
             raise RequestError("prompt: expected at least one token, got none")
         for position, token in enumerate(request.prompt):
             if not 0 <= token < vocab:
-                raise RequestError(f"prompt: expected token ids in [0, {vocab}), got {token} at position {position}")
+                raise RequestError(
+                    f"prompt: expected token ids in [0, {vocab}), got {token} at position {position}"
+                )
         if length >= limits.max_model_len:
             raise RequestError(
                 f"prompt: expected at most {limits.max_model_len - 1} tokens (max_model_len "
@@ -221,14 +225,15 @@ class Engine:
         for i, one in enumerate(running):
             token = int(host.tokens[i])
             one.generated += 1
-            reason = None
+            reason: FinishReason | None = None
             if token in one.request.stop_token_ids:
                 reason = "stop"
             elif one.generated >= one.request.max_tokens or (
                 len(one.request.prompt) + one.generated >= self.limits.max_model_len
             ):
                 reason = "length"
-            events.append(Event(one.request_id, token, _logprobs(host, i, token, one.request.logprobs), reason))  # type: ignore[arg-type]
+            logprobs = _logprobs(host, i, token, one.request.logprobs)
+            events.append(Event(one.request_id, token, logprobs, reason))
             if reason is not None:
                 self._finish(one)
         return events

@@ -25,7 +25,18 @@ TOP_LOGPROBS = 20
 
 
 @pytree(
-    data=("cache", "table", "seq_lens", "last_tokens", "seeds", "drawn", "temperature", "top_p", "top_k", "min_p")
+    data=(
+        "cache",
+        "table",
+        "seq_lens",
+        "last_tokens",
+        "seeds",
+        "drawn",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+    )
 )
 @dataclass(frozen=True)
 class EngineState:
@@ -80,7 +91,9 @@ class Drawn:
     top_logprobs: jax.Array | None
 
 
-def admit(state: EngineState, row: jax.Array, reserve: jax.Array, settings: dict[str, jax.Array]) -> EngineState:
+def admit(
+    state: EngineState, row: jax.Array, reserve: jax.Array, settings: dict[str, jax.Array]
+) -> EngineState:
     """Gives a row's pages back, takes pages for `reserve` tokens and sets its sampling limits."""
     mine = jnp.arange(state.seq_lens.shape[0], dtype=jnp.int32) == row
     table = state.table.free(mine)

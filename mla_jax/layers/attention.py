@@ -24,8 +24,8 @@ from mla_jax.latent import (
 )
 from mla_jax.layers.basic import Linear, RMSNorm
 from mla_jax.layers.rope_state import RopeState
-from mla_jax.parameters import attention_table, random_parameters
 from mla_jax.paging import AttentionMetadata
+from mla_jax.parameters import attention_table, random_parameters
 from mla_jax.rope import RopeTable, softmax_scale
 
 
@@ -119,7 +119,11 @@ class MLAAttention(nnx.Module):
 
     def _queries(self, x: jax.Array) -> jax.Array:
         config = self.config
-        flat = self.q_proj(x) if config.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        flat = (
+            self.q_proj(x)
+            if config.q_lora_rank is None
+            else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        )
         width = config.qk_nope_head_dim + config.qk_rope_head_dim
         return flat.reshape(x.shape[0], config.num_attention_heads, width)
 
@@ -134,9 +138,7 @@ class MLAAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         config, weight = self.config, self._kv_b()
         nope, v = config.qk_nope_head_dim, config.v_head_dim
-        q_latent = absorb(
-            appended.q, weight, contract="rows", row_offset=0, rows=nope, kernels=self.kernels
-        )
+        q_latent = absorb(appended.q, weight, contract="rows", row_offset=0, rows=nope, kernels=self.kernels)
         latent, logsumexp = mla_attention(
             q_latent, appended, meta, softmax_scale(config), keys=keys, kernels=self.kernels
         )

@@ -21,7 +21,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(params["bias"]) if "bias" in params else None
         self.kernels = kernels
 
-    def __call__(self, x: Float[Array, "tokens in"], out_dtype: str | None = None) -> Float[Array, "tokens out"]:
+    def __call__(
+        self, x: Float[Array, "tokens in"], out_dtype: str | None = None
+    ) -> Float[Array, "tokens out"]:
         bias = None if self.bias is None else self.bias[...]
         return linear(x, self.weight[...], bias, out_dtype=out_dtype, kernels=self.kernels)
 
@@ -52,7 +54,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, " tokens"]) -> Float[Array, "tokens hidden"]:
         # An id outside the vocabulary gives NaN: it cannot pass for a token.
-        rows: jax.Array = self.weight[...].at[tokens].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        rows: jax.Array = (
+            self.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
         return rows

@@ -24,5 +24,3 @@ class MLP(nnx.Module):
             # The product is formed in float32 and rounded once, as in expert_mlp.
             gate, up = self.gate_proj(x, "float32"), self.up_proj(x, "float32")
             return self.down_proj((jax.nn.silu(gate) * up).astype(x.dtype))
-
-

@@ -99,9 +99,7 @@ def _module(model: Model) -> MLAForCausalLM:
         return model.thaw()
     if isinstance(model, MLAForCausalLM):
         return model
-    raise LayoutError(
-        f"argument 'model': expected MLAForCausalLM or FrozenModel, got {type(model).__name__}"
-    )
+    raise LayoutError(f"argument 'model': expected MLAForCausalLM or FrozenModel, got {type(model).__name__}")
 
 
 def _token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) -> jax.Array:

@@ -46,10 +46,13 @@ class Tokenizer:
     Which special tokens surround a text is decided once, at load:
 
     - `add_bos_token` and `add_eos_token` of tokenizer_config.json, where they are given, decide, be it
-      true or false. transformers agrees: given either, its fast tokenizers replace tokenizer.json's
-      post-processor. (It then drops whatever else that one added; here only BOS and EOS change.)
-    - Where they are absent or null, tokenizer.json's post-processor decides. transformers 4's Llama
-      tokenizer took an absent `add_bos_token` for true; its release 5 does not, and neither does this.
+      true or false: what a checkpoint's authors wrote down beats what another file implies.
+    - Where they are absent or null, tokenizer.json's post-processor decides.
+
+    transformers is of several minds: in release 4 the fast Llama tokenizer (which DeepSeek's checkpoints
+    name) obeys the flags and takes an absent `add_bos_token` for true, the general fast tokenizer ignores
+    them; release 5 ignores them whenever there is a tokenizer.json. Where flags and post-processor agree,
+    as in published checkpoints they should, all of them and this class give the same ids.
 
     Text that already begins with the BOS text, as chat templates render it, does not get a second one.
     Special tokens are recognised anywhere in a text, as everywhere in this ecosystem: a caller who does
