@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mla_jax.checkpoints.safetensors import write_safetensors
+from mla_jax.checkpoints.safetensors_writer import write_safetensors
 from mla_jax.config import ModelConfig
 from mla_jax.parameters import parameter_table
 

@@ -109,11 +109,12 @@ class PageTable:
           The table with free pages taken in ascending order.
 
         Raises:
+          ShapeError: seq_lens or num_new are not (num_seqs,) integers.
           PoolExhaustedError: outside jit, when the pool or a row of the table is too small. Inside jit
           the entry stays without a page: its tokens are not stored and attention to them is NaN.
         """
-        held = jnp.asarray(seq_lens, jnp.int32)
-        total = held + jnp.asarray(num_new, jnp.int32)
+        held = _lengths("PageTable.append", "seq_lens", seq_lens, self.num_seqs)
+        total = held + _lengths("PageTable.append", "num_new", num_new, self.num_seqs)
         needed = jnp.where(total > held, -(-total // self.page_size), 0)
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)[None, :]
         missing = (entry < needed[:, None]) & (self.pages >= self.num_pages)
@@ -171,18 +172,21 @@ class PageTable:
         whole, tail = length // self.page_size, length % self.page_size
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)
         own = table.pages[source]
+        last = own[jnp.clip(whole, 0, self.max_pages - 1)]
+        # A tail that never got a page is not copied: target's entry stays without one as well.
+        has_tail = (tail > 0) & (last < self.num_pages)
         free = table.ref_counts == 0
         spare = jnp.where(jnp.any(free), jnp.argmax(free).astype(jnp.int32), self.num_pages)
         _refuse_when_known(
-            (tail > 0) & (spare >= self.num_pages),
+            has_tail & (spare >= self.num_pages),
             lambda: f"PageTable.fork: the tail page needs one free page, 0 of {self.num_pages} are free",
         )
-        copy_to = jnp.where(tail > 0, spare, self.num_pages)
-        copied = jnp.where((entry == whole) & (tail > 0), copy_to, self.num_pages)
+        copy_to = jnp.where(has_tail, spare, self.num_pages)
+        copied = jnp.where(entry == whole, copy_to, self.num_pages)
         pages = jnp.where(entry < whole, own, copied)
         counts = table.ref_counts.at[pages].add(1, mode="drop")
         table = replace(table, pages=table.pages.at[target].set(pages), ref_counts=counts)
-        copy_from = jnp.clip(own[jnp.clip(whole, 0, self.max_pages - 1)], 0, self.num_pages - 1)
+        copy_from = jnp.clip(last, 0, self.num_pages - 1)
         kv = cache.kv.at[:, copy_to].set(cache.kv[:, copy_from], mode="drop")
         return table, cache.with_kv(kv)
 
@@ -263,8 +267,8 @@ class AttentionMetadata:
         Raises:
           ShapeError: on shapes, on lengths that the table cannot hold, or on an unknown T.
         """
-        before = _lengths("seq_lens", seq_lens, table.num_seqs)
-        new = _lengths("num_new", num_new, table.num_seqs)
+        before = _lengths("AttentionMetadata.extend", "seq_lens", seq_lens, table.num_seqs)
+        new = _lengths("AttentionMetadata.extend", "num_new", num_new, table.num_seqs)
         known = _concrete(before), _concrete(new)
         if num_tokens is None:
             if known[1] is None:
@@ -303,10 +307,19 @@ def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = N
 
     Returns:
       Metadata with T = num_seqs. Pages are taken from the pool where a sequence needs a new one.
+
+    Raises:
+      LayoutError: `meta` has no pool. ShapeError: `active` is not such a mask.
+      PoolExhaustedError: as `PageTable.append`.
     """
     if meta.page_table is None:
         raise LayoutError("advance: argument 'meta': expected metadata of a paged step, got a dense one")
-    grows = meta.seq_lens > 0 if active is None else jnp.asarray(active, bool)
+    grows = meta.seq_lens > 0 if active is None else jnp.asarray(active)
+    if grows.shape != (meta.num_seqs,) or grows.dtype != jnp.bool_:
+        raise ShapeError(
+            f"advance: argument 'active': expected a bool mask of shape ({meta.num_seqs},), got "
+            f"{grows.dtype} of shape {grows.shape}"
+        )
     table = meta.page_table.append(meta.seq_lens, grows.astype(jnp.int32))
     sequence = jnp.arange(meta.num_seqs, dtype=jnp.int32)
     positions = jnp.where(grows, meta.seq_lens, 0)
@@ -354,12 +367,17 @@ def _as_mask(released: Any, num_seqs: int) -> jax.Array:
     )
 
 
-def _lengths(name: str, value: Any, num_seqs: int) -> jax.Array:
+def _shortage(needed: jax.Array, table: PageTable) -> int:
+    held = jnp.sum(table.pages < table.num_pages, axis=1, dtype=jnp.int32)
+    return int(jnp.sum(jnp.maximum(needed - held, 0)))
+
+
+def _lengths(op: str, name: str, value: Any, num_seqs: int) -> jax.Array:
     lengths = jnp.asarray(value)
     if lengths.shape != (num_seqs,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ShapeError(
-            f"AttentionMetadata.extend: argument '{name}': expected integers of shape ({num_seqs},), "
-            f"got {lengths.dtype} of shape {lengths.shape}"
+            f"{op}: argument '{name}': expected integers of shape ({num_seqs},), got {lengths.dtype} of "
+            f"shape {lengths.shape}"
         )
     return lengths.astype(jnp.int32)
 

@@ -26,8 +26,7 @@ void ContractRows(const AbsorbArgs& args, int64_t h, const T* const* x, const T*
       AxpyRows<1>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
     }
     for (int64_t j = 0; j < rows; ++j) {
-      RowFromFloat(acc + j * args.rank, args.rank,
-                   y + ((t0 + i + j) * args.heads + h) * args.rank);
+      RowFromFloat(acc + j * args.rank, args.rank, y + ((t0 + i + j) * args.heads + h) * args.rank);
     }
     i += rows;
   }

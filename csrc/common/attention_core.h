@@ -15,7 +15,7 @@ namespace mla {
 namespace MLA_ISA {
 
 constexpr int64_t kSplitKeys = 512;
-constexpr int64_t kAttendRows = 16;  // Query rows that share one pass: their scores stay close.
+constexpr int64_t kAttendRows = 16;   // Query rows that share one pass: their scores stay close.
 constexpr int64_t kValueBlock = 128;  // Keys whose values are used by all rows before the next.
 
 // Weights are kept in the type that the product with the values multiplies fastest.
@@ -56,11 +56,11 @@ inline __attribute__((noinline)) void ScoreTile(const X* const* qa, const X* con
   if (kTwoScales) {
     vf acc_b[M * N] = {};
     DotAccumulate<M, N>(qb, kb, keys.b_width, acc_b);
-#pragma GCC unroll 16
+    MLA_UNROLL
     for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a + acc_b[i] * keys.scale_b;
   } else {
     DotAccumulate<M, N>(qb, kb, keys.b_width, acc);
-#pragma GCC unroll 16
+    MLA_UNROLL
     for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a;
   }
   LaneSums<M * N>(acc, out);
@@ -109,8 +109,8 @@ inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, cons
   }
 }
 
-// What a row knows about its softmax so far. The result is divided by the sum of the weights as they
-// are stored, so that they add up to one; the log-sum-exp uses the sum before that rounding.
+// What a row knows about its softmax so far. The result is divided by the sum of the weights as
+// they are stored, so that they add up to one; the log-sum-exp uses the sum before that rounding.
 struct RowState {
   float max;
   float sum;
@@ -137,7 +137,8 @@ inline RowState SoftmaxRow(float* scores, int64_t n, P* weights) {
 
 // Attends `rows` <= kAttendRows query rows, of which row r sees the split's keys [0, visible[r]).
 // A key outside that range never enters row r's arithmetic, not even with weight zero: it may be
-// NaN. Results, by row: the softmax state and the weighted sum of values (undefined if none is seen).
+// NaN. Results, by row: the softmax state and the weighted sum of values (undefined if none is
+// seen).
 template <typename X, typename W>
 inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         const int32_t* visible, const Keys<W>& keys, AttendScratch<X, W>* scratch,
@@ -213,7 +214,8 @@ inline __attribute__((noinline)) void MergeRow(const RowState& state, const floa
   for (; i < width; ++i) run_acc[i] = run_acc[i] * old_factor + acc[i] * new_factor;
 }
 
-// acc / sum, rounded once, and the natural log of the sum of exponentials, for a row that saw a key.
+// acc / sum, rounded once, and the natural log of the sum of exponentials, for a row that saw a
+// key.
 template <typename Y>
 inline void FinishRow(const RowState& state, const float* acc, int64_t width, float value_scale,
                       Y* out, float* lse) {

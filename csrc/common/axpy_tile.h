@@ -13,7 +13,8 @@ namespace MLA_ISA {
 
 constexpr int kAxpyM = 4;  // Rows of x a tile.
 
-// One step of d for a strip of 2 * kLanes columns held in two accumulators. In general one d a step.
+// One step of d for a strip of 2 * kLanes columns held in two accumulators. In general one d a
+// step.
 template <typename X, typename W>
 struct AxpyStep {
   static constexpr int kStep = 1;
@@ -70,7 +71,8 @@ struct AxpyStep<bf16, bf16> {
   }
   static MLA_INLINE void FromMemory(const float* p, vf* acc) {
     const vf a = Load(p), b = Load(p + kLanes);
-    acc[0] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+    acc[0] =
+        __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
     acc[1] =
         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
   }
@@ -86,7 +88,8 @@ struct AxpyStep<bf16, bf16> {
 // Columns of one strip.
 constexpr int kStrip = 2 * kLanes;
 
-// acc[m * ld + 0..S strips) (+)= sum of x[m][d] * w[d][col ..) for d in [begin, end); begin is even.
+// acc[m * ld + 0..S strips) (+)= sum of x[m][d] * w[d][col ..) for d in [begin, end); begin is
+// even.
 template <int M, int S, typename X, typename W>
 inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const* w, int64_t begin,
                                                int64_t end, int64_t col, bool add, float* acc,
@@ -94,23 +97,23 @@ inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const
   using Step = AxpyStep<X, W>;
   vf sum[M * S * 2] = {};
   if (add) {
-#pragma GCC unroll 16
+    MLA_UNROLL
     for (int i = 0; i < M * S; ++i) {
       Step::FromMemory(acc + (i / S) * ld + (i % S) * kStrip, sum + 2 * i);
     }
   }
   const X* xs[M];
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int m = 0; m < M; ++m) xs[m] = x[m];
   int64_t d = begin;
   for (; d + Step::kStep <= end; d += Step::kStep) {
     typename Step::Pair b[S];
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int s = 0; s < S; ++s) b[s] = Step::GetW(w + d, col + s * kStrip);
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int m = 0; m < M; ++m) {
       const typename Step::Weight a = Step::GetX(xs[m] + d);
-#pragma GCC unroll 8
+      MLA_UNROLL
       for (int s = 0; s < S; ++s) {
         sum[(m * S + s) * 2] = Step::Add(sum[(m * S + s) * 2], a, b[s].a);
         sum[(m * S + s) * 2 + 1] = Step::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
@@ -119,19 +122,19 @@ inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const
   }
   if (d < end) {
     typename Step::Pair b[S];
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int s = 0; s < S; ++s) b[s] = Step::GetLastW(w + d, col + s * kStrip);
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int m = 0; m < M; ++m) {
       const typename Step::Weight a = Step::GetLastX(xs[m] + d);
-#pragma GCC unroll 8
+      MLA_UNROLL
       for (int s = 0; s < S; ++s) {
         sum[(m * S + s) * 2] = Step::Add(sum[(m * S + s) * 2], a, b[s].a);
         sum[(m * S + s) * 2 + 1] = Step::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
       }
     }
   }
-#pragma GCC unroll 16
+  MLA_UNROLL
   for (int i = 0; i < M * S; ++i) {
     Step::ToMemory(sum + 2 * i, acc + (i / S) * ld + (i % S) * kStrip);
   }

@@ -97,28 +97,28 @@ inline __attribute__((noinline)) void PackedTile(const C* x, const C* w, int64_t
   constexpr int kAcc = kTileM * kTileN;
   vf acc[kAcc] = {};
   if (!first) {
-#pragma GCC unroll 16
+    MLA_UNROLL
     for (int i = 0; i < kAcc; ++i) acc[i] = Load(saved + i * kLanes);
   }
   const C* xs[kTileM];
   const C* ws[kTileN];
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int i = 0; i < kTileM; ++i) xs[i] = x + i * pitch;
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int i = 0; i < kTileN; ++i) ws[i] = w + i * pitch;
   DotAccumulate<kTileM, kTileN>(xs, ws, width, acc);
   if (out != nullptr) {
     LaneSums<kAcc>(acc, out);
   } else {
-#pragma GCC unroll 16
+    MLA_UNROLL
     for (int i = 0; i < kAcc; ++i) Store(saved + i * kLanes, acc[i]);
   }
 }
 
 // Many rows. A block of w rows is copied next to the core (second-level cache) and used for all x
-// tiles, of which one at a time is copied closer still. The summed axis is cut into chunks that fit;
-// the vector accumulators are saved from chunk to chunk, which changes no bit. Copies are compact:
-// rows a power of two apart would evict each other.
+// tiles, of which one at a time is copied closer still. The summed axis is cut into chunks that
+// fit; the vector accumulators are saved from chunk to chunk, which changes no bit. Copies are
+// compact: rows a power of two apart would evict each other.
 template <typename X, typename W, typename Sink>
 inline void DotBlockPacked(const X* const* x, int64_t rows, const W* const* w, int64_t cols,
                            int64_t k, const Sink& sink) {

@@ -56,23 +56,23 @@ MLA_INLINE void DotAccumulate(const X* const* x, const W* const* w, int64_t k, v
   int64_t i = 0;
   for (; i + Step::kStep <= k; i += Step::kStep) {
     decltype(Step::Get(x[0])) a[M];
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int m = 0; m < M; ++m) a[m] = Step::Get(x[m] + i);
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int n = 0; n < N; ++n) {
       const auto b = Step::Get(w[n] + i);
-#pragma GCC unroll 8
+      MLA_UNROLL
       for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
     }
   }
   if (i < k) {
     decltype(Step::Get(x[0])) a[M];
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int m = 0; m < M; ++m) a[m] = Step::GetPart(x[m] + i, k - i);
-#pragma GCC unroll 8
+    MLA_UNROLL
     for (int n = 0; n < N; ++n) {
       const auto b = Step::GetPart(w[n] + i, k - i);
-#pragma GCC unroll 8
+      MLA_UNROLL
       for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
     }
   }
@@ -85,9 +85,9 @@ inline __attribute__((noinline)) void DotTile(const X* const* x, const W* const*
   vf acc[M * N] = {};
   const X* xs[M];
   const W* ws[N];
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int m = 0; m < M; ++m) xs[m] = x[m];
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int n = 0; n < N; ++n) ws[n] = w[n];
   DotAccumulate<M, N>(xs, ws, k, acc);
   LaneSums<M * N>(acc, out);

@@ -65,8 +65,7 @@ int64_t Dim(const ffi::AnyBuffer& buffer, size_t i) {
 
 void Checker::Fail(const char* name, const std::string& expected, const std::string& got) {
   if (!ok()) return;
-  message_ =
-      std::string(op_) + ": argument '" + name + "': expected " + expected + ", got " + got;
+  message_ = std::string(op_) + ": argument '" + name + "': expected " + expected + ", got " + got;
 }
 
 DType Checker::Type(const char* name, const ffi::AnyBuffer& buffer,

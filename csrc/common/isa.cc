@@ -41,8 +41,9 @@ Choice Choose() {
     if (found >= 0) {
       cap = found;
     } else {
-      choice.error = std::string("MLA_JAX_CPU_ISA: expected baseline, avx2, avx512 or avx512bf16, "
-                                 "got '") +
+      choice.error = std::string(
+                         "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512 or avx512bf16, "
+                         "got '") +
                      text + "'";
     }
   }
@@ -85,8 +86,6 @@ bool IsaBuilt(Isa isa) {
 
 Isa ChosenIsa() { return TheChoice().isa; }
 
-const char* IsaError() {
-  return TheChoice().error.empty() ? nullptr : TheChoice().error.c_str();
-}
+const char* IsaError() { return TheChoice().error.empty() ? nullptr : TheChoice().error.c_str(); }
 
 }  // namespace mla

@@ -57,12 +57,12 @@ auto Pick(const KernelTable<Args>& table) {
 }  // namespace mla
 
 // Declares `name` in the namespace of every level that was built.
-#define MLA_DECLARE_KERNEL(name, Args)                                            \
-  namespace baseline {                                                            \
-  void name(const Args&, const Executor&);                                        \
-  }                                                                               \
-  MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })        \
-  MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); })    \
+#define MLA_DECLARE_KERNEL(name, Args)                                         \
+  namespace baseline {                                                         \
+  void name(const Args&, const Executor&);                                     \
+  }                                                                            \
+  MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })     \
+  MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); }) \
   MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); })
 
 #ifdef MLA_BUILD_AVX2
@@ -81,7 +81,7 @@ auto Pick(const KernelTable<Args>& table) {
 #define MLA_ENTRY_AVX512BF16(name) nullptr
 #endif
 
-#define MLA_KERNEL(name, Args)                                                      \
+#define MLA_KERNEL(name, Args)                                                              \
   ::mla::Pick<Args>({{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
                       MLA_ENTRY_AVX512BF16(name)}})
 

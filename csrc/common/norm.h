@@ -12,7 +12,7 @@ inline float InverseRms(const float* v, int64_t n, float eps) {
   vf sum[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-#pragma GCC unroll 4
+    MLA_UNROLL
     for (int j = 0; j < 4; ++j) {
       const vf a = Load(v + i + j * kLanes);
       sum[j] += a * a;

@@ -31,8 +31,8 @@ struct Control {
   Control(int64_t n, TaskFn f, void* c) : n_tasks(n), fn(f), context(c) {}
 
   const int64_t n_tasks;
-  const TaskFn fn;       // Valid only while a claimed task is unfinished.
-  void* const context;   // Same.
+  const TaskFn fn;      // Valid only while a claimed task is unfinished.
+  void* const context;  // Same.
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> done{0};
   std::mutex mutex;

@@ -23,6 +23,13 @@
 
 #define MLA_INLINE inline __attribute__((always_inline))
 
+// Before a loop over registers: it must be unrolled in full, or the registers become memory.
+#if defined(__clang__)
+#define MLA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MLA_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 namespace mla {
 namespace MLA_ISA {
 
@@ -141,9 +148,9 @@ MLA_INLINE vf Fold1(vf a, vf b) {
 }
 MLA_INLINE vf SumsOf16(const vf* a) {
   vf b[8], c[4];
-#pragma GCC unroll 8
+  MLA_UNROLL
   for (int i = 0; i < 8; ++i) b[i] = Fold8(a[2 * i], a[2 * i + 1]);
-#pragma GCC unroll 4
+  MLA_UNROLL
   for (int i = 0; i < 4; ++i) c[i] = Fold4(b[2 * i], b[2 * i + 1]);
   return Fold1(Fold2(c[0], c[1]), Fold2(c[2], c[3]));
 }

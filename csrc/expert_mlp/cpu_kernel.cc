@@ -13,9 +13,9 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 128;       // (token, slot) pairs a tile of work.
-constexpr int64_t kInnerBlock = 32;     // Gate rows (and as many up rows) a task.
-constexpr int64_t kMaxOutBlock = 64;    // Output columns a task.
+constexpr int64_t kMaxRows = 128;     // (token, slot) pairs a tile of work.
+constexpr int64_t kInnerBlock = 32;   // Gate rows (and as many up rows) a task.
+constexpr int64_t kMaxOutBlock = 64;  // Output columns a task.
 // Sums of one second-pass task, in f32, should stay near the second-level cache.
 constexpr int64_t kSumBytes = 512 * 1024;
 
@@ -23,9 +23,9 @@ constexpr int64_t kSumBytes = 512 * 1024;
 struct Groups {
   int64_t count;
   int64_t pairs;
-  int32_t* expert;   // (count)
-  int64_t* start;    // (count + 1) into order
-  int64_t* order;    // (pairs) pair numbers
+  int32_t* expert;  // (count)
+  int64_t* start;   // (count + 1) into order
+  int64_t* order;   // (pairs) pair numbers
 };
 
 Groups GroupByExpert(const ExpertMlpArgs& args) {
@@ -174,12 +174,11 @@ struct Experts {
   void Run(const Executor& executor) const {
     const Groups g = GroupByExpert(args);
     const int64_t all = args.tokens * args.slots;
-    const double weights =
-        static_cast<double>(args.inner) * static_cast<double>(args.hidden);
+    const double weights = static_cast<double>(args.inner) * static_cast<double>(args.hidden);
     const double cost = weights * (static_cast<double>(g.count) * sizeof(T) / 20.0 +
                                    static_cast<double>(g.pairs) / 100.0);
-    T* inner = static_cast<T*>(
-        Scratch(kCallScratch2, all * args.inner * static_cast<int64_t>(sizeof(T))));
+    T* inner =
+        static_cast<T*>(Scratch(kCallScratch2, all * args.inner * static_cast<int64_t>(sizeof(T))));
     FirstPass(g, inner, executor, 2 * cost);
     int64_t block = Clamp(kSumBytes / Max64(1, all * 4), 16, kMaxOutBlock) / 4 * 4;
     block = Clamp(CeilDiv(args.hidden, 4 * executor.Threads()), 4, block);

@@ -13,8 +13,8 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 128;            // Tokens a task.
-constexpr int64_t kMaxCols = 128;            // Weight rows a task.
+constexpr int64_t kMaxRows = 128;  // Tokens a task.
+constexpr int64_t kMaxCols = 128;  // Weight rows a task.
 
 float Bias(const LinearArgs& args, int64_t n) {
   if (args.bias == nullptr) return 0.0f;

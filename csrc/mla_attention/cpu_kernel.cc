@@ -67,8 +67,15 @@ int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
     for (int64_t row = range.begin * args.heads; row < last; row += kTileRows) {
       if (tiles != nullptr) {
         Tile& tile = tiles[count];
-        tile = {s,    row,     Min(kTileRows, last - row), range.begin, keys - (range.end - range.begin),
-                keys, bad_key, 0,                          partial};
+        tile = {s,
+                row,
+                Min(kTileRows, last - row),
+                range.begin,
+                keys - (range.end - range.begin),
+                keys,
+                bad_key,
+                0,
+                partial};
         tile.splits = CeilDiv(Visible(args, tile, row + tile.rows - 1), kSplitKeys);
         partial += tile.splits;
       }
@@ -233,8 +240,7 @@ struct Attention {
     carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged);
     __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
     Split(
-        tile, split, memory, zeros, staged,
-        [&](int64_t r) { return Values(partial, r); },
+        tile, split, memory, zeros, staged, [&](int64_t r) { return Values(partial, r); },
         [&](int64_t r0, int64_t rows, const RowState* state, const float*) {
           for (int64_t r = 0; r < rows; ++r) States(partial)[r0 + r] = state[r];
         });
@@ -258,8 +264,8 @@ struct Attention {
 
   void Run(const Executor& executor) const {
     const int64_t count = PlanTiles<X>(args, nullptr);
-    auto* tiles = static_cast<Tile*>(
-        Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
+    auto* tiles =
+        static_cast<Tile*>(Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
     PlanTiles<X>(args, tiles);
     double cost = 0;
     for (int64_t i = 0; i < count; ++i) {

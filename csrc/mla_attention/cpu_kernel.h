@@ -10,11 +10,11 @@
 namespace mla {
 
 struct MlaAttentionArgs {
-  const void* q_latent;            // (tokens, heads, rank)
-  const void* q_rope;              // (tokens, heads, rope)
-  const void* cache;               // the layer: (pages, page_size, rank + rope); null: no such layer
-  const float* scales;             // (latent, rope), read for float8 only
-  const int32_t* page_table;       // (sequences, max_pages)
+  const void* q_latent;       // (tokens, heads, rank)
+  const void* q_rope;         // (tokens, heads, rope)
+  const void* cache;          // the layer: (pages, page_size, rank + rope); null: no such layer
+  const float* scales;        // (latent, rope), read for float8 only
+  const int32_t* page_table;  // (sequences, max_pages)
   const int32_t* query_start_loc;  // (sequences + 1)
   const int32_t* seq_lens;         // (sequences)
   void* out;                       // (tokens, heads, rank)

@@ -1,8 +1,7 @@
 // FFI binding of mla_jax.mla_attention.v1.
-#include "mla_attention/cpu_kernel.h"
-
 #include "common/ffi_checks.h"
 #include "common/parallel_for.h"
+#include "mla_attention/cpu_kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
@@ -55,8 +54,8 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_
   const int64_t layers = Dim(cache, 0);
   const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
   if (layer_index >= 0 && layer_index < layers && cache.size_bytes() != 0) {
-    args.cache = static_cast<const char*>(cache.untyped_data()) +
-                 cache.size_bytes() / layers * layer_index;
+    args.cache =
+        static_cast<const char*>(cache.untyped_data()) + cache.size_bytes() / layers * layer_index;
   }
   args.scales = static_cast<const float*>(scales.untyped_data());
   args.page_table = static_cast<const int32_t*>(page_table.untyped_data());

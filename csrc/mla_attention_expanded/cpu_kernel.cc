@@ -98,8 +98,7 @@ struct Attention {
                          static_cast<size_t>(kv_width()) * sizeof(T));
         memory->a[j] = copy;
         memory->v[j] = copy + args.nope;
-        memory->b[j] =
-            static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope;
+        memory->b[j] = static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope;
       }
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t sees = tile.begin + r - tile.token0 + 1;
@@ -128,8 +127,8 @@ struct Attention {
 
   void Run(const Executor& executor) const {
     const int64_t count = Plan(nullptr);
-    auto* tiles = static_cast<Tile*>(
-        Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
+    auto* tiles =
+        static_cast<Tile*>(Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
     Plan(tiles);
     double cost = 0;
     for (int64_t i = 0; i < count; ++i) {

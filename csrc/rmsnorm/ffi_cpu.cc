@@ -52,8 +52,7 @@ ffi::Error ResidualCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer r
                         ffi::AnyBuffer weight, int64_t offset, float eps,
                         ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> sum) {
   const ffi::AnyBuffer sum_buffer = *sum;
-  return Call("mla_jax.rmsnorm_residual", pool, x, &residual, weight, offset, eps, *y,
-              &sum_buffer);
+  return Call("mla_jax.rmsnorm_residual", pool, x, &residual, weight, offset, eps, *y, &sum_buffer);
 }
 
 }  // namespace

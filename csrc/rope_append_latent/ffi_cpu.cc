@@ -43,12 +43,12 @@ RopeAppendArgs CheckInputs(Checker& check, const Inputs& in, const ffi::AnyBuffe
   check.Shape("sin", in.sin, {args.table_rows, args.rope / 2});
   check.Shape("positions", in.positions, {args.tokens});
   check.Shape("q_rope", q_rope, {args.tokens, args.heads, args.rope});
-  check.Require(in.q_offset >= 0 && args.rope <= args.q_width &&
-                    in.q_offset <= args.q_width - args.rope,
-                "q_offset",
-                "0 <= q_offset and q_offset + " + std::to_string(args.rope) +
-                    " <= " + std::to_string(args.q_width) + " (the width of 'q')",
-                std::to_string(in.q_offset));
+  check.Require(
+      in.q_offset >= 0 && args.rope <= args.q_width && in.q_offset <= args.q_width - args.rope,
+      "q_offset",
+      "0 <= q_offset and q_offset + " + std::to_string(args.rope) +
+          " <= " + std::to_string(args.q_width) + " (the width of 'q')",
+      std::to_string(in.q_offset));
   const int64_t width = args.rank + args.rope;
   check.Require(
       in.kv_offset >= 0 && width <= args.kv_width && in.kv_offset <= args.kv_width - width,
@@ -80,11 +80,9 @@ ffi::Error AppendCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_
                       ffi::Result<ffi::AnyBuffer> q_rope, ffi::Result<ffi::AnyBuffer> new_cache) {
   Checker check("mla_jax.rope_append_latent");
   RopeAppendArgs args = CheckInputs(
-      check,
-      {q, kv_a, norm_weight, cos, sin, positions, q_offset, kv_offset, layout, eps},
+      check, {q, kv_a, norm_weight, cos, sin, positions, q_offset, kv_offset, layout, eps},
       *q_rope);
-  args.store_type =
-      check.Type("cache", cache, {DType::kF32, DType::kBF16, DType::kF8E4M3FN});
+  args.store_type = check.Type("cache", cache, {DType::kF32, DType::kBF16, DType::kF8E4M3FN});
   check.Rank("cache", cache, 4);
   const int64_t layers = Dim(cache, 0);
   args.slots_per_layer = Dim(cache, 1) * Dim(cache, 2);
@@ -120,8 +118,7 @@ ffi::Error RowsCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
                     ffi::Result<ffi::AnyBuffer> rows) {
   Checker check("mla_jax.rope_latent_rows");
   RopeAppendArgs args = CheckInputs(
-      check,
-      {q, kv_a, norm_weight, cos, sin, positions, q_offset, kv_offset, layout, eps},
+      check, {q, kv_a, norm_weight, cos, sin, positions, q_offset, kv_offset, layout, eps},
       *q_rope);
   check.SameType("rows", *rows, args.io_type, "q");
   check.Shape("rows", *rows, {args.tokens, args.rank + args.rope});

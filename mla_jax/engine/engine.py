@@ -88,7 +88,7 @@ class Engine:
         return 2 + 2 * (len(self.prefill_buckets) + len(self.decode_buckets))
 
     def compiled_programs(self) -> dict[str, int]:
-        """Programs compiled so far, by kind."""
+        """Programs compiled since this engine was made, by kind."""
         return self._programs.compiled()
 
     @property

@@ -203,8 +203,14 @@ class Programs:
         self.prefill: Callable[..., Any] = jax.jit(prefill_chunk, donate_argnums=(1,), static_argnames=static)
         self.decode: Callable[..., Any] = jax.jit(decode_rows, donate_argnums=(1,), static_argnames=static)
 
+        # JAX shares compiled programs between engines of one process; each engine counts what is new.
+        self._before = self._sizes()
+
     def compiled(self) -> dict[str, int]:
-        """Programs compiled so far, by kind."""
+        """Programs compiled since this engine was made, by kind."""
+        return {name: size - self._before[name] for name, size in self._sizes().items()}
+
+    def _sizes(self) -> dict[str, int]:
         return {name: getattr(self, name)._cache_size() for name in ("admit", "release", "prefill", "decode")}
 
 

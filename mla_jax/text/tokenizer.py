@@ -156,7 +156,7 @@ class Tokenizer:
         """
         special = self.special_ids if skip_special_tokens else frozenset()
         # The binding takes 32-bit ids and raises OverflowError for anything else.
-        kept = [int(i) for i in ids if i not in special and 0 <= i < self.vocab_size]
+        kept = [i for i in map(int, ids) if i not in special and 0 <= i < self.vocab_size]
         text: str = self._backend.decode(kept, skip_special_tokens=False)
         return text
 

@@ -77,7 +77,7 @@ def test_static_fields_are_part_of_the_compilation_key():
 
 def test_survives_scan_and_vmap():
     def body(pair, step):
-        return Pair(pair.left + step, pair.right), pair.left
+        return Pair(pair.left + step, pair.right, pair.unit), pair.left
 
     out, seen = jax.lax.scan(body, Pair(jnp.int32(0), jnp.int32(7), "pages"), jnp.arange(4, dtype=jnp.int32))
     assert (int(out.left), int(out.right), out.unit) == (6, 7, "pages")

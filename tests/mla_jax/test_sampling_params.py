@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_jax.errors import RequestError
@@ -186,6 +186,7 @@ def test_bad_defaults_are_refused():
     assert resolve(SamplingParams(top_p=0.5), defaults(top_p=3.0)).top_p == 0.5
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         SamplingParams,

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_jax.errors import RequestError, TemplateError
@@ -118,11 +118,13 @@ def test_dialect():
     assert render("<&>{{ messages[0].content }}", user("<&>")) == "<&><&>"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_arrives_unchanged(text):
     assert render("{{ messages[0].content }}", user(text)) == text
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none()

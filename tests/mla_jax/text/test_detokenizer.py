@@ -71,7 +71,7 @@ def test_no_piece_ends_inside_a_character(tokenizer, text):
         assert not any("\ufffd" in piece for piece in pieces(plain, tokenizer.encode(text)))
 
 
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 @given(st.lists(st.integers(-2, 300), max_size=60), st.booleans())
 def test_random_ids_byte_level(byte_level, ids, skip):
     counting = Counting(byte_level)
@@ -79,7 +79,7 @@ def test_random_ids_byte_level(byte_level, ids, skip):
     assert "".join(pieces(counting, ids, skip_special_tokens=skip)) == expected
 
 
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_broken_characters_byte_level(byte_level, data):
     """Ids above 255 hold fragments; among bytes only those that can begin or continue a character."""
@@ -90,7 +90,7 @@ def test_broken_characters_byte_level(byte_level, data):
     assert "".join(pieces(byte_level, ids)) == byte_level.decode(ids)
 
 
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 @given(st.lists(st.integers(-2, 285), max_size=60), st.booleans())
 @example([0, 68, 258, 259], False)
 def test_random_ids_byte_fallback(byte_fallback, ids, skip):
@@ -98,12 +98,14 @@ def test_random_ids_byte_fallback(byte_fallback, ids, skip):
     assert "".join(pieces(byte_fallback, ids, skip_special_tokens=skip)) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 68, 258, 259, 260, 269, 270, 271]), max_size=40))
 def test_spaces_and_special_tokens_byte_fallback(byte_fallback, ids):
     """Where a lone ▁ comes first its space is stripped, and nowhere else."""
     assert "".join(pieces(byte_fallback, ids)) == byte_fallback.decode(ids)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text(byte_level, byte_fallback, text):
     for tokenizer in (byte_level, byte_fallback):

@@ -22,7 +22,7 @@ def brute_force(stop, text):
     return text, None
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(
     st.lists(st.text("ab中", min_size=1, max_size=5), max_size=4),
     st.lists(st.text("ab中", max_size=6), max_size=12),
@@ -31,6 +31,7 @@ def test_any_cut_of_any_text(stop, pieces):
     assert shown(stop, pieces) == brute_force(stop, "".join(pieces))
 
 
+@settings(deadline=None)
 @given(st.text("ab", min_size=1, max_size=6), st.text("ab", max_size=30))
 def test_held_back_text_is_as_short_as_possible(stop, text):
     matcher = StopMatcher([stop])

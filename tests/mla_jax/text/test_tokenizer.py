@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -83,11 +83,13 @@ def test_padding_and_truncation_of_the_file_are_ignored(make_folder):
     assert len(Tokenizer.from_folder(folder).encode("abcdefgh")) == 8
 
 
+@settings(deadline=None)
 @given(unicode_text)
 def test_decode_inverts_encode(byte_level, text):
     assert byte_level.decode(byte_level.encode(text), skip_special_tokens=False) == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**70), 2**70) | st.integers(-3, 400), max_size=20))
 def test_any_ids_decode(byte_level, byte_fallback, ids):
     for tokenizer in (byte_level, byte_fallback):
@@ -254,6 +256,7 @@ def test_added_token_with_an_impossible_id(make_folder):
         Tokenizer.from_folder(folder)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_files_never_escape_as_another_error(tmp_path_factory, byte_level, data):
     folder = tmp_path_factory.getbasetemp() / "damaged"

@@ -1,0 +1,109 @@
+"""`load`: a Hugging Face checkpoint becomes a Flax model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from custom_calls.registry import KERNELS, Kernels
+from mla_jax.checkpoints.containers import require_supported_container
+from mla_jax.checkpoints.hub import resolve
+from mla_jax.checkpoints.index import TensorIndex
+from mla_jax.checkpoints.streaming import Piece, Target, stream
+from mla_jax.config import ModelConfig
+from mla_jax.errors import ConfigError, KernelUnavailableError
+from mla_jax.models import MLAForCausalLM
+from mla_jax.parameters import ParamInfo, parameter_table
+from mla_jax.rope import RopeTable
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    kernels: Kernels = "auto",
+    abstract: bool = False,
+    progress: bool = True,
+) -> tuple[MLAForCausalLM, ModelConfig]:
+    """Reads a checkpoint folder, or a hub id's local or downloaded copy.
+
+    Weights are streamed: beyond the model itself at most one more tensor is held.
+
+    Args:
+      path_or_id: a folder with config.json and safetensors, or a hub id.
+      revision: branch, tag or commit of a hub id.
+      dtype: compute dtype: "auto" is the checkpoint's own ("float16" is computed in float32, which holds
+        every float16 value), "float32" or "bfloat16".
+      kernels: "auto", "native" or "reference", for every op of the model.
+      abstract: shapes only; no weight is read, nor need any be there.
+      progress: a bar on a terminal's standard error.
+
+    Returns:
+      (model, config); `config.dtype` is the compute dtype.
+
+    Raises:
+      CheckpointError, ConfigError, UnsupportedModelError: one sentence; missing, unknown and misshapen
+        tensors are listed together.
+    """
+    if dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}")
+    if kernels not in KERNELS:
+        raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
+    folder = resolve(path_or_id, revision=revision)
+    stored = ModelConfig.from_file(folder / "config.json")
+    require_supported_container(stored)
+    config = replace(stored, dtype=_compute_dtype(dtype, stored.dtype))
+    if abstract:
+        return MLAForCausalLM.abstract(config, kernels=kernels), config
+    params = _read_parameters(folder, config, progress)
+    table = RopeTable.from_config(config.rope, config.max_position_embeddings)
+    return MLAForCausalLM(config, params, table, kernels=kernels), config
+
+
+def _compute_dtype(asked: str, stored: str) -> str:
+    if asked != "auto":
+        return asked
+    return "float32" if stored == "float16" else stored
+
+
+def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[str, object]:
+    is_info = lambda node: isinstance(node, ParamInfo)  # noqa: E731
+    infos, structure = jax.tree.flatten(parameter_table(config), is_leaf=is_info)
+    targets = [
+        Target(
+            shape=info.shape,
+            dtype=jnp.dtype(info.dtype or config.dtype).name,
+            pieces=tuple(Piece(source.name, source.index, source.rows) for source in info.sources),
+        )
+        for info in infos
+    ]
+    with TensorIndex(folder) as index:
+        arrays = [
+            jnp.asarray(array)
+            for array in stream(index, targets, ignore=lambda name: ignored_because(name, config), progress=progress)
+        ]
+    return jax.tree.unflatten(structure, arrays)  # type: ignore[no-any-return]
+
+
+def ignored_because(name: str, config: ModelConfig) -> str | None:
+    """Why a checkpoint tensor that the model has no parameter for may be there, or None if it may not."""
+    if not name.startswith(config.tensor_prefix):
+        return "not part of the language model"
+    own = name[len(config.tensor_prefix) :]
+    if own.endswith(".rotary_emb.inv_freq"):
+        return "RoPE frequencies are computed from the config"
+    if config.index_topk is not None and ".self_attn.indexer." in own:
+        return "attention is dense up to index_topk tokens"
+    if config.tie_word_embeddings and own == "lm_head.weight":
+        return "the output head is tied to the embedding"
+    parts = own.split(".")
+    if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal():
+        layer = int(parts[2])
+        extra = config.num_nextn_predict_layers
+        if config.num_hidden_layers <= layer < config.num_hidden_layers + extra:
+            return "multi-token-prediction layer"
+    return None

@@ -1,0 +1,626 @@
+"""Paging against plain Python models: who owns which page, where each token goes, and who may not see what."""
+
+import dataclasses
+import itertools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from mla_jax.cache import LatentCache
+from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
+from mla_jax.paging import AttentionMetadata, PageTable, SlotMapping, advance, check_pool
+
+PAGE_SIZES = [1, 3, 16, 64]
+
+
+def pool(num_pages: int, page_size: int, layers: int = 1, fill: float = np.nan) -> LatentCache:
+    """A pool of rows of width 2, poisoned."""
+    kv = jnp.full((layers, num_pages, page_size, 2), fill, jnp.float32)
+    return LatentCache(kv, jnp.ones((layers, 2), jnp.float32), 1, "half")
+
+
+def ints(*values: int) -> jax.Array:
+    return jnp.array(values, jnp.int32)
+
+
+class PythonTable:
+    """What PageTable does, with lists: free pages are taken in ascending order, row by row."""
+
+    def __init__(self, num_pages: int, page_size: int, num_seqs: int, max_pages: int) -> None:
+        self.num_pages, self.page_size, self.max_pages = num_pages, page_size, max_pages
+        self.rows: list[list[int]] = [[] for _ in range(num_seqs)]
+
+    def used(self) -> Counter:
+        return Counter(page for row in self.rows for page in row)
+
+    def free_pages(self) -> list[int]:
+        return [page for page in range(self.num_pages) if page not in self.used()]
+
+    def needed(self, held: int, new: int) -> int:
+        return -(-(held + new) // self.page_size) if new > 0 else 0
+
+    def can_append(self, lens: list[int], new: list[int]) -> bool:
+        want = [self.needed(*pair) for pair in zip(lens, new, strict=True)]
+        missing = sum(max(w - len(row), 0) for w, row in zip(want, self.rows, strict=True))
+        return max(want) <= self.max_pages and missing <= len(self.free_pages())
+
+    def append(self, lens: list[int], new: list[int]) -> None:
+        spare = iter(self.free_pages())
+        for row, held, extra in zip(self.rows, lens, new, strict=True):
+            for _ in range(self.needed(held, extra) - len(row)):
+                row.append(next(spare))
+
+    def fork(self, source: int, target: int, length: int) -> bool:
+        """False where no page is free for the tail."""
+        self.rows[target] = []
+        whole, tail = divmod(length, self.page_size)
+        spare = self.free_pages()
+        if tail and not spare:
+            return False
+        self.rows[target] = self.rows[source][:whole] + ([spare[0]] if tail else [])
+        return True
+
+    def check(self, table: PageTable) -> None:
+        expected = np.full((len(self.rows), self.max_pages), self.num_pages)
+        for i, row in enumerate(self.rows):
+            expected[i, : len(row)] = row
+        np.testing.assert_array_equal(table.pages, expected)
+        used = self.used()
+        np.testing.assert_array_equal(table.ref_counts, [used[page] for page in range(self.num_pages)])
+        assert int(table.num_free()) == len(self.free_pages())
+
+
+# Construction -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("max_len", [1, 3, 16, 17, 64, 65])
+def test_empty_and_allocate(page_size, max_len):
+    max_pages = -(-max_len // page_size)
+    cache = pool(2 * max_pages + 1, page_size)
+    empty = PageTable.empty(cache, 2, max_len)
+    PythonTable(cache.num_pages, page_size, 2, max_pages).check(empty)
+    assert (empty.num_seqs, empty.max_pages, empty.capacity) == (2, max_pages, max_pages * page_size)
+    assert empty.capacity >= max_len
+
+    table = PageTable.allocate(cache, 2, max_len)
+    np.testing.assert_array_equal(table.pages, np.arange(2 * max_pages).reshape(2, max_pages))
+    np.testing.assert_array_equal(table.ref_counts, [1] * (2 * max_pages) + [0])
+    assert table.ref_counts.dtype == table.pages.dtype == jnp.int32
+
+
+def test_allocate_takes_the_last_page_and_refuses_the_one_after():
+    assert int(PageTable.allocate(pool(6, 4), 2, 12).num_free()) == 0
+    with pytest.raises(PoolExhaustedError, match="2 sequences of 12 tokens need 6 pages of 4 tokens, the pool has 5"):
+        PageTable.allocate(pool(5, 4), 2, 12)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.0, True, None])
+@pytest.mark.parametrize("argument", ["num_seqs", "max_len"])
+def test_table_sizes_are_positive_integers(argument, bad):
+    sizes = {"num_seqs": 2, "max_len": 4, argument: bad}
+    for make in (PageTable.empty, PageTable.allocate):
+        with pytest.raises(ShapeError, match=f"argument '{argument}': expected an integer >= 1"):
+            make(pool(4, 4), **sizes)
+
+
+# append, free, fork: exhaustive in the small ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("page_size", [1, 3])
+def test_append_exhaustively_over_small_lengths(page_size):
+    """Every pair of (held, new) over two sequences: pages, counts, and refusal exactly when it must."""
+    grow = jax.jit(lambda table, lens, new: table.append(lens, new))
+    lengths = range(2 * page_size + 2)
+    refused = 0
+    for num_pages, held_a, held_b in itertools.product((3, 4), lengths, (0, 1, page_size)):
+        cache = pool(num_pages, page_size)
+        model = PythonTable(num_pages, page_size, 2, 3)
+        start = PageTable.empty(cache, 2, 3 * page_size)
+        if not model.can_append([0, 0], [held_a, held_b]):
+            continue
+        model.append([0, 0], [held_a, held_b])
+        start = grow(start, ints(0, 0), ints(held_a, held_b))
+        model.check(start)
+        for new in itertools.product((0, 1, page_size + 1), repeat=2):
+            again = PythonTable(num_pages, page_size, 2, 3)
+            again.rows = [list(row) for row in model.rows]
+            held = [held_a, held_b]
+            if again.can_append(held, list(new)):
+                again.append(held, list(new))
+                again.check(grow(start, ints(*held), ints(*new)))
+            else:
+                refused += 1
+                with pytest.raises(PoolExhaustedError, match=r"PageTable.append: \d+ more pages are needed"):
+                    start.append(ints(*held), ints(*new))
+    assert refused > 10
+
+
+def test_negative_growth_allocates_nothing():
+    table = PageTable.empty(pool(4, 2), 2, 4)
+    np.testing.assert_array_equal(table.append(ints(3, 3), ints(-1, 0)).ref_counts, [0, 0, 0, 0])
+
+
+def test_append_fills_holes_that_free_left_behind():
+    table = PageTable.allocate(pool(6, 2), 3, 4).free(1)
+    np.testing.assert_array_equal(table.ref_counts, [1, 1, 0, 0, 1, 1])
+    regrown = table.append(ints(4, 0, 4), ints(0, 3, 0))
+    np.testing.assert_array_equal(regrown.pages, [[0, 1], [2, 3], [4, 5]])
+
+
+def test_append_exhausted_inside_jit_leaves_the_sentinel():
+    table = PageTable.empty(pool(3, 2), 2, 6)
+    grown = jax.jit(lambda t: t.append(ints(0, 0), ints(4, 4)))(table)
+    np.testing.assert_array_equal(grown.pages, [[0, 1, 3], [2, 3, 3]])
+    np.testing.assert_array_equal(grown.ref_counts, [1, 1, 1])
+    slots = grown.slots(ints(1, 1, 1, 1), ints(0, 1, 2, 3))
+    np.testing.assert_array_equal(slots.slots, [4, 5, 6, 6])
+    # Later, when pages are free again, the same entry is served.
+    np.testing.assert_array_equal(grown.free(0).append(ints(0, 4), ints(0, 1)).pages, [[3, 3, 3], [2, 0, 1]])
+
+
+def test_append_beyond_a_rows_capacity_is_refused_even_with_free_pages():
+    table = PageTable.empty(pool(9, 2), 1, 4)
+    with pytest.raises(PoolExhaustedError, match=r"append: 3 more pages .* 9 of 9 are free .* at most 2 pages of 2 tokens"):
+        table.append(ints(4), ints(1))
+    grown = jax.jit(lambda t: t.append(ints(4), ints(1)))(table)
+    np.testing.assert_array_equal(grown.pages, [[0, 1]])
+
+
+@pytest.mark.parametrize("bad", [np.zeros(1, np.int32), np.zeros(3, np.int32), np.int32(1), np.zeros(2, np.float32)])
+@pytest.mark.parametrize("argument", ["seq_lens", "num_new"])
+def test_append_names_a_bad_argument(argument, bad):
+    lengths = {"seq_lens": ints(0, 0), "num_new": ints(1, 1), argument: bad}
+    with pytest.raises(ShapeError, match=rf"PageTable.append: argument '{argument}': expected integers of shape \(2,\)"):
+        PageTable.empty(pool(4, 2), 2, 4).append(**lengths)
+
+
+def test_free_by_index_and_by_mask():
+    table = PageTable.allocate(pool(6, 1), 3, 2)
+    by_index, by_mask = table.free(2), table.free(jnp.array([False, False, True]))
+    for freed in (by_index, by_mask, jax.jit(lambda t, i: t.free(i))(table, jnp.int32(2))):
+        np.testing.assert_array_equal(freed.pages, [[0, 1], [2, 3], [6, 6]])
+        np.testing.assert_array_equal(freed.ref_counts, [1, 1, 1, 1, 0, 0])
+    # Freeing twice is freeing once: the row has no pages any more.
+    np.testing.assert_array_equal(by_index.free(2).ref_counts, by_index.ref_counts)
+    assert int(table.free(jnp.ones(3, bool)).num_free()) == 6
+    np.testing.assert_array_equal(table.free(7).pages, table.pages)
+
+
+@pytest.mark.parametrize(
+    "released", [np.zeros(2, bool), np.array([0, 2]), np.array([[True, False, False]]), 1.0, np.bool_(True)]
+)
+def test_free_refuses_what_is_neither_index_nor_mask(released):
+    with pytest.raises(ShapeError, match=r"argument 'released': expected an index or a bool mask of shape \(3,\)"):
+        PageTable.allocate(pool(3, 1), 3, 1).free(released)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 4])
+def test_fork_exhaustively_over_lengths(page_size):
+    """Every source length, with a target that had pages of its own: sharing, the tail's copy, counts."""
+    fork = jax.jit(lambda table, cache, source, target, length: table.fork(cache, source, target, length))
+    max_len = 3 * page_size
+    for length in range(max_len + 1):
+        cache = pool(8, page_size, layers=2)
+        stamped = jnp.arange(cache.kv.size, dtype=jnp.float32).reshape(cache.kv.shape)
+        cache = cache.with_kv(stamped)
+        model = PythonTable(8, page_size, 3, 3)
+        table = PageTable.empty(cache, 3, max_len)
+        lens = [length, 2, 1]
+        model.append([0, 0, 0], lens)
+        table = table.append(ints(0, 0, 0), ints(*lens))
+        assert model.fork(0, 2, length)
+        for run in (PageTable.fork, fork):
+            forked, copied = run(table, cache, 0, 2, length)
+            model.check(forked)
+            before, after = np.asarray(cache.kv), np.asarray(copied.kv)
+            changed = [page for page in range(8) if not np.array_equal(before[:, page], after[:, page])]
+            tail = length % page_size
+            assert changed == ([model.rows[2][-1]] if tail else [])
+            if tail:
+                np.testing.assert_array_equal(after[:, model.rows[2][-1]], before[:, model.rows[0][length // page_size]])
+
+
+def test_fork_of_an_earlier_point_shares_only_what_came_before():
+    cache = pool(8, 4, fill=1.0)
+    table = PageTable.empty(cache, 2, 16).append(ints(0, 0), ints(14, 0))
+    forked, _ = table.fork(cache, 0, 1, 6)
+    np.testing.assert_array_equal(forked.pages, [[0, 1, 2, 3], [0, 4, 8, 8]])
+    np.testing.assert_array_equal(forked.ref_counts, [2, 1, 1, 1, 1, 0, 0, 0])
+
+
+def test_shared_pages_are_free_only_after_their_last_owner():
+    cache = pool(4, 2, fill=0.0)
+    table = PageTable.empty(cache, 3, 4).append(ints(0, 0, 0), ints(4, 0, 0))
+    table, cache = table.fork(cache, 0, 1, 4)
+    table, cache = table.fork(cache, 1, 2, 4)
+    for released, expected in ((0, 2), (2, 1), (1, 0)):
+        table = table.free(released)
+        np.testing.assert_array_equal(table.ref_counts, [expected, expected, 0, 0])
+
+
+def test_fork_without_a_free_page():
+    cache = pool(2, 2, fill=5.0)
+    table = PageTable.empty(cache, 2, 4).append(ints(0, 0), ints(3, 0))
+    with pytest.raises(PoolExhaustedError, match="PageTable.fork: the tail page needs one free page, 0 of 2 are free"):
+        table.fork(cache, 0, 1, 3)
+    forked, copied = jax.jit(lambda t, c: t.fork(c, 0, 1, 3))(table, cache)
+    np.testing.assert_array_equal(forked.pages, [[0, 1], [0, 2]])
+    np.testing.assert_array_equal(forked.ref_counts, [2, 1])
+    np.testing.assert_array_equal(copied.kv, cache.kv)
+    # A whole number of pages needs none.
+    forked, _ = table.fork(cache, 0, 1, 2)
+    np.testing.assert_array_equal(forked.pages, [[0, 1], [0, 2]])
+
+
+def test_fork_of_an_unallocated_tail_does_not_hand_out_a_strangers_rows():
+    """An entry without a page stays without one: reading it is NaN, never another sequence's rows."""
+    cache = pool(5, 2, fill=7.0)
+    table = PageTable.empty(cache, 3, 6).append(ints(0, 0, 0), ints(2, 2, 0))
+    for run in (PageTable.fork, jax.jit(PageTable.fork)):
+        forked, copied = run(table, cache, 0, 2, 3)
+        np.testing.assert_array_equal(forked.pages[2], [0, 5, 5])
+        np.testing.assert_array_equal(forked.ref_counts, [2, 1, 0, 0, 0])
+        np.testing.assert_array_equal(copied.kv, cache.kv)
+
+
+def test_fork_refuses_another_pools_table():
+    table = PageTable.empty(pool(4, 2), 2, 4)
+    with pytest.raises(LayoutError, match=r"PageTable.fork: PageTable was made for \(num_pages, page_size\) = \(4, 2\)"):
+        table.fork(pool(2, 4), 0, 1, 1)
+
+
+# Random histories against the Python model -------------------------------------------------------------
+
+
+def read(table: PageTable, cache: LatentCache, sequence: int, length: int) -> list[float]:
+    """The rows of a sequence as the attention op would find them."""
+    pages, kv = np.asarray(table.pages)[sequence], np.asarray(cache.kv)
+    position = np.arange(length)
+    page = pages[position // table.page_size]
+    assert ((page >= 0) & (page < table.num_pages)).all()
+    return kv[0, page, position % table.page_size, 0].tolist()
+
+
+class PagingMachine(RuleBasedStateMachine):
+    """allocate, append, free, fork and advance in any order; each token is a number of its own."""
+
+    page_size = 3
+    num_seqs, max_pages, num_pages = 3, 3, 7
+
+    @initialize()
+    def start(self) -> None:
+        self.cache = pool(self.num_pages, self.page_size)
+        self.table = PageTable.empty(self.cache, self.num_seqs, self.max_pages * self.page_size)
+        self.model = PythonTable(self.num_pages, self.page_size, self.num_seqs, self.max_pages)
+        self.tokens: list[list[float]] = [[] for _ in range(self.num_seqs)]
+        self.count = 0
+
+    def lens(self) -> list[int]:
+        return [len(row) for row in self.tokens]
+
+    def store(self, meta: AttentionMetadata, new: list[int]) -> None:
+        """Writes as rope_append_latent does: row by row, a slot outside the pool is dropped."""
+        rows = np.arange(self.count, self.count + meta.num_tokens, dtype=np.float32)
+        flat = np.array(self.cache.kv).reshape(-1, 2)
+        slots, row = np.asarray(meta.slot_mapping.slots), 0
+        live = [slot for slot in slots.tolist() if 0 <= slot < meta.slot_mapping.num_slots]
+        assert len(set(live)) == len(live) == sum(new)
+        for i, extra in enumerate(new):
+            for _ in range(extra):
+                self.tokens[i].append(float(rows[row]))
+                flat[slots[row]] = rows[row]
+                row += 1
+        self.count += meta.num_tokens
+        self.cache = self.cache.with_kv(jnp.asarray(flat.reshape(self.cache.kv.shape)))
+
+    @rule(share=st.tuples(*[st.floats(0, 1)] * 3))
+    def append(self, share: tuple[float, ...]) -> None:
+        most = self.max_pages * self.page_size * 2 // 3
+        new = [round(part * most) for part in share]
+        lens = self.lens()
+        if not self.model.can_append(lens, new):
+            with pytest.raises(PoolExhaustedError):
+                self.table.append(ints(*lens), ints(*new))
+            return
+        self.model.append(lens, new)
+        self.table = self.table.append(ints(*lens), ints(*new))
+        # One static T for every history, so that nothing is compiled twice; the rest is padding.
+        self.store(AttentionMetadata.extend(self.table, lens, new, num_tokens=3 * most), new)
+
+    @rule(active=st.tuples(*[st.booleans()] * 3))
+    def decode(self, active: tuple[bool, ...]) -> None:
+        lens, new = self.lens(), [int(on) for on in active]
+        held = AttentionMetadata.extend(self.table, lens, [0] * 3, num_tokens=1)
+        if not self.model.can_append(lens, new):
+            with pytest.raises(PoolExhaustedError):
+                advance(held, jnp.array(active))
+            return
+        self.model.append(lens, new)
+        meta = advance(held, jnp.array(active))
+        self.table = meta.page_table
+        np.testing.assert_array_equal(meta.seq_lens, np.add(lens, new))
+        slots = np.asarray(meta.slot_mapping.slots)
+        assert [bool(slot == meta.slot_mapping.num_slots) for slot in slots] == [not on for on in active]
+        rows = np.arange(self.count, self.count + 3, dtype=np.float32)
+        flat = np.array(self.cache.kv).reshape(-1, 2)
+        for i in range(3):
+            if active[i]:
+                self.tokens[i].append(float(rows[i]))
+                flat[slots[i]] = rows[i]
+        self.count += 3
+        self.cache = self.cache.with_kv(jnp.asarray(flat.reshape(self.cache.kv.shape)))
+
+    @rule(released=st.integers(0, 2))
+    def free(self, released: int) -> None:
+        self.table = self.table.free(released)
+        self.model.rows[released] = []
+        self.tokens[released] = []
+
+    @precondition(lambda self: any(self.tokens))
+    @rule(pair=st.permutations([0, 1, 2]), part=st.floats(0, 1))
+    def fork(self, pair: list[int], part: float) -> None:
+        source, target = pair[:2]
+        length = round(part * len(self.tokens[source]))
+        rows = [list(row) for row in self.model.rows]
+        if not self.model.fork(source, target, length):
+            self.model.rows = rows
+            with pytest.raises(PoolExhaustedError):
+                self.table.fork(self.cache, source, target, length)
+            return
+        self.table, self.cache = self.table.fork(self.cache, source, target, length)
+        self.tokens[target] = self.tokens[source][:length]
+
+    @invariant()
+    def pages_are_the_models(self) -> None:
+        self.model.check(self.table)
+
+    @invariant()
+    def every_sequence_reads_its_own_tokens(self) -> None:
+        for i, tokens in enumerate(self.tokens):
+            assert read(self.table, self.cache, i, len(tokens)) == tokens
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_random_histories(page_size):
+    machine = type("Machine", (PagingMachine,), {"page_size": page_size})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=14,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+# Slots and metadata ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_slots_are_page_times_size_plus_offset(page_size):
+    table = PageTable.empty(pool(9, page_size), 2, 3 * page_size).append(ints(0, 0), ints(page_size + 1, 1))
+    for sequence, position in itertools.product(range(-1, 4), range(-2, 4 * page_size)):
+        mapping = table.slots(ints(sequence), ints(position))
+        inside = 0 <= sequence < 2 and 0 <= position < 3 * page_size
+        page = int(table.pages[sequence, position // page_size]) if inside else 9
+        expected = page * page_size + position % page_size if page < 9 else 9 * page_size
+        assert mapping.slots.tolist() == [expected], (sequence, position)
+        if page_size == 64 and position > 70:
+            break
+    assert (mapping.num_slots, mapping.page_size) == (9 * page_size, page_size)
+
+
+def test_slots_of_extreme_positions_and_poisoned_pages():
+    table = PageTable.allocate(pool(4, 2), 2, 4)
+    far = ints(2**31 - 1, -(2**31), 2**30)
+    np.testing.assert_array_equal(table.slots(ints(0, 0, 1), far).slots, [8, 8, 8])
+    broken = dataclasses.replace(table, pages=ints(-1, 4, 99, -(2**31)).reshape(2, 2))
+    mapping = broken.slots(ints(0, 0, 1, 1), ints(0, 2, 0, 2))
+    np.testing.assert_array_equal(mapping.slots, [8, 8, 8, 8])
+
+
+def test_extend_by_hand():
+    table = PageTable.allocate(pool(9, 4), 3, 12)
+    meta = AttentionMetadata.extend(table, [5, 0, 3], [2, 0, 3], num_tokens=7)
+    np.testing.assert_array_equal(meta.positions, [5, 6, 3, 4, 5, 0, 0])
+    # Sequence 0 has pages 0..2, sequence 2 pages 6..8; two rows of padding store nothing.
+    np.testing.assert_array_equal(meta.slot_mapping.slots, [5, 6, 27, 28, 29, 36, 36])
+    np.testing.assert_array_equal(meta.query_start_loc, [0, 2, 2, 5])
+    np.testing.assert_array_equal(meta.seq_lens, [7, 0, 6])
+    assert (meta.num_tokens, meta.num_seqs, meta.uniform_length) == (7, 3, None)
+    for leaf in jax.tree.leaves(meta):
+        assert leaf.dtype == jnp.int32
+    assert meta.page_table is table
+
+
+@pytest.mark.parametrize("page_size", [1, 3])
+def test_extend_exhaustively_equals_a_loop(page_size):
+    table = PageTable.allocate(pool(3 * 4, page_size), 3, 4 * page_size)
+    extend = jax.jit(AttentionMetadata.extend, static_argnames="num_tokens")
+    for before in itertools.product((0, 2), repeat=3):
+        for new in itertools.product((0, 1, 2), repeat=3):
+            for padding in (0, 3):
+                total = sum(new) + padding
+                meta = extend(table, ints(*before), ints(*new), num_tokens=total)
+                positions, slots = [], []
+                for i in range(3):
+                    for position in range(before[i], before[i] + new[i]):
+                        positions.append(position)
+                        page = int(table.pages[i, position // page_size])
+                        slots.append(page * page_size + position % page_size)
+                assert meta.positions.tolist() == positions + [0] * padding
+                assert meta.slot_mapping.slots.tolist() == slots + [12 * page_size] * padding
+                assert meta.query_start_loc.tolist() == [0, *itertools.accumulate(new)]
+                assert meta.seq_lens.tolist() == [b + n for b, n in zip(before, new, strict=True)]
+
+
+def test_extend_with_no_new_tokens_at_all():
+    table = PageTable.allocate(pool(4, 2), 2, 4)
+    meta = AttentionMetadata.extend(table, [3, 0], [0, 0])
+    assert meta.num_tokens == 0
+    assert meta.seq_lens.tolist() == [3, 0]
+    padded = AttentionMetadata.extend(table, [3, 0], [0, 0], num_tokens=2)
+    assert padded.slot_mapping.slots.tolist() == [8, 8]
+
+
+def test_extend_inside_jit_equals_outside():
+    table = PageTable.allocate(pool(6, 3), 3, 6)
+    inside = jax.jit(lambda t, a, b: AttentionMetadata.extend(t, a, b, num_tokens=5))(table, ints(1, 0, 4), ints(2, 0, 1))
+    outside = AttentionMetadata.extend(table, [1, 0, 4], [2, 0, 1], num_tokens=5)
+    for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_num_tokens_must_be_given_inside_jit():
+    table = PageTable.allocate(pool(4, 2), 2, 4)
+    with pytest.raises(ShapeError, match="argument 'num_tokens': expected the static number of rows inside jit"):
+        jax.jit(AttentionMetadata.extend)(table, ints(0, 0), ints(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_lens": [0]}, r"argument 'seq_lens': expected integers of shape \(2,\), got int32 of shape \(1,\)"),
+        ({"seq_lens": 3}, "argument 'seq_lens'"),
+        ({"seq_lens": [0.0, 1.0]}, "argument 'seq_lens': expected integers of shape .* got float32"),
+        ({"num_new": [[1, 1]]}, "argument 'num_new'"),
+        ({"num_new": [True, True]}, "argument 'num_new': expected integers"),
+        ({"seq_lens": [-1, 0]}, r"expected lengths >= 0, got seq_lens \[-1, 0\]"),
+        ({"num_new": [0, -2]}, "expected lengths >= 0"),
+        ({"seq_lens": [0, 4]}, "sequence 1 would hold 5 tokens, the page table has room for 4"),
+        ({"num_tokens": 1}, r"argument 'num_tokens': expected at least sum\(num_new\) = 2, got 1"),
+    ],
+)
+def test_extend_names_a_bad_argument(change, message):
+    table = PageTable.allocate(pool(4, 2), 2, 4)
+    arguments = {"seq_lens": [0, 0], "num_new": [1, 1], **change}
+    with pytest.raises(ShapeError, match=f"AttentionMetadata.extend: {message}"):
+        AttentionMetadata.extend(table, **arguments)
+
+
+def test_extend_without_pages_says_what_to_call():
+    table = PageTable.empty(pool(4, 2), 2, 4)
+    with pytest.raises(PoolExhaustedError, match=r"table.append\(seq_lens, num_new\) first"):
+        AttentionMetadata.extend(table, [0, 0], [1, 0])
+    inside = jax.jit(lambda t: AttentionMetadata.extend(t, ints(0, 0), ints(1, 0), num_tokens=1))(table)
+    assert inside.slot_mapping.slots.tolist() == [8]
+
+
+def test_dense_metadata():
+    meta = AttentionMetadata.dense(3, 2)
+    assert meta.positions.tolist() == [0, 1, 0, 1, 0, 1]
+    assert meta.query_start_loc.tolist() == [0, 2, 4, 6]
+    assert meta.seq_lens.tolist() == [2, 2, 2]
+    assert (meta.slot_mapping, meta.page_table, meta.uniform_length) == (None, None, 2)
+    with pytest.raises(LayoutError, match="advance: argument 'meta': expected metadata of a paged step"):
+        advance(meta)
+
+
+# advance -----------------------------------------------------------------------------------------------
+
+
+def test_advance_after_a_ragged_prefill():
+    table = PageTable.empty(pool(8, 2), 3, 6).append(ints(0, 0, 0), ints(2, 0, 3))
+    meta = AttentionMetadata.extend(table, [0, 0, 0], [2, 0, 3], num_tokens=9)
+    step = advance(meta)
+    assert step.num_tokens == step.num_seqs == 3
+    # The sequence without tokens stays as it is and stores nothing.
+    assert step.seq_lens.tolist() == [3, 0, 4]
+    assert step.positions.tolist() == [2, 0, 3]
+    assert step.query_start_loc.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(step.page_table.pages, [[0, 3, 8], [8, 8, 8], [1, 2, 8]])
+    assert step.slot_mapping.slots.tolist() == [6, 16, 5]
+
+
+def test_advance_with_a_mask_moves_only_the_active():
+    table = PageTable.allocate(pool(6, 2), 3, 4)
+    meta = AttentionMetadata.extend(table, [0, 0, 0], [1, 2, 0])
+    step = advance(meta, jnp.array([False, True, True]))
+    assert step.seq_lens.tolist() == [1, 3, 1]
+    assert step.positions.tolist() == [0, 2, 0]
+    assert step.slot_mapping.slots.tolist() == [12, 6, 8]
+    still = advance(step, jnp.zeros(3, bool))
+    assert still.seq_lens.tolist() == step.seq_lens.tolist()
+    assert still.slot_mapping.slots.tolist() == [12, 12, 12]
+
+
+@pytest.mark.parametrize("active", [np.ones(1, bool), np.ones(3, bool), np.bool_(True), np.array([0, 1])])
+def test_advance_refuses_what_is_not_a_mask(active):
+    meta = AttentionMetadata.extend(PageTable.allocate(pool(4, 2), 2, 4), [0, 0], [1, 1])
+    with pytest.raises(ShapeError, match=r"advance: argument 'active': expected a bool mask of shape \(2,\)"):
+        advance(meta, active)
+
+
+def test_advance_exhausts_the_pool():
+    table = PageTable.empty(pool(2, 2), 2, 4).append(ints(0, 0), ints(2, 2))
+    meta = AttentionMetadata.extend(table, [0, 0], [2, 2])
+    with pytest.raises(PoolExhaustedError, match="PageTable.append: 2 more pages are needed, 0 of 2 are free"):
+        advance(meta)
+    inside = jax.jit(advance)(meta)
+    assert inside.slot_mapping.slots.tolist() == [4, 4]
+    assert inside.seq_lens.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_advance_in_a_while_loop_equals_steps_outside(page_size):
+    """Pages are taken inside the loop exactly when a sequence crosses a page boundary."""
+    cache = pool(2 * -(-13 // page_size) + 1, page_size)
+    table = PageTable.empty(cache, 3, 13).append(ints(0, 0, 0), ints(2, 0, 1))
+    meta = AttentionMetadata.extend(table, [0, 0, 0], [2, 0, 1])
+
+    @jax.jit
+    def ten_steps(meta):
+        return jax.lax.while_loop(lambda state: state[0] < 10, lambda s: (s[0] + 1, advance(s[1])), (0, meta))[1]
+
+    looped = ten_steps(advance(meta))
+    stepped = advance(meta)
+    for _ in range(10):
+        stepped = advance(stepped)
+    assert jax.tree.structure(looped) == jax.tree.structure(stepped)
+    for a, b in zip(jax.tree.leaves(looped), jax.tree.leaves(stepped), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert stepped.seq_lens.tolist() == [13, 0, 12]
+    assert int(stepped.page_table.num_free()) == cache.num_pages - -(-13 // page_size) - -(-12 // page_size)
+
+
+# Types -------------------------------------------------------------------------------------------------
+
+
+def test_slots_and_pages_remember_their_pool():
+    cache = pool(4, 2)
+    check_pool("op", PageTable.empty(cache, 1, 2), cache)
+    check_pool("op", SlotMapping(ints(0), 8, 2), cache)
+    for other in (SlotMapping(ints(0), 4, 2), SlotMapping(ints(0), 8, 4)):
+        with pytest.raises(LayoutError, match=r"op: SlotMapping was made for \(num_slots, page_size\)"):
+            check_pool("op", other, cache)
+    for other in (pool(5, 2), pool(4, 1), pool(2, 4)):
+        with pytest.raises(LayoutError, match=r"op: PageTable was made for \(num_pages, page_size\)"):
+            check_pool("op", PageTable.empty(other, 1, 2), cache)
+
+
+def test_a_page_tables_geometry_is_structure():
+    small, large = PageTable.empty(pool(4, 2), 1, 2), PageTable.empty(pool(4, 4), 1, 4)
+    assert jax.tree.structure(small) != jax.tree.structure(large)
+    assert len(jax.tree.leaves(small)) == 2
+
+
+def test_metadata_survives_transformations():
+    meta = AttentionMetadata.extend(PageTable.allocate(pool(4, 2), 2, 4), [0, 1], [1, 1])
+    shapes = jax.eval_shape(advance, meta)
+    assert jax.tree.structure(shapes) == jax.tree.structure(advance(meta))
+    mapped = jax.tree.map(lambda leaf: leaf, meta)
+    assert isinstance(mapped.page_table, PageTable)
+    assert isinstance(mapped.slot_mapping, SlotMapping)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), meta, advance(meta))
+    steps = jax.vmap(lambda one: advance(one).seq_lens)(stacked)
+    assert steps.tolist() == [[2, 3], [3, 4]]
