@@ -83,8 +83,10 @@ def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[
     ]
     with TensorIndex(folder) as index:
         arrays = [
-            jnp.asarray(array)
-            for array in stream(index, targets, ignore=lambda name: ignored_because(name, config), progress=progress)
+            jax.device_put(array)
+            for array in stream(
+                index, targets, ignore=lambda name: ignored_because(name, config), progress=progress
+            )
         ]
     return jax.tree.unflatten(structure, arrays)  # type: ignore[no-any-return]
 

@@ -130,7 +130,7 @@ class PageTable:
         _refuse_when_known(
             jnp.any(missing & (taken >= self.num_pages)) | jnp.any(needed > self.max_pages),
             lambda: (
-                f"PageTable.append: {int(jnp.sum(missing))} more pages are needed, "
+                f"PageTable.append: {_shortage(needed, self)} more pages are needed, "
                 f"{int(self.num_free())} of {self.num_pages} are free and a sequence holds at most "
                 f"{self.max_pages} pages of {self.page_size} tokens"
             ),

@@ -167,9 +167,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(("DeepseekV32ForCausalLM",), _deepseek_v32),
     "glm4_moe_lite": Family(("Glm4MoeLiteForCausalLM",), _glm4_moe_lite),
     "kimi_k2": Family(("DeepseekV3ForCausalLM", "KimiK2ForCausalLM"), _deepseek_v3),
-    "kimi_k25": Family(
-        ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"), _kimi_k25
-    ),
+    "kimi_k25": Family(("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"), _kimi_k25),
     "youtu": Family(("YoutuForCausalLM",), _youtu),
     # The name that some conversions give the same model.
     "youtu_llm": Family(("YoutuForCausalLM",), _youtu),
@@ -258,9 +256,7 @@ def _model(
             "num_nextn_predict_layers", "num_mtp_layers", low=0, default=0
         ),
         bos_token_id=_null_is(fields, "bos_token_id", None, bos),
-        eos_token_ids=fields.integers("eos_token_id", low=0)
-        if fields.present("eos_token_id")
-        else (eos,),
+        eos_token_ids=fields.integers("eos_token_id", low=0) if fields.present("eos_token_id") else (eos,),
         pad_token_id=fields.integer("pad_token_id", low=0, default=None),
         # float32 holds the weights of every other dtype exactly, so it is the safe reading of silence.
         dtype=fields.string("dtype", "torch_dtype", default="float32"),
@@ -296,9 +292,7 @@ def _router(
     return build
 
 
-def _layer_types(
-    fields: Fields, first_dense: int, types_win: bool = False
-) -> tuple[MlpLayerType, ...]:
+def _layer_types(fields: Fields, first_dense: int, types_win: bool = False) -> tuple[MlpLayerType, ...]:
     """mlp_layer_types, or what first_k_dense_replace and moe_layer_freq make of the layers.
 
     `types_win`: the class obeys mlp_layer_types alone and saves a first_k_dense_replace that may be stale.

@@ -36,9 +36,7 @@ def rope_from_hf(fields: Fields, dim: int, layout: RopePairing, max_positions: i
     return first or second or RopeConfig(theta, dim, layout)
 
 
-def _read(
-    fields: Fields, key: str, dim: int, layout: RopePairing, max_positions: int
-) -> RopeConfig | None:
+def _read(fields: Fields, key: str, dim: int, layout: RopePairing, max_positions: int) -> RopeConfig | None:
     rope = fields.object(key)
     if rope is None or not rope.items():
         return None

@@ -1,2 +1,75 @@
+"""Where a checkpoint is: a folder, or a hub id that huggingface_hub has or can get."""
+
+import os
 from pathlib import Path
-def resolve(path, revision=None): return Path(path)
+
+from mla_jax.errors import CheckpointError, shown
+
+FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "tiktoken.model")
+"""What is fetched. Never code and never pickles, whatever the repository holds."""
+
+
+def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The local folder of a checkpoint.
+
+    An existing folder wins. Anything that can only be a path (absolute, beginning with "." or "~", or
+    with more than one slash) is not looked up on the hub. A hub id is taken from the local cache where
+    the network is off (`HF_HUB_OFFLINE=1`) or out of reach.
+
+    Args:
+      path_or_id: a folder, or "owner/name".
+      revision: branch, tag or commit of a hub id; refused for a folder.
+
+    Raises:
+      CheckpointError: one sentence: no such folder, no such repository, no access, or not in the cache.
+    """
+    text = os.fspath(path_or_id)
+    folder = Path(text).expanduser()
+    if "\0" in text or not text:
+        raise CheckpointError(f"checkpoint: expected a folder or a hub id, got {shown(text)}")
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{folder}: revision {shown(revision)} was given, but a folder has none")
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: expected a checkpoint folder, got a file")
+    if isinstance(path_or_id, os.PathLike) or _is_path(text):
+        raise CheckpointError(f"{folder}: there is no such folder")
+    return _from_hub(text, revision)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text or "/" not in text
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{name}" if revision is None else f"{name} at revision {revision}"
+    try:
+        return Path(_snapshot(huggingface_hub, name, revision))
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{where}: there is no such folder, and it is no hub id: {error}") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{where}: access on the hub has to be granted first; accept its terms and log in"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{where}: there is no such folder, and no such repository on the hub"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{where}: the repository has no such revision") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{where}: there is no such folder, it is not in the local hub cache, and the hub cannot be "
+            "reached (or HF_HUB_OFFLINE is set)"
+        ) from error
+    except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{where}: cannot be fetched from the hub: {error}") from error
+
+
+def _snapshot(hub: object, name: str, revision: str | None) -> str:
+    # snapshot_download itself falls back to the cache when the hub is out of reach.
+    return hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))  # type: ignore[attr-defined,no-any-return]

@@ -1,9 +1,141 @@
+"""The tensors of a checkpoint folder: one safetensors file, or shards and the index that names them."""
+
+import os
+from collections import defaultdict
 from pathlib import Path
+from types import TracebackType
+
+from mla_jax.checkpoints.json_files import read_json_object
 from mla_jax.checkpoints.safetensors import SafetensorsFile
+from mla_jax.checkpoints.safetensors_header import TensorInfo
+from mla_jax.errors import CheckpointError, shown
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MOST_NAMED = 20
+
+
 class TensorIndex:
-    def __init__(self, folder):
-        self.files=[SafetensorsFile(p) for p in sorted(Path(folder).glob("*.safetensors"))]
-        self.where={n:f for f in self.files for n in f.tensors}
-    def __enter__(self): return self
-    def __exit__(self,*a):
-        for f in self.files: f.close()
+    """All tensors of a folder, each with the open file that holds it.
+
+    An index file decides where there is one; it must name every tensor of every shard it lists, and
+    nothing else. Shards lie in the folder itself. (In the hub's cache they are links to blobs elsewhere:
+    links are followed, but names with folders in them are not.)
+
+    Args:
+      folder: of the checkpoint.
+
+    Raises:
+      CheckpointError: files are missing, malformed or contradict each other; names file and tensor.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._files: list[SafetensorsFile] = []
+        self._where: dict[str, SafetensorsFile] = {}
+        try:
+            index = self.folder / INDEX_FILE
+            if index.exists():
+                self._open_shards(index)
+            elif (self.folder / SINGLE_FILE).exists():
+                self._take(SINGLE_FILE)
+            else:
+                raise CheckpointError(_why_nothing(self.folder))
+        except BaseException:
+            self.close()
+            raise
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name."""
+        return tuple(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and size of a tensor."""
+        return self.file(name).tensors[name]
+
+    def file(self, name: str) -> SafetensorsFile:
+        """The open file that holds a tensor."""
+        try:
+            return self._where[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder}: there is no tensor {shown(name)}") from None
+
+    def close(self) -> None:
+        """Closes every file."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> "TensorIndex":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take(self, name: str) -> None:
+        file = SafetensorsFile(self.folder / name)
+        self._files.append(file)
+        for tensor in file.tensors:
+            other = self._where.setdefault(tensor, file)
+            if other is not file:
+                raise CheckpointError(f"tensor {shown(tensor)} is both in {other.path} and in {file.path}")
+
+    def _open_shards(self, index: Path) -> None:
+        by_shard: dict[str, set[str]] = defaultdict(set)
+        for tensor, shard in _weight_map(index).items():
+            by_shard[shard].add(tensor)
+        missing = [name for name in sorted(by_shard) if not (self.folder / name).exists()]
+        if missing:
+            raise CheckpointError(
+                f"{index}: {len(missing)} of {len(by_shard)} shards are missing: {_list(missing)}"
+            )
+        for name in sorted(by_shard):
+            self._take(name)
+            held = set(self._files[-1].tensors)
+            absent, unknown = by_shard[name] - held, held - by_shard[name]
+            if absent:
+                raise CheckpointError(
+                    f"{index}: {name} does not hold {len(absent)} of its tensors: {_list(absent)}"
+                )
+            if unknown:
+                raise CheckpointError(
+                    f"{index}: {name} holds {len(unknown)} tensors that are not listed: {_list(unknown)}"
+                )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json_object(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: weight_map: expected an object with tensor names, got {shown(weight_map)}"
+        )
+    for tensor, shard in weight_map.items():
+        # A path would let an index read files that are not part of the checkpoint.
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: tensor {shown(tensor)}: expected the name of a .safetensors file in the same folder, "
+                f"got {shown(shard)}"
+            )
+    return weight_map
+
+
+def _why_nothing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        return (
+            f"{folder}: holds no safetensors, only {_list(pickles)}; pickle checkpoints are never opened, as "
+            "opening one runs its code: convert it to safetensors"
+        )
+    return f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, got neither"
+
+
+def _list(names: "list[str] | set[str]") -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MOST_NAMED} more" if len(ordered) > _MOST_NAMED else ""
+    return ", ".join(shown(name) for name in ordered[:_MOST_NAMED]) + more

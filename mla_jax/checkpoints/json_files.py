@@ -56,9 +56,7 @@ def parse_json_object(text: bytes, where: str, error: type[MlaJaxError]) -> dict
         return result
 
     try:
-        value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse_constant
-        )
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse_constant)
         if b"\\u" in text:
             _refuse_surrogates(value)
     except _Refused as refusal:

@@ -65,9 +65,7 @@ class TensorInfo:
         return NUMPY_DTYPES.get(self.dtype)
 
 
-def parse_header(
-    text: bytes, file_bytes: int, where: str
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def parse_header(text: bytes, file_bytes: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Checks a whole header against the size of its file.
 
     Args:
@@ -86,7 +84,9 @@ def parse_header(
     entries = parse_json_object(text, f"{where}: header", CheckpointError)
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     data_start = 8 + len(text)
-    tensors = {name: _tensor(entry, data_start, f"{where}: tensor {shown(name)}") for name, entry in entries.items()}
+    tensors = {
+        name: _tensor(entry, data_start, f"{where}: tensor {shown(name)}") for name, entry in entries.items()
+    }
     # Empty tensors share their offset with the next one, hence the length as second key.
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     position, previous = data_start, "the header"

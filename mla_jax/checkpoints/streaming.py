@@ -1,16 +1,143 @@
+"""From files to arrays: what a model needs against what a checkpoint has, then one array at a time.
+
+Every target gets a buffer of its own that is never used again, because JAX may adopt it without a copy.
+Data goes from the file straight into it, or through one bounded chunk where the dtype changes, so that
+beyond the weights themselves at most one more tensor is in memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-import numpy as np, jax.numpy as jnp
+
+import jax.numpy as jnp
+import numpy as np
+
+from mla_jax.checkpoints.index import TensorIndex
+from mla_jax.checkpoints.progress import ByteProgress
+from mla_jax.errors import CheckpointError, shown
+
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+CHUNK_BYTES = 64 << 20
+_ALIGNMENT = 64
+_MOST_NAMED = 20
+
+
 @dataclass(frozen=True)
 class Piece:
-    name: str; index: tuple; rows: object
+    """A checkpoint tensor and the part of its target that it fills.
+
+    index: leading coordinates of the target; rows: (start, stop) of the axis after them, or None for all.
+    """
+
+    name: str
+    index: tuple[int, ...] = ()
+    rows: tuple[int, int] | None = None
+
+    def shape_in(self, target: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the checkpoint tensor must have."""
+        rest = target[len(self.index) :]
+        return rest if self.rows is None else (self.rows[1] - self.rows[0], *rest[1:])
+
+
 @dataclass(frozen=True)
 class Target:
-    shape: tuple; dtype: str; pieces: tuple
-def stream(index, targets, *, ignore, progress):
-    for t in targets:
-        out=np.zeros(t.shape, jnp.dtype(t.dtype))
-        for p in t.pieces:
-            v=out[p.index]
-            if p.rows: v[p.rows[0]:p.rows[1]]=index.where[p.name].read(p.name)
-            else: out[p.index]=index.where[p.name].read(p.name)
-        yield out
+    """An array to be made: shape, dtype name, and the pieces that fill it completely."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[Piece, ...]
+
+
+def check(index: TensorIndex, targets: Sequence[Target], ignore: Callable[[str], str | None]) -> None:
+    """Compares the whole checkpoint with what is needed, before anything is read.
+
+    Args:
+      index: the checkpoint.
+      targets: what is needed.
+      ignore: why a tensor that nothing needs may be there, or None if it may not.
+
+    Raises:
+      CheckpointError: everything missing, unknown, misshapen or of an unusable dtype, in one message.
+    """
+    needed = {piece.name: piece.shape_in(target.shape) for target in targets for piece in target.pieces}
+    missing = [f"{name} {shape}" for name, shape in needed.items() if name not in index]
+    unknown = [name for name in index.names() if name not in needed and ignore(name) is None]
+    misshapen, unusable = [], []
+    for name, shape in needed.items():
+        if name in index:
+            info = index.info(name)
+            if info.shape != shape:
+                misshapen.append(f"{name}: expected {shape}, got {info.shape}")
+            if info.dtype not in FLOAT_DTYPES:
+                unusable.append(f"{name}: expected {', '.join(FLOAT_DTYPES)}, got {info.dtype}")
+    problems = [
+        f"{len(found)} {kind}: {_list(found)}"
+        for kind, found in (
+            ("tensors are missing", missing),
+            ("tensors are not part of the model", unknown),
+            ("tensors have another shape", misshapen),
+            ("tensors have another dtype (quantised containers are not supported yet)", unusable),
+        )
+        if found
+    ]
+    if problems:
+        raise CheckpointError(f"{index.folder}: does not fit its config.json; " + "; ".join(problems))
+
+
+def stream(
+    index: TensorIndex,
+    targets: Sequence[Target],
+    *,
+    ignore: Callable[[str], str | None],
+    progress: bool = True,
+) -> Iterator[np.ndarray]:
+    """Yields the targets' arrays in order, each in a fresh buffer.
+
+    Args:
+      index, targets, ignore: see `check`, which runs before the first array.
+      progress: a bar in bytes on a terminal's standard error.
+
+    Raises:
+      CheckpointError: see `check`; or a file fails while it is read.
+    """
+    check(index, targets, ignore)
+    total = sum(index.info(piece.name).nbytes for target in targets for piece in target.pieces)
+    with ByteProgress("loading", total, enabled=progress) as bar:
+        for target in targets:
+            array = _aligned(target.shape, np.dtype(jnp.dtype(target.dtype)))
+            for piece in target.pieces:
+                part = array[piece.index] if piece.index else array
+                _fill(index, piece.name, part if piece.rows is None else part[slice(*piece.rows)])
+                bar.advance(index.info(piece.name).nbytes)
+            yield array
+
+
+def _fill(index: TensorIndex, name: str, out: np.ndarray) -> None:
+    """`out` is a whole number of leading slices of its target and so C-contiguous."""
+    file, info = index.file(name), index.info(name)
+    if info.numpy_dtype == out.dtype:
+        file.read_into(name, out)
+        return
+    assert info.numpy_dtype is not None, "checked: a float dtype"
+    flat = out.reshape(-1)
+    step = CHUNK_BYTES // info.numpy_dtype.itemsize
+    chunk = np.empty(min(step, flat.size), info.numpy_dtype)
+    for start in range(0, flat.size, step):
+        part = chunk[: min(step, flat.size - start)]
+        file.read_elements(name, start, part)
+        # Values beyond the target's range become infinities, as in every framework; no warning is due.
+        with np.errstate(over="ignore"):
+            flat[start : start + part.size] = part.astype(out.dtype)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+    """A new array at a 64-byte boundary, which JAX's CPU backend takes over instead of copying."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _list(entries: list[str]) -> str:
+    more = f" and {len(entries) - _MOST_NAMED} more" if len(entries) > _MOST_NAMED else ""
+    return ", ".join(shown(entry)[1:-1] for entry in entries[:_MOST_NAMED]) + more

@@ -100,7 +100,7 @@ class Tokenizer:
         self._prefix, self._suffix = self._surroundings(special)
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.byte_token_ids = _byte_token_ids(backend, vocabulary) - self.special_ids
+        self.byte_token_ids = _byte_token_ids(backend, vocabulary)
         self._chat_templates: dict[str, ChatTemplate] = {}
 
     @classmethod

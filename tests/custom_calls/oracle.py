@@ -56,6 +56,8 @@ def round_to(values: Array, dtype: np.dtype) -> Array:
     """
     values = f64(values)
     dtype = np.dtype(dtype)
+    if dtype == np.float64:
+        return values
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     if dtype == np.float32:

@@ -39,7 +39,8 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "page_size", "pages"), [(1, 1, 1), (1, 16, 1), (16, 16, 1), (17, 16, 2), (10, 3, 4), (64, 64, 1)]
+    ("num_tokens", "page_size", "pages"),
+    [(1, 1, 1), (1, 16, 1), (16, 16, 1), (17, 16, 2), (10, 3, 4), (64, 64, 1)],
 )
 def test_pages_are_rounded_up(num_tokens, page_size, pages):
     cache = init_cache(CONFIG, num_tokens=num_tokens, page_size=page_size)
@@ -72,11 +73,14 @@ def test_a_new_pool_is_zero_with_scales_of_one():
 )
 def test_cache_dtype(name, compute, expected):
     assert cache_dtype(name, compute) == jnp.dtype(expected)
-    assert init_cache(dataclasses.replace(CONFIG, dtype=compute), num_tokens=1, dtype=name).kv.dtype == expected
+    assert (
+        init_cache(dataclasses.replace(CONFIG, dtype=compute), num_tokens=1, dtype=name).kv.dtype == expected
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "compute"), [("float16", "float32"), ("int8", "float32"), ("auto", "float16"), ("float8_e5m2", "float32")]
+    ("name", "compute"),
+    [("float16", "float32"), ("int8", "float32"), ("auto", "float16"), ("float8_e5m2", "float32")],
 )
 def test_unusable_cache_dtype_is_named(name, compute):
     with pytest.raises(ShapeError, match=f"cache dtype: expected 'auto', .*, got '{name}'"):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mla_jax.cache import LatentCache
 from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
@@ -97,7 +104,9 @@ def test_empty_and_allocate(page_size, max_len):
 
 def test_allocate_takes_the_last_page_and_refuses_the_one_after():
     assert int(PageTable.allocate(pool(6, 4), 2, 12).num_free()) == 0
-    with pytest.raises(PoolExhaustedError, match="2 sequences of 12 tokens need 6 pages of 4 tokens, the pool has 5"):
+    with pytest.raises(
+        PoolExhaustedError, match="2 sequences of 12 tokens need 6 pages of 4 tokens, the pool has 5"
+    ):
         PageTable.allocate(pool(5, 4), 2, 12)
 
 
@@ -167,17 +176,23 @@ def test_append_exhausted_inside_jit_leaves_the_sentinel():
 
 def test_append_beyond_a_rows_capacity_is_refused_even_with_free_pages():
     table = PageTable.empty(pool(9, 2), 1, 4)
-    with pytest.raises(PoolExhaustedError, match=r"append: 3 more pages .* 9 of 9 are free .* at most 2 pages of 2 tokens"):
+    with pytest.raises(
+        PoolExhaustedError, match=r"append: 3 more pages .* 9 of 9 are free .* at most 2 pages of 2 tokens"
+    ):
         table.append(ints(4), ints(1))
     grown = jax.jit(lambda t: t.append(ints(4), ints(1)))(table)
     np.testing.assert_array_equal(grown.pages, [[0, 1]])
 
 
-@pytest.mark.parametrize("bad", [np.zeros(1, np.int32), np.zeros(3, np.int32), np.int32(1), np.zeros(2, np.float32)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros(1, np.int32), np.zeros(3, np.int32), np.int32(1), np.zeros(2, np.float32)]
+)
 @pytest.mark.parametrize("argument", ["seq_lens", "num_new"])
 def test_append_names_a_bad_argument(argument, bad):
     lengths = {"seq_lens": ints(0, 0), "num_new": ints(1, 1), argument: bad}
-    with pytest.raises(ShapeError, match=rf"PageTable.append: argument '{argument}': expected integers of shape \(2,\)"):
+    with pytest.raises(
+        ShapeError, match=rf"PageTable.append: argument '{argument}': expected integers of shape \(2,\)"
+    ):
         PageTable.empty(pool(4, 2), 2, 4).append(**lengths)
 
 
@@ -197,7 +212,9 @@ def test_free_by_index_and_by_mask():
     "released", [np.zeros(2, bool), np.array([0, 2]), np.array([[True, False, False]]), 1.0, np.bool_(True)]
 )
 def test_free_refuses_what_is_neither_index_nor_mask(released):
-    with pytest.raises(ShapeError, match=r"argument 'released': expected an index or a bool mask of shape \(3,\)"):
+    with pytest.raises(
+        ShapeError, match=r"argument 'released': expected an index or a bool mask of shape \(3,\)"
+    ):
         PageTable.allocate(pool(3, 1), 3, 1).free(released)
 
 
@@ -224,7 +241,9 @@ def test_fork_exhaustively_over_lengths(page_size):
             tail = length % page_size
             assert changed == ([model.rows[2][-1]] if tail else [])
             if tail:
-                np.testing.assert_array_equal(after[:, model.rows[2][-1]], before[:, model.rows[0][length // page_size]])
+                np.testing.assert_array_equal(
+                    after[:, model.rows[2][-1]], before[:, model.rows[0][length // page_size]]
+                )
 
 
 def test_fork_of_an_earlier_point_shares_only_what_came_before():
@@ -248,7 +267,9 @@ def test_shared_pages_are_free_only_after_their_last_owner():
 def test_fork_without_a_free_page():
     cache = pool(2, 2, fill=5.0)
     table = PageTable.empty(cache, 2, 4).append(ints(0, 0), ints(3, 0))
-    with pytest.raises(PoolExhaustedError, match="PageTable.fork: the tail page needs one free page, 0 of 2 are free"):
+    with pytest.raises(
+        PoolExhaustedError, match="PageTable.fork: the tail page needs one free page, 0 of 2 are free"
+    ):
         table.fork(cache, 0, 1, 3)
     forked, copied = jax.jit(lambda t, c: t.fork(c, 0, 1, 3))(table, cache)
     np.testing.assert_array_equal(forked.pages, [[0, 1], [0, 2]])
@@ -272,7 +293,9 @@ def test_fork_of_an_unallocated_tail_does_not_hand_out_a_strangers_rows():
 
 def test_fork_refuses_another_pools_table():
     table = PageTable.empty(pool(4, 2), 2, 4)
-    with pytest.raises(LayoutError, match=r"PageTable.fork: PageTable was made for \(num_pages, page_size\) = \(4, 2\)"):
+    with pytest.raises(
+        LayoutError, match=r"PageTable.fork: PageTable was made for \(num_pages, page_size\) = \(4, 2\)"
+    ):
         table.fork(pool(2, 4), 0, 1, 1)
 
 
@@ -475,7 +498,9 @@ def test_extend_with_no_new_tokens_at_all():
 
 def test_extend_inside_jit_equals_outside():
     table = PageTable.allocate(pool(6, 3), 3, 6)
-    inside = jax.jit(lambda t, a, b: AttentionMetadata.extend(t, a, b, num_tokens=5))(table, ints(1, 0, 4), ints(2, 0, 1))
+    inside = jax.jit(lambda t, a, b: AttentionMetadata.extend(t, a, b, num_tokens=5))(
+        table, ints(1, 0, 4), ints(2, 0, 1)
+    )
     outside = AttentionMetadata.extend(table, [1, 0, 4], [2, 0, 1], num_tokens=5)
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -483,14 +508,19 @@ def test_extend_inside_jit_equals_outside():
 
 def test_num_tokens_must_be_given_inside_jit():
     table = PageTable.allocate(pool(4, 2), 2, 4)
-    with pytest.raises(ShapeError, match="argument 'num_tokens': expected the static number of rows inside jit"):
+    with pytest.raises(
+        ShapeError, match="argument 'num_tokens': expected the static number of rows inside jit"
+    ):
         jax.jit(AttentionMetadata.extend)(table, ints(0, 0), ints(1, 1))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seq_lens": [0]}, r"argument 'seq_lens': expected integers of shape \(2,\), got int32 of shape \(1,\)"),
+        (
+            {"seq_lens": [0]},
+            r"argument 'seq_lens': expected integers of shape \(2,\), got int32 of shape \(1,\)",
+        ),
         ({"seq_lens": 3}, "argument 'seq_lens'"),
         ({"seq_lens": [0.0, 1.0]}, "argument 'seq_lens': expected integers of shape .* got float32"),
         ({"num_new": [[1, 1]]}, "argument 'num_new'"),
@@ -564,7 +594,9 @@ def test_advance_refuses_what_is_not_a_mask(active):
 def test_advance_exhausts_the_pool():
     table = PageTable.empty(pool(2, 2), 2, 4).append(ints(0, 0), ints(2, 2))
     meta = AttentionMetadata.extend(table, [0, 0], [2, 2])
-    with pytest.raises(PoolExhaustedError, match="PageTable.append: 2 more pages are needed, 0 of 2 are free"):
+    with pytest.raises(
+        PoolExhaustedError, match="PageTable.append: 2 more pages are needed, 0 of 2 are free"
+    ):
         advance(meta)
     inside = jax.jit(advance)(meta)
     assert inside.slot_mapping.slots.tolist() == [4, 4]
@@ -580,7 +612,9 @@ def test_advance_in_a_while_loop_equals_steps_outside(page_size):
 
     @jax.jit
     def ten_steps(meta):
-        return jax.lax.while_loop(lambda state: state[0] < 10, lambda s: (s[0] + 1, advance(s[1])), (0, meta))[1]
+        return jax.lax.while_loop(
+            lambda state: state[0] < 10, lambda s: (s[0] + 1, advance(s[1])), (0, meta)
+        )[1]
 
     looped = ten_steps(advance(meta))
     stepped = advance(meta)

@@ -11,7 +11,9 @@ import mla_jax
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,5 +57,7 @@ def test_listing_the_names_does_not_import_jax():
 
 
 def test_a_lazy_name_is_loaded_once():
-    out = run("import mla_jax; a = mla_jax.RopeTable; print('RopeTable' in vars(mla_jax), a is mla_jax.RopeTable)")
+    out = run(
+        "import mla_jax; a = mla_jax.RopeTable; print('RopeTable' in vars(mla_jax), a is mla_jax.RopeTable)"
+    )
     assert out.split() == ["True", "True"]

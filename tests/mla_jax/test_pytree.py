@@ -40,7 +40,9 @@ def test_round_trip_keeps_every_field():
 
 
 def test_key_paths_are_the_field_names():
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(Pair(1, Pair(2, 3)))]
+    paths = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(Pair(1, Pair(2, 3)))
+    ]
     assert paths == [".left", ".right.left", ".right.right"]
 
 

@@ -13,7 +13,9 @@ from mla_jax.errors import LayoutError, MlaJaxError, ShapeError
 from mla_jax.rope import RopeTable, attention_multiplier, inverse_frequencies, mscale, softmax_scale
 
 V3 = RopeConfig(1e4, 64, "interleaved", YarnConfig(40.0, 4096, 32.0, 1.0, mscale=1.0, mscale_all_dim=1.0))
-V2_LITE = RopeConfig(1e4, 64, "interleaved", YarnConfig(40.0, 4096, 32.0, 1.0, mscale=0.707, mscale_all_dim=0.707))
+V2_LITE = RopeConfig(
+    1e4, 64, "interleaved", YarnConfig(40.0, 4096, 32.0, 1.0, mscale=0.707, mscale_all_dim=0.707)
+)
 K2 = RopeConfig(5e4, 64, "interleaved", YarnConfig(32.0, 4096, 1.0, 1.0, mscale=1.0, mscale_all_dim=1.0))
 PLAIN = RopeConfig(1.6e6, 8, "half")
 TINY = RopeConfig(1e4, 8, "half", YarnConfig(40.0, 32, 32.0, 1.0, mscale=1.0, mscale_all_dim=0.707))
@@ -165,8 +167,12 @@ def test_table_holds_cos_and_sin_of_float32_angles(rope):
     for position in (0, 1, 17, 300):
         for i, frequency in enumerate(inverse_frequencies(rope)):
             angle = float(np.float32(position) * frequency)
-            assert float(table.cos[position, i]) == pytest.approx(math.cos(angle) * multiplier, rel=1e-6, abs=1e-7)
-            assert float(table.sin[position, i]) == pytest.approx(math.sin(angle) * multiplier, rel=1e-6, abs=1e-7)
+            assert float(table.cos[position, i]) == pytest.approx(
+                math.cos(angle) * multiplier, rel=1e-6, abs=1e-7
+            )
+            assert float(table.sin[position, i]) == pytest.approx(
+                math.sin(angle) * multiplier, rel=1e-6, abs=1e-7
+            )
 
 
 def test_cos_and_sin_carry_the_multiplier():

@@ -199,7 +199,7 @@ LOOP = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
         ("{{ lipsum(n=99999) }}", r"was not done after 0\.5 s"),
         ("{{ 10 ** (10 ** 9) }}", r"was not done after 0\.5 s|memory"),
         ("{{ 'a' * 10 ** 12 }}", "needed more than"),
-        ("{{ ['a'] * 10 ** 9 }}", "needed more than"),
+        ("{{ ['a'] * 10 ** 9 }}", r"needed more than|was not done after 0\.5 s"),
         ("{{ 'a' | center(10 ** 11) }}", "needed more than"),
         ("{{ '%9999999999d' | format(1) }}", "needed more than|failed"),
         ("{{ 'ab' | replace('', 'a' * 10 ** 6) | replace('a', 'a' * 10 ** 6) }}", "needed more than"),

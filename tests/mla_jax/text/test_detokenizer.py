@@ -129,6 +129,16 @@ def test_flush_shows_an_unfinished_character_and_starts_anew(byte_level):
     assert "".join(map(detokenizer.feed, byte_level.encode("中"))) == "中"
 
 
+@pytest.mark.parametrize("invalid", range(30))
+def test_characters_after_many_invalid_bytes(byte_level, invalid):
+    """Wherever the window is cut, what follows is read as if it were not."""
+    for text in ("中a", "😀中", "é😀"):
+        ids = byte_level.encode(text)
+        for start in range(len(ids)):
+            broken = [0xFF] * invalid + ids[:start] + [0xE4] * invalid + ids
+            assert "".join(pieces(byte_level, broken)) == byte_level.decode(broken)
+
+
 def test_special_token_does_not_split_a_character(byte_level):
     first, second, third = byte_level.encode("中")
     ids = [first, byte_level.bos_token_id, second, third]

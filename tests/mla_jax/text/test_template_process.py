@@ -195,7 +195,10 @@ def test_orphan_ends_by_its_own_cpu_limit():
     request = {"template": slow, "variables": {}, "max_chars": 9, "cpu_seconds": 0}
     with start_worker("-I") as worker:
         start = time.monotonic()
-        worker.communicate(json.dumps(request).encode() + b"\n", timeout=30)
+        try:
+            worker.communicate(json.dumps(request).encode() + b"\n", timeout=15)
+        finally:
+            worker.kill()
     assert worker.returncode == -signal.SIGXCPU
     assert time.monotonic() - start < 15
 
