@@ -88,7 +88,7 @@ def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[
                 index, targets, ignore=lambda name: ignored_because(name, config), progress=progress
             )
         ]
-    return jax.tree.unflatten(structure, arrays)  # type: ignore[no-any-return]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def ignored_because(name: str, config: ModelConfig) -> str | None:

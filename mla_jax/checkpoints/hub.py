@@ -72,4 +72,4 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 def _snapshot(hub: object, name: str, revision: str | None) -> str:
     # snapshot_download itself falls back to the cache when the hub is out of reach.
-    return hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))  # type: ignore[attr-defined,no-any-return]
+    return hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))  # type: ignore[attr-defined]

@@ -43,5 +43,5 @@ class ByteProgress:
         self._drawn = time.perf_counter()
         rate = self._done / max(self._drawn - self._start, 1e-9)
         share = 100 if self._total == 0 else 100 * self._done // self._total
-        line = f"\r{self._what} {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({share} %), {rate / 1e9:.2f} GB/s "
-        print(line, end=end, file=self._stream, flush=True)
+        size = f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
+        print(f"\r{self._what} {size} ({share} %), {rate / 1e9:.2f} GB/s ", end=end, file=self._stream, flush=True)

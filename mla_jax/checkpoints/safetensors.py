@@ -151,7 +151,7 @@ class SafetensorsFile:
     def _pread(self, out: np.ndarray[Any, np.dtype[np.uint8]], offset: int, name: str) -> None:
         if not self._close.alive:
             raise CheckpointError(f"{self.path}: the file has been closed")
-        view = memoryview(out)
+        view = out.data
         while view.nbytes:
             # One call returns at most 2 GiB on Linux.
             try:

@@ -6,7 +6,7 @@ Format: https://github.com/huggingface/safetensors; what its own reader refuses 
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -142,6 +142,6 @@ def _tensor(entry: object, data_start: int, where: str) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
 
 
-def _is_size_list(value: object) -> Any:
+def _is_size_list(value: object) -> TypeGuard[list[int]]:
     # bool is an int to Python, but not to the format. The bound keeps products and messages short.
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

@@ -107,4 +107,4 @@ def _write_tensor(file: BinaryIO, name: str, tensor: np.ndarray | LazyTensor) ->
             f" got {array.dtype} of shape {array.shape}"
         )
     # order="C" keeps a scalar's empty shape, which np.ascontiguousarray would not.
-    file.write(memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8)))
+    file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)

@@ -184,12 +184,13 @@ def test_attention_takes_nothing_but_appended(rng, attend):
     q_latent = jnp.zeros((c.meta.num_tokens, HEADS, RANK), jnp.float32)
     rows = appended_rows(appended, c.meta)
     kv = jnp.zeros((c.meta.num_tokens, HEADS * (NOPE + V)), jnp.float32)
+    call = {
+        "absorbed": lambda wrong: mla_attention(q_latent, wrong, c.meta, SCALE),
+        "expanded": lambda wrong: mla_attention_expanded(wrong, rows, kv, c.meta, SCALE, nope=NOPE, v=V),
+    }[attend]
     for wrong in (c.unrotated, rows, c.unrotated.q, appended.cache, (appended.q, appended.q_rope), None):
         with pytest.raises(LayoutError, match=f"'appended': expected Appended .* got {type(wrong).__name__}"):
-            if attend == "absorbed":
-                mla_attention(q_latent, wrong, c.meta, SCALE)
-            else:
-                mla_attention_expanded(wrong, rows, kv, c.meta, SCALE, nope=NOPE, v=V)
+            call(wrong)
 
 
 def test_absorbed_attention_needs_a_pool_and_its_own_page_table(rng):
@@ -418,10 +419,12 @@ def test_a_sequence_without_pages_is_nan_and_others_are_not_touched(rng, kernels
 def states(rng, sets, keys=5):
     """Attention states over `sets` disjoint key sets, and the state over their union, in float64."""
     score, value = rng.standard_normal((sets, 4, HEADS, keys)) * 3, rng.standard_normal((sets, keys, V))
-    over = lambda s, v: (
-        np.einsum("thk,kv->thv", np.exp(s), v) / np.exp(s).sum(-1)[..., None],
-        np.log(np.exp(s).sum(-1)),
-    )
+
+    def over(s, v):
+        weight = np.exp(s)
+        total = weight.sum(-1)
+        return np.einsum("thk,kv->thv", weight, v) / total[..., None], np.log(total)
+
     parts = [over(score[i], value[i]) for i in range(sets)]
     union = over(np.concatenate(list(score), -1), np.concatenate(list(value), 0))
     return [tuple(jnp.asarray(a, jnp.float32) for a in part) for part in parts], union

@@ -268,7 +268,7 @@ def test_fork_without_a_free_page():
     cache = pool(2, 2, fill=5.0)
     table = PageTable.empty(cache, 2, 4).append(ints(0, 0), ints(3, 0))
     with pytest.raises(
-        PoolExhaustedError, match="PageTable.fork: the tail page needs one free page, 0 of 2 are free"
+        PoolExhaustedError, match=r"PageTable.fork: the tail page needs one free page, 0 of 2 are free"
     ):
         table.fork(cache, 0, 1, 3)
     forked, copied = jax.jit(lambda t, c: t.fork(c, 0, 1, 3))(table, cache)
@@ -595,7 +595,7 @@ def test_advance_exhausts_the_pool():
     table = PageTable.empty(pool(2, 2), 2, 4).append(ints(0, 0), ints(2, 2))
     meta = AttentionMetadata.extend(table, [0, 0], [2, 2])
     with pytest.raises(
-        PoolExhaustedError, match="PageTable.append: 2 more pages are needed, 0 of 2 are free"
+        PoolExhaustedError, match=r"PageTable.append: 2 more pages are needed, 0 of 2 are free"
     ):
         advance(meta)
     inside = jax.jit(advance)(meta)

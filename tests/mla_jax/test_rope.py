@@ -23,26 +23,21 @@ TINY = RopeConfig(1e4, 8, "half", YarnConfig(40.0, 32, 32.0, 1.0, mscale=1.0, ms
 
 def yarn_float64(rope: RopeConfig) -> list[float]:
     """Peng et al. 2023, equations 19 to 22, one dimension at a time."""
-    out = []
-    for i in range(rope.dim // 2):
-        frequency = rope.theta ** (-2 * i / rope.dim)
-        yarn = rope.scaling
-        if yarn is None:
-            out.append(frequency)
-            continue
-        # The dimension at which a frequency makes `turns` full turns over the original context.
-        edge = lambda turns: (
-            rope.dim
-            * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi))
-            / (2 * math.log(rope.theta))
-        )
-        low = max(math.floor(edge(yarn.beta_fast)), 0)
-        high = min(math.ceil(edge(yarn.beta_slow)), rope.dim - 1)
-        if low == high:
-            high += 0.001
-        interpolated = min(max((i - low) / (high - low), 0.0), 1.0)
-        out.append(frequency / yarn.factor * interpolated + frequency * (1 - interpolated))
-    return out
+    frequencies = [rope.theta ** (-2 * i / rope.dim) for i in range(rope.dim // 2)]
+    yarn = rope.scaling
+    if yarn is None:
+        return frequencies
+
+    def edge(turns: float) -> float:
+        """The dimension whose frequency makes `turns` full turns over the original context."""
+        period = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return rope.dim * math.log(period) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(edge(yarn.beta_fast)), 0)
+    high = min(math.ceil(edge(yarn.beta_slow)), rope.dim - 1)
+    width = high - low or 0.001
+    shares = [min(max((i - low) / width, 0.0), 1.0) for i in range(rope.dim // 2)]
+    return [f / yarn.factor * share + f * (1 - share) for f, share in zip(frequencies, shares, strict=True)]
 
 
 def test_deepseek_v3_frequencies():
