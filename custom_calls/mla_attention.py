@@ -3,14 +3,15 @@
 Every query attends in the latent space: score = q_latent . latent + q_rope . rope, output = sum p * latent.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.checks import CACHE_DTYPES, COMPUTE_DTYPES, check_dtype, check_shape
-from custom_calls.errors import ShapeError
+from custom_calls.errors import ShapeError, UnsupportedTransformError
 from custom_calls.op import Arrays, Op, map_rows
 from custom_calls.registry import Kernels
 from custom_calls.rope_append_latent import dequantise_rows
@@ -57,7 +58,8 @@ def mla_attention(
     Returns:
       out: (T, H, R) of q's dtype; logsumexp: (T, H) float32, natural logarithm of the scaled scores.
       No visible key, or a row that no sequence owns: 0 and -inf. A visible key whose page number is
-      outside the pool: NaN in both, so that a broken page table cannot pass for an answer.
+      outside the pool, or a layer outside [0, layers): NaN in both, so that a broken page table
+      cannot pass for an answer.
 
     Raises:
       ShapeError: naming argument, expected and got.
@@ -146,6 +148,7 @@ def _reference(
     num_steps = -(-max_pages // pages_per_step)
     padded = jnp.pad(pages, ((0, 0), (0, num_steps * pages_per_step - max_pages)), constant_values=-1)
     highest = jax.lax.Precision.HIGHEST
+    layer_exists = (layer >= 0) & (layer < kv.shape[0])
 
     def visit(carry: Arrays, step: jax.Array) -> tuple[Arrays, None]:
         peak, total, weighted, broken = carry
@@ -154,7 +157,7 @@ def _reference(
         rows = rows.reshape(num_rows, pages_per_step * page_size, rows.shape[-1])
         key = step * (pages_per_step * page_size) + jnp.arange(rows.shape[1], dtype=jnp.int32)
         seen = key[None, :] < visible[:, None]
-        in_pool = jnp.repeat((ids >= 0) & (ids < num_pages), page_size, axis=1)
+        in_pool = jnp.repeat((ids >= 0) & (ids < num_pages) & layer_exists, page_size, axis=1)
         broken = broken | jnp.any(seen & ~in_pool, axis=1)
         # Unseen rows may hold anything, NaN included: they are replaced before any product.
         values = jnp.where(seen[:, :, None], dequantise_rows(rows, scales, rank), jnp.float32(0))
@@ -193,12 +196,21 @@ def _native(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
     )
 
 
+def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
+    if batched[2]:
+        raise UnsupportedTransformError(
+            "mla_jax.mla_attention: vmap over the pool would need one pool per batch element, which is what "
+            "paging exists to avoid; map over queries and metadata"
+        )
+    return map_rows(MLA_ATTENTION, arrays, batched, static)
+
+
 MLA_ATTENTION: Op = Op(
     "mla_jax.mla_attention",
     targets=(TARGET,),
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    batch=lambda arrays, batched, static: map_rows(MLA_ATTENTION, arrays, batched, static),
+    batch=_batch,
     not_differentiable="it reads the pool; use the pool-less expanded form (mla_jax.forward)",
 )

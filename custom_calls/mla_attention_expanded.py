@@ -121,9 +121,17 @@ def _reference(
     safe_peak = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peak), jnp.float32(0), peak))
     weight = jnp.where(visible[None], jnp.exp(score - safe_peak[:, :, None]), jnp.float32(0))
     total = jnp.sum(weight, axis=-1)
-    some = jnp.where(total > 0, total, jnp.float32(1))
-    out = jnp.einsum("htk,khv->thv", weight / some[:, :, None], expanded[:, :, nope:], precision=highest)
-    logsumexp = jnp.where(total > 0, safe_peak + jnp.log(some), -jnp.inf)
+    empty = total == 0
+    some = jnp.where(empty, jnp.float32(1), total)
+    values = expanded[:, :, nope:]
+    finite = jnp.where(jnp.isfinite(values), values, jnp.float32(0))
+    out = jnp.einsum("htk,khv->thv", weight / some[:, :, None], finite, precision=highest)
+    # Weight zero times NaN is NaN: a broken row must reach the rows that see it, and no other request's.
+    broken = jnp.cumsum(~jnp.isfinite(values), axis=0, dtype=jnp.int32)
+    first = jnp.argmax(visible, axis=1)
+    earlier = jnp.where((first > 0)[:, None, None], broken[jnp.maximum(first - 1, 0)], 0)
+    out = jnp.where((broken > earlier) & owned[:, None, None], jnp.float32(jnp.nan), out)
+    logsumexp = jnp.where(empty, -jnp.inf, safe_peak + jnp.log(some))
     return out.astype(q.dtype), jnp.transpose(logsumexp)
 
 

@@ -210,12 +210,15 @@ def _reference(*arrays: jax.Array, **static: object) -> Arrays:
         scaled = rows * (np.float32(1) / _row_scale(scales, rotation[2].shape[0], rows))
         rows = jnp.clip(scaled, -FP8_MAX, FP8_MAX)
     num_layers, num_pages, page_size, width = kv.shape
-    pool = kv.reshape(num_layers, num_pages * page_size, width)
+    # As integers: XLA:CPU scatters floats narrower than 32 bits through a float32 copy of the whole pool.
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[kv.dtype.itemsize]
+    pool = jax.lax.bitcast_convert_type(kv, unsigned).reshape(num_layers, num_pages * page_size, width)
+    codes = jax.lax.bitcast_convert_type(rows.astype(kv.dtype), unsigned)
     # Layer and slot stay separate coordinates: each is range-checked on its own by mode="drop", and
     # their product can never leave 32 bits. Without wrap_negative_indices=False a slot of -1 would
     # overwrite the last row of the pool.
-    pool = pool.at[layer, slots].set(rows.astype(kv.dtype), mode="drop", wrap_negative_indices=False)
-    return q_rope, pool.reshape(kv.shape)
+    pool = pool.at[layer, slots].set(codes, mode="drop", wrap_negative_indices=False)
+    return q_rope, jax.lax.bitcast_convert_type(pool.reshape(kv.shape), kv.dtype)
 
 
 def _q_rope(q: jax.Array, cos: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """The `mla-jax` command. Heavy imports happen inside the commands, so that `--help` is immediate."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -20,8 +21,14 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Errors are one sentence on standard error and code 2."""
     options = _parser().parse_args(arguments)
+    # What a model writes may be anything; a terminal that cannot show it must not end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()  # here and not at exit, so that a reader who has gone is noticed below
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -30,12 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USAGE
     except Exception as error:
-        from mla_jax.errors import MlaJaxError
-
-        if not isinstance(error, MlaJaxError):
+        if not isinstance(error, _expected_errors()):
             raise
-        print(f"mla-jax: {error}", file=sys.stderr)
+        print(f"mla-jax: {error or type(error).__name__}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What may go wrong without a mistake in this program; anything else keeps its traceback."""
+    from jax.errors import JaxRuntimeError
+
+    from mla_jax.errors import MlaJaxError
+
+    return MlaJaxError, JaxRuntimeError, MemoryError, OSError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +153,7 @@ def _generate(options: argparse.Namespace) -> int:
     completions = llm.generate(prompts, params)
     for prompt, completion in zip(options.prompt, completions, strict=True):
         if options.json:
-            print(json.dumps(_as_json(prompt, completion), ensure_ascii=False), flush=True)
+            print(json.dumps(_as_json(prompt, completion)), flush=True)
         else:
             print(f"{prompt}{completion.text}\n", flush=True)
     return 0
@@ -173,6 +187,8 @@ def _print_stream(llm: "LLM", prompt: Any, params: "SamplingParams") -> str:
 
 
 def _chat(options: argparse.Namespace) -> int:
+    from mla_jax.errors import RequestError
+
     params = _params(options)
     llm = _llm(options)
     history: list[dict[str, str]] = []
@@ -183,6 +199,8 @@ def _chat(options: argparse.Namespace) -> int:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:
+            raise RequestError(f"standard input: expected {error.encoding} text: {error.reason}") from error
         if not line.strip():
             return 0
         history.append({"role": "user", "content": line})
@@ -195,7 +213,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     facts = report()
     print(json.dumps(facts, indent=1) if options.json else format_report(facts))
-    return 0
+    return EXIT_USAGE if facts["problem"] else 0
 
 
 if __name__ == "__main__":

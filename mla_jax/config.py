@@ -4,7 +4,6 @@ Nothing here computes RoPE or YaRN: `mla_jax.rope` does, from these raw values. 
 configuration is in `mla_jax.checkpoints.hf_config`.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,12 @@ MAX_INT = 2**31 - 1
 
 MAX_LAYERS = 4096
 """Far beyond any model; bounds what a hostile configuration can make us allocate."""
+
+MAX_POSITIONS = 2**24
+"""Longest context of any model; the RoPE table has a row for every position."""
+
+MAX_NUMBER = 1e15
+"""Largest number of any field: with it, everything derived is finite in float32, squares included."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class YarnConfig:
             self.original_max_position_embeddings,
             low=1,
         )
-        _number(where + "beta_slow", self.beta_slow, above=0.0)
+        _number(where + "beta_slow", self.beta_slow, above=1 / MAX_NUMBER)
         _number(where + "beta_fast", self.beta_fast, low=self.beta_slow)
         _number(where + "mscale", self.mscale, low=0.0)
         _number(where + "mscale_all_dim", self.mscale_all_dim, low=0.0)
@@ -214,6 +219,8 @@ class ModelConfig:
                 _integer(name, getattr(self, name), low=1)
         if self.num_hidden_layers > MAX_LAYERS:
             _fail("num_hidden_layers", f"at most {MAX_LAYERS}", self.num_hidden_layers)
+        if self.max_position_embeddings > MAX_POSITIONS:
+            _fail("max_position_embeddings", f"at most {MAX_POSITIONS}", self.max_position_embeddings)
         for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
             _boolean(name, getattr(self, name))
         for name in ("rms_norm_eps", "latent_norm_eps"):
@@ -349,16 +356,13 @@ def _boolean(key: str, value: object) -> None:
 def _number(key: str, value: object, *, low: float | None = None, above: float | None = None) -> None:
     bound = "" if low is None else f" of at least {low:g}"
     bound = bound if above is None else f" above {above:g}"
-    if type(value) is int:
-        # Comparing is exact for integers of any size; converting one to float may overflow.
-        finite = -(2**63) <= value <= 2**63
-    else:
-        finite = type(value) is float and math.isfinite(value)
-    if not finite:
-        _fail(key, f"a finite number{bound}", value)
-    assert isinstance(value, (int, float))
-    if (low is not None and value < low) or (above is not None and value <= above):
-        _fail(key, f"a finite number{bound}", value)
+    expected = f"a finite number{bound}, at most {MAX_NUMBER:g}"
+    if type(value) is not int and type(value) is not float:
+        _fail(key, expected, value)
+    # Comparing is exact for integers of any size, and false for NaN.
+    fits = abs(value) <= MAX_NUMBER and (low is None or value >= low) and (above is None or value > above)
+    if not fits:
+        _fail(key, expected, value)
 
 
 def _choice(key: str, value: object, choices: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from custom_calls import registry
+from custom_calls.errors import KernelUnavailableError
 from custom_calls.op import PLATFORMS
 from mla_jax.kernel_table import kernel_table, lowering_platform
 
@@ -25,16 +26,31 @@ _PACKAGES = (
 
 
 def report() -> dict[str, Any]:
-    """Everything that `doctor` prints, as plain data."""
+    """Everything that `doctor` prints, as plain data.
+
+    "problem" is a sentence where JAX has no backend, or this backend's native library cannot be used; a
+    platform that no native library exists for is not a problem.
+    """
+    backend, devices, ops, problem = None, [], [], None
+    try:
+        backend = lowering_platform()
+        devices = [str(device) for device in jax.devices()]
+        ops = [vars(row) for row in kernel_table("auto", backend)]
+        library = registry.library(backend)
+        if library.module is not None and not library.targets:
+            problem = f"the native library is of no use: {library.reason}"
+    except KernelUnavailableError as error:
+        problem = str(error)
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "ffi_api_runtime": ".".join(map(str, registry.runtime_ffi_version())),
-        "backend": lowering_platform(),
-        "devices": [str(device) for device in jax.devices()],
+        "backend": backend,
+        "devices": devices,
         "libraries": {name: _library(name) for name in PLATFORMS},
-        "ops": [vars(row) for row in kernel_table("auto")],
+        "ops": ops,
+        "problem": problem,
     }
 
 
@@ -43,15 +59,18 @@ def format_report(facts: dict[str, Any]) -> str:
     lines = [f"python {facts['python']} on {facts['machine']}"]
     lines += [f"{name} {version}" for name, version in facts["packages"].items()]
     lines.append(f"XLA FFI of the runtime: {facts['ffi_api_runtime']}")
-    lines.append(f"backend: {facts['backend']} ({', '.join(facts['devices'])})")
+    lines.append(f"backend: {facts['backend'] or 'none'} ({', '.join(facts['devices'])})")
     lines.append("native libraries:")
     for name, library in facts["libraries"].items():
         state = f"{len(library['targets'])} targets" if library["targets"] else "none"
         detail = f", {library['isa']}" if library.get("isa") else ""
         lines.append(f"  {name:<5} {state}{detail}: {library['reason']}")
-    lines.append(f"ops on {facts['backend']}:")
-    width = max(len(row["op"]) for row in facts["ops"])
+    if facts["ops"]:
+        lines.append(f"ops on {facts['backend']}:")
+    width = max((len(row["op"]) for row in facts["ops"]), default=0)
     lines += [f"  {row['op']:<{width}}  {row['implementation']:<9}  {row['reason']}" for row in facts["ops"]]
+    if facts["problem"]:
+        lines.append(f"problem: {facts['problem']}")
     return "\n".join(lines)
 
 

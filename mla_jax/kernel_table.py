@@ -1,5 +1,6 @@
 """Which implementation each op runs, and why: what loading prints and `doctor` shows."""
 
+import os
 from dataclasses import dataclass
 
 import jax
@@ -41,8 +42,18 @@ def kernel_table(kernels: Kernels = "auto", platform: str | None = None) -> tupl
 
 
 def lowering_platform() -> str:
-    """The lowering platform of JAX's default backend: "cpu", "cuda" or "rocm"."""
-    backend = jax.default_backend()
+    """The lowering platform of JAX's default backend: "cpu", "cuda" or "rocm".
+
+    Raises:
+      KernelUnavailableError: JAX cannot start a backend.
+    """
+    try:
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError) as failure:  # an assertion where JAX_PLATFORMS names absent devices
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise KernelUnavailableError(
+            f"JAX cannot start a backend (JAX_PLATFORMS={asked!r}): {failure or 'no such device is here'}"
+        ) from failure
     if backend != "gpu":
         return backend
     return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"

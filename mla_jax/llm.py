@@ -1,10 +1,15 @@
 """`LLM`: strings in, strings out."""
 
+import inspect
+import math
+import numbers
 import secrets
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.registry import Kernels
+from custom_calls.registry import KERNELS, Kernels
 from mla_jax.cache import cache_dtype
 from mla_jax.checkpoints.generation_config import GenerationDefaults
 from mla_jax.checkpoints.hub import resolve as resolve_checkpoint
 from mla_jax.completion import Completion, StreamPiece, TextSequence
 from mla_jax.config import ModelConfig
-from mla_jax.engine import Engine, EngineLimits, Request
+from mla_jax.engine import Engine, EngineLimits, Event, Request
 from mla_jax.engine.programs import bucket_of, buckets
-from mla_jax.errors import RequestError, TokenizerError, shown
+from mla_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    KernelUnavailableError,
+    MlaJaxError,
+    RequestError,
+    TokenizerError,
+    shown,
+)
 from mla_jax.kernel_table import KernelRow, format_table, kernel_table
 from mla_jax.loading import load
 from mla_jax.models import FrozenModel, MLAForCausalLM, forward, freeze
@@ -37,6 +50,19 @@ DEFAULT_MAX_NUM_SEQS = 8
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
+_Asked = tuple[Request, tuple[str, ...], frozenset[int]]
+"""What the engine is asked for, the stop strings, and the ids whose text is not part of the answer."""
+
+
+@dataclass
+class _Live:
+    """A request that the engine serves, the text that it has so far, and what a stream has not fetched yet."""
+
+    request_id: int
+    sequence: TextSequence
+    pieces: deque[StreamPiece] = field(default_factory=deque)
+    error: Exception | None = None
+
 
 class LLM:
     """A model with its tokenizer and engine.
@@ -44,9 +70,10 @@ class LLM:
     Args:
       path_or_model: a Hugging Face folder or hub id, or a model in memory.
       tokenizer: an object with `encode`, `decode` and `eos_token_id`; by default the checkpoint's own.
-        A model in memory without one takes and returns token ids.
+        A model in memory without one takes and returns token ids. Ids past its last one (`vocab_size`, or
+        its length where that is more) are never drawn.
       dtype: compute dtype, "auto" (the checkpoint's), "float32" or "bfloat16".
-      kernels: "auto", "native" or "reference".
+      kernels: "auto", "native" or "reference"; for a model in memory "auto" is what it was made with.
       page_size: tokens of a cache page; every size gives the same tokens.
       kv_cache_dtype: "auto" (the compute dtype), "float32", "bfloat16" or "fp8".
       max_model_len: tokens of one sequence; by default the model's context as far as 1 GiB of cache reach.
@@ -75,30 +102,41 @@ class LLM:
         max_num_seqs: int | None = None,
         max_total_tokens: int | None = None,
     ) -> None:
+        if kernels not in KERNELS:
+            raise KernelUnavailableError(
+                f"kernels: expected one of {', '.join(KERNELS)}, got {shown(kernels)}"
+            )
         self._defaults: GenerationDefaults | None = None
-        self.tokenizer = tokenizer
+        self.tokenizer = _checked_tokenizer(tokenizer)
         self._why_no_tokenizer = "a model in memory has none"
+        sizes = (page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens)
         if isinstance(path_or_model, str | Path):
             folder = resolve_checkpoint(path_or_model)
+            # What can be refused without the weights is refused before they are read.
+            self.kernels = _usable_kernels(kernels)
+            _limits(load(folder, dtype=dtype, kernels=kernels, abstract=True)[1], *sizes)
             if tokenizer is None:
                 self.tokenizer, self._why_no_tokenizer = _own_tokenizer(folder)
             self._defaults = GenerationDefaults.from_folder(folder)
-            model, _ = load(folder, dtype=dtype, kernels=kernels)
-            self.model = freeze(model)
+            self.model = freeze(load(folder, dtype=dtype, kernels=kernels)[0])
         else:
-            self.model = freeze(path_or_model)
+            self.model = _model_in_memory(path_or_model, dtype, kernels)
+            self.kernels = _usable_kernels(self.model.kernels)
         self.config: ModelConfig = self.model.config
-        self.kernels: tuple[KernelRow, ...] = kernel_table(self.model.kernels)
-        self.limits = _limits(
-            self.config, page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens
-        )
+        self.limits = _limits(self.config, *sizes)
         print(format_table(self.kernels), file=sys.stderr)
-        vocab_limit = getattr(self.tokenizer, "vocab_size", None)
-        self.engine = Engine(self.model, self.limits, vocab_limit=vocab_limit)
+        if self._defaults is not None and self._defaults.repetition_penalty != 1.0:
+            penalty = self._defaults.repetition_penalty
+            print(
+                f"generation_config.json: repetition_penalty {penalty} is not supported: ignored",
+                file=sys.stderr,
+            )
+        self.engine = self._new_engine()
         self._forward = jax.jit(forward)
         self._lock = threading.RLock()
-        self._sequences: dict[int, TextSequence] = {}
-        self._pieces: dict[int, deque[StreamPiece]] = {}
+        self._engine_in_use = self._engine_broken = False
+        self._live: dict[int, _Live] = {}
+        self._dropped: deque[_Live] = deque()
 
     def generate(
         self,
@@ -122,22 +160,24 @@ class LLM:
         """
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
         requests = self._requests(encoded, params)
-        for request, _, _ in requests:
-            self.engine.check(request)
-        ids = [self._start(*request) for request in requests]
-        bar = TokenProgress(len(ids), enabled=progress)
+        for request in requests:
+            self._check(request)
+        live: list[_Live] = []
         try:
-            results = {request_id: self._finish(request_id, bar) for request_id in ids}
+            for request in requests:
+                live.append(self._start(*request))
+            with TokenProgress([one.sequence for one in live], enabled=progress) as bar:
+                for one in live:
+                    self._finish(one, bar)
         finally:
-            for request_id in ids:
-                self._drop(request_id)
-            bar.close()
-        return [results[request_id] for request_id in ids]
+            for one in live:
+                self._drop(one)
+        return [one.sequence.completion() for one in live]
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
     ) -> list[Completion]:
@@ -150,7 +190,12 @@ class LLM:
         Returns:
           As `generate`: one completion a conversation.
         """
-        several = bool(messages) and not isinstance(messages[0], Mapping)
+        # Several conversations are a list of lists; whatever else this is, `encode_chat` judges it.
+        several = (
+            isinstance(messages, Sequence)
+            and len(messages) > 0
+            and all(isinstance(one, Sequence) and not isinstance(one, str) for one in messages)
+        )
         conversations = messages if several else [messages]
         prompts = [self.encode_chat(one) for one in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, params, progress=progress)
@@ -158,7 +203,10 @@ class LLM:
     def encode_chat(self, messages: Messages) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
         if not isinstance(self.tokenizer, Tokenizer):
-            raise TokenizerError("chat needs a checkpoint's own tokenizer with its chat template")
+            why = self._why_no_tokenizer if self.tokenizer is None else "this LLM was given another one"
+            raise TokenizerError(
+                f"chat: a checkpoint's own tokenizer with its chat template is needed; {why}"
+            )
         return self.tokenizer.encode_chat(messages)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamPiece]:
@@ -172,7 +220,7 @@ class LLM:
         requests = self._requests([self._encode(prompt)], params)
         if len(requests) != 1:
             raise RequestError(f"n: expected 1 for a stream, got {len(requests)}")
-        self.engine.check(requests[0][0])
+        self._check(requests[0])
         return self._stream(requests[0])
 
     def logits(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -186,6 +234,8 @@ class LLM:
         """
         results = []
         sizes = buckets(16, max(self.config.max_context, 16))
+        if isinstance(token_ids, str | Mapping) or not _is_iterable(token_ids):
+            raise RequestError(f"token_ids: expected lists of token ids, got {shown(token_ids)}")
         for number, ids in enumerate(token_ids):
             checked = self._check_ids(ids, f"token_ids[{number}]")
             if not 0 < len(checked) <= self.config.max_context:
@@ -199,52 +249,113 @@ class LLM:
             results.append(np.asarray(every[0, : len(checked)]))
         return results
 
-    def _stream(self, request: tuple[Request, tuple[str, ...], frozenset[int]]) -> Iterator[StreamPiece]:
-        request_id = self._start(*request)
+    def _stream(self, request: _Asked) -> Iterator[StreamPiece]:
+        live = self._start(*request)
         try:
             while True:
                 with self._lock:
-                    while not self._pieces[request_id]:
-                        self._pump()
-                    piece = self._pieces[request_id].popleft()
+                    while not live.pieces:
+                        self._pump(live)
+                    piece = live.pieces.popleft()
                 yield piece
                 if piece.finish_reason is not None:
                     return
         finally:
-            self._drop(request_id)
+            self._drop(live)
 
-    def _start(self, request: Request, stop: tuple[str, ...], silent: frozenset[int]) -> int:
-        with self._lock:
-            request_id = self.engine.add(request)
-            self._sequences[request_id] = TextSequence(request.prompt, self.tokenizer, stop, silent)
-            self._pieces[request_id] = deque()
-            return request_id
+    def _check(self, asked: _Asked) -> None:
+        with self._using_engine() as engine:
+            engine.check(asked[0])
 
-    def _finish(self, request_id: int, bar: TokenProgress) -> Completion:
-        sequence = self._sequences[request_id]
-        while sequence.finish_reason is None:
+    def _start(self, request: Request, stop: tuple[str, ...], silent: frozenset[int]) -> _Live:
+        with self._using_engine() as engine:
+            sequence = TextSequence(request.prompt, self.tokenizer, stop, silent)
+            live = _Live(engine.add(request), sequence)
+            self._live[live.request_id] = live
+            return live
+
+    def _finish(self, live: _Live, bar: TokenProgress) -> None:
+        while live.sequence.finish_reason is None:
             with self._lock:
-                if sequence.finish_reason is None:
-                    bar.update(*self._pump())
-        return sequence.completion()
+                if live.sequence.finish_reason is None:
+                    self._pump(live)
+            bar.update()
 
-    def _pump(self) -> tuple[int, int]:
-        """One engine step; every event goes to its own sequence, whoever asked for the step."""
-        finished = 0
-        events = self.engine.step()
-        for event in events:
-            sequence = self._sequences[event.request_id]
-            self._pieces[event.request_id].append(sequence.take(event))
-            if sequence.finish_reason is not None:
-                finished += 1
-                self.engine.abort(event.request_id)
-        return finished, len(events)
+    def _pump(self, asking: _Live) -> None:
+        """One engine step; every event goes to its own request, whoever asked for the step."""
+        if asking.error is not None:
+            raise asking.error
+        with self._using_engine() as engine:
+            try:
+                for event in engine.step():
+                    self._deliver(engine, event)
+            except BaseException:
+                # The device state was donated, or tokens got lost: only an empty engine is a safe one.
+                self._engine_broken = True
+                raise
 
-    def _drop(self, request_id: int) -> None:
+    def _deliver(self, engine: Engine, event: Event) -> None:
+        live = self._live[event.request_id]
+        try:
+            live.pieces.append(live.sequence.take(event))
+        except Exception as error:  # a caller's tokenizer may fail: the request's own matter
+            live.error = error
+        ended_by_engine = event.finish_reason is not None
+        if live.error is not None or (live.sequence.finish_reason is not None and not ended_by_engine):
+            engine.abort(event.request_id)
+
+    @contextmanager
+    def _using_engine(self) -> Iterator[Engine]:
+        """The engine, for one caller at a time, without the requests that were given up meanwhile."""
         with self._lock:
-            self.engine.abort(request_id)
-            self._sequences.pop(request_id, None)
-            self._pieces.pop(request_id, None)
+            self._engine_in_use = True
+            try:
+                if self._engine_broken:
+                    self._replace_engine()
+                while self._dropped:
+                    live = self._dropped.popleft()
+                    if self._live.get(live.request_id) is live:
+                        del self._live[live.request_id]
+                        self.engine.abort(live.request_id)
+                yield self.engine
+            finally:
+                self._engine_in_use = False
+
+    def _drop(self, live: _Live) -> None:
+        """Gives a request up; never waits.
+
+        The garbage collector closes abandoned streams, and it may run anywhere: in the middle of a step, or
+        in a thread that holds other locks. Then the engine's next use gives the rows back.
+        """
+        self._dropped.append(live)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._engine_in_use:
+                    with self._using_engine():
+                        pass
+            finally:
+                self._lock.release()
+
+    def _new_engine(self) -> Engine:
+        try:
+            return Engine(self.model, self.limits, vocab_limit=_vocab_limit(self.tokenizer))
+        except (MemoryError, jax.errors.JaxRuntimeError) as failure:
+            tokens = math.ceil(self.limits.max_total_tokens / self.limits.page_size) * self.limits.page_size
+            raise RequestError(
+                f"max_total_tokens: a cache for {tokens} tokens and {self.limits.max_num_seqs} sequences cannot be "
+                f"allocated: {str(failure).splitlines()[0]}"
+            ) from failure
+
+    def _replace_engine(self) -> None:
+        for live in self._live.values():
+            if live.sequence.finish_reason is None:
+                live.error = MlaJaxError(
+                    "an engine step failed or was interrupted, and this request was lost with it"
+                )
+        self._live.clear()
+        del self.engine  # its memory, before the next one's
+        self.engine = self._new_engine()
+        self._engine_broken = False
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -252,12 +363,14 @@ class LLM:
                 raise RequestError(
                     f"prompt: expected token ids, as there is no tokenizer ({self._why_no_tokenizer}), got a string"
                 )
-            return list(self.tokenizer.encode(prompt))
+            return self._check_ids(self.tokenizer.encode(prompt), "the tokenizer's encode")
         return self._check_ids(prompt, "prompt")
 
     def _check_ids(self, ids: Sequence[int], where: str) -> list[int]:
+        if isinstance(ids, str | bytes | Mapping | set | frozenset) or not _is_iterable(ids):
+            raise RequestError(f"{where}: expected a list of token ids, got {shown(ids)}")
         checked = []
-        for position, token in enumerate(ids):
+        for position, token in enumerate(np.asarray(ids) if isinstance(ids, jax.Array) else ids):
             if isinstance(token, bool) or not isinstance(token, int | np.integer):
                 raise RequestError(
                     f"{where}: expected integer token ids, got {shown(token)} at position {position}"
@@ -271,10 +384,15 @@ class LLM:
 
     def _requests(
         self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[tuple[Request, tuple[str, ...], frozenset[int]]]:
-        per_prompt = (
-            [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
-        )
+    ) -> list[_Asked]:
+        if params is None or isinstance(params, SamplingParams):
+            per_prompt = [params] * len(prompts)
+        elif isinstance(params, Sequence) and not isinstance(params, str):
+            per_prompt = list(params)
+        else:
+            raise RequestError(
+                f"params: expected SamplingParams, a list of them, or None, got {shown(params)}"
+            )
         if len(per_prompt) != len(prompts):
             raise RequestError(
                 f"params: expected one for each of {len(prompts)} prompts, got {len(per_prompt)}"
@@ -291,9 +409,7 @@ class LLM:
             requests += [self._request(prompt, resolved, ends, copy) for copy in range(resolved.n)]
         return requests
 
-    def _request(
-        self, prompt: list[int], params: ResolvedParams, ends: frozenset[int], copy: int
-    ) -> tuple[Request, tuple[str, ...], frozenset[int]]:
+    def _request(self, prompt: list[int], params: ResolvedParams, ends: frozenset[int], copy: int) -> _Asked:
         stop_ids = ends | frozenset(params.stop_token_ids)
         room = max(self.limits.max_model_len - len(prompt), 1)
         seed = secrets.randbits(63) if params.seed is None else params.seed + copy
@@ -330,10 +446,68 @@ def _own_tokenizer(folder: Path) -> tuple[Tokenizer | None, str]:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    items = list(prompts)
-    if items and all(isinstance(item, int | np.integer) for item in items):
+    if isinstance(prompts, bytes | Mapping | set | frozenset) or not _is_iterable(prompts):
+        raise RequestError(f"prompts: expected texts or lists of token ids, got {shown(prompts)}")
+    items = list(np.asarray(prompts) if isinstance(prompts, jax.Array) else prompts)
+    # A list of scalars is one prompt; that they are usable ids is checked with every other prompt.
+    if items and all(isinstance(item, numbers.Number | np.generic) for item in items):
         return [items]  # type: ignore[list-item]
     return items  # type: ignore[return-value]
+
+
+def _is_iterable(value: object) -> bool:
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:  # NumPy's arrays without dimensions have an __iter__ that raises
+        return False
+    return True
+
+
+def _checked_tokenizer(tokenizer: Any) -> TokenizerLike | None:
+    if tokenizer is None:
+        return None
+    try:
+        inspect.signature(tokenizer.encode).bind("")
+        inspect.signature(tokenizer.decode).bind([], skip_special_tokens=True)
+    except (AttributeError, TypeError) as problem:
+        raise TokenizerError(
+            "tokenizer: expected an object with eos_token_id, encode(text) and decode(ids, skip_special_tokens=...), "
+            f"got {shown(tokenizer)}: {problem}"
+        ) from problem
+    except ValueError:  # written in C without a signature: nothing to compare with
+        pass
+    return tokenizer
+
+
+def _vocab_limit(tokenizer: TokenizerLike | None) -> int | None:
+    """Where the tokenizer's ids end. transformers' `vocab_size` leaves added tokens out, its length does not."""
+    size = getattr(tokenizer, "vocab_size", None)
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+        return None
+    return max(int(size), len(tokenizer) if hasattr(tokenizer, "__len__") else 0)  # type: ignore[arg-type]
+
+
+def _model_in_memory(model: Any, dtype: str, kernels: Kernels) -> FrozenModel:
+    if not isinstance(model, MLAForCausalLM | FrozenModel):
+        raise CheckpointError(f"expected a checkpoint folder, a hub id or a model, got {shown(model)}")
+    frozen = freeze(model)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
+        raise CheckpointError("expected a model with weights, got an abstract one")
+    if dtype not in ("auto", frozen.config.dtype):
+        raise ConfigError(
+            f"dtype: expected 'auto', or {frozen.config.dtype!r} as this model in memory has, got {shown(dtype)}"
+        )
+    return frozen if kernels == "auto" else replace(frozen, kernels=kernels)
+
+
+def _usable_kernels(kernels: Kernels) -> tuple[KernelRow, ...]:
+    """What each op runs; an error where native kernels are insisted on and one is missing."""
+    rows = kernel_table(kernels)
+    refused = [row.reason for row in rows if row.implementation == "refused"]
+    if refused:
+        more = f" (and {len(refused) - 1} more ops)" if len(refused) > 1 else ""
+        raise KernelUnavailableError(f"{refused[0]}{more}")
+    return rows
 
 
 def _limits(
@@ -345,12 +519,20 @@ def _limits(
     max_total_tokens: int | None,
 ) -> EngineLimits:
     """Sizes that were not given, from the model's context and the default budget of the pool."""
+    page_size = _size("page_size", page_size)
+    seqs = DEFAULT_MAX_NUM_SEQS if max_num_seqs is None else _size("max_num_seqs", max_num_seqs)
     width = config.kv_lora_rank + config.qk_rope_head_dim
     itemsize = jnp.dtype(cache_dtype(kv_cache_dtype, config.dtype)).itemsize
     affordable = max(DEFAULT_CACHE_BYTES // (width * itemsize * config.num_hidden_layers), 1)
-    seqs = DEFAULT_MAX_NUM_SEQS if max_num_seqs is None else max_num_seqs
+    if max_total_tokens is not None:
+        max_total_tokens = affordable = _size("max_total_tokens", max_total_tokens)
     if max_model_len is None:
-        max_model_len = min(config.max_context, affordable if max_total_tokens is None else max_total_tokens)
+        max_model_len = min(config.max_context, affordable)
+    max_model_len = _size("max_model_len", max_model_len)
+    if max_model_len > config.max_context:
+        raise RequestError(
+            f"max_model_len: expected at most {config.max_context} ({config.context_reason}), got {max_model_len}"
+        )
     if max_total_tokens is None:
         max_total_tokens = max(min(affordable, seqs * max_model_len), max_model_len)
     return EngineLimits(
@@ -360,3 +542,9 @@ def _limits(
         page_size=page_size,
         kv_cache_dtype=kv_cache_dtype,
     )
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise RequestError(f"{name}: expected an integer >= 1, got {shown(value)}")
+    return int(value)

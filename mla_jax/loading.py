@@ -1,5 +1,6 @@
 """`load`: a Hugging Face checkpoint becomes a Flax model."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from mla_jax.parameters import ParamInfo, parameter_table
 from mla_jax.rope import RopeTable
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+# Bounded: int() refuses thousands of digits with an error of its own.
+_LAYER = re.compile("[0-9]{1,10}")
 
 
 def load(
@@ -103,7 +107,7 @@ def ignored_because(name: str, config: ModelConfig) -> str | None:
     if config.tie_word_embeddings and own == "lm_head.weight":
         return "the output head is tied to the embedding"
     parts = own.split(".")
-    if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal():
+    if parts[:2] == ["model", "layers"] and len(parts) > 3 and _LAYER.fullmatch(parts[2]):
         layer = int(parts[2])
         extra = config.num_nextn_predict_layers
         if config.num_hidden_layers <= layer < config.num_hidden_layers + extra:

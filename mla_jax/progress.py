@@ -2,30 +2,39 @@
 
 import sys
 import time
-from typing import TextIO
+from collections.abc import Sequence
+from typing import Self, TextIO
+
+from mla_jax.completion import TextSequence
 
 
 class TokenProgress:
     """Rewrites one line on a terminal; elsewhere prints the last state only.
 
     Args:
-      total: sequences to finish.
-      enabled: False prints nothing.
+      sequences: what to report on. Others may be served in the same engine steps: they do not count.
+      enabled: False prints nothing; neither does having no sequences.
       stream: standard error unless given.
     """
 
-    def __init__(self, total: int, *, enabled: bool, stream: TextIO | None = None) -> None:
-        self._total = total
-        self._stream = (stream or sys.stderr) if enabled else None
+    def __init__(
+        self, sequences: Sequence[TextSequence], *, enabled: bool, stream: TextIO | None = None
+    ) -> None:
+        self._sequences = sequences
+        self._stream = (stream or sys.stderr) if enabled and sequences else None
         self._live = self._stream is not None and self._stream.isatty()
         self._start = time.perf_counter()
         self._shown = 0.0
-        self._finished = self._tokens = 0
+        self._width = 0
 
-    def update(self, finished: int, tokens: int) -> None:
-        """Adds finished sequences and generated tokens; draws at most ten times a second."""
-        self._finished += finished
-        self._tokens += tokens
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self) -> None:
+        """Draws the present state, at most ten times a second."""
         now = time.perf_counter()
         if self._live and now - self._shown > 0.1:
             self._shown = now
@@ -39,8 +48,12 @@ class TokenProgress:
         if self._stream is None:
             return
         seconds = max(time.perf_counter() - self._start, 1e-9)
+        finished = sum(one.finish_reason is not None for one in self._sequences)
+        tokens = sum(len(one.token_ids) for one in self._sequences)
         line = (
-            f"[{self._finished}/{self._total}] {self._tokens} tokens in {seconds:.1f} s, "
-            f"{self._tokens / seconds:.1f} tokens/s"
+            f"[{finished}/{len(self._sequences)}] {tokens} tokens in {seconds:.1f} s, "
+            f"{tokens / seconds:.1f} tokens/s"
         )
-        print(f"{start}{line}", end=end, file=self._stream, flush=True)
+        # A shorter line must cover the one that it replaces.
+        print(f"{start}{line:<{self._width}}", end=end, file=self._stream, flush=True)
+        self._width = len(line) if self._live else 0

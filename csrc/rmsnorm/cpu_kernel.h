@@ -9,6 +9,8 @@
 
 namespace mla {
 
+// A row is read whole before anything of it is written, so that y may be the memory of x (if the
+// slice is all of it) and sum that of the residual.
 struct RmsNormArgs {
   const void* x;         // (rows, width), the slice starts at column `offset`
   const void* residual;  // (rows, n) or null

@@ -87,7 +87,7 @@ class GenerationDefaults:
     def from_folder(cls, folder: str | os.PathLike[str]) -> "GenerationDefaults":
         """`from_hf` of a folder's generation_config.json; the plain defaults where there is none."""
         path = Path(folder) / "generation_config.json"
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises for names that are too long
             return cls()
         values = read_json_object(path, ConfigError, MAX_GENERATION_CONFIG_BYTES)
         try:

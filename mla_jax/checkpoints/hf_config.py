@@ -56,7 +56,7 @@ def model_config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
 def model_config_from_file(path: str | os.PathLike[str]) -> ModelConfig:
     """See `ModelConfig.from_file`."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         path = path / "config.json"
     values = read_json_object(path, ConfigError, MAX_CONFIG_BYTES)
     try:
@@ -150,7 +150,8 @@ def _glm4_moe_lite(fields: Fields) -> ModelConfig:
 
 def _youtu(fields: Fields) -> ModelConfig:
     _refused(fields, "index_topk")
-    dense: tuple[MlpLayerType, ...] = ("dense",) * _layer_count(fields)
+    one: tuple[MlpLayerType, ...] = ("dense",)
+    dense = one * _layer_count(fields)
     return _model(
         fields,
         None,

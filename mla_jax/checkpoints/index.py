@@ -36,9 +36,9 @@ class TensorIndex:
         self._where: dict[str, SafetensorsFile] = {}
         try:
             index = self.folder / INDEX_FILE
-            if index.exists():
+            if os.path.exists(index):  # Path.exists raises for names that are too long
                 self._open_shards(index)
-            elif (self.folder / SINGLE_FILE).exists():
+            elif os.path.exists(self.folder / SINGLE_FILE):
                 self._take(SINGLE_FILE)
             else:
                 raise CheckpointError(_why_nothing(self.folder))
@@ -89,7 +89,7 @@ class TensorIndex:
         by_shard: dict[str, set[str]] = defaultdict(set)
         for tensor, shard in _weight_map(index).items():
             by_shard[shard].add(tensor)
-        missing = [name for name in sorted(by_shard) if not (self.folder / name).exists()]
+        missing = [name for name in sorted(by_shard) if not os.path.exists(self.folder / name)]
         if missing:
             raise CheckpointError(
                 f"{index}: {len(missing)} of {len(by_shard)} shards are missing: {_list(missing)}"
@@ -125,7 +125,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _why_nothing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    try:
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError as error:
+        return f"{folder}: cannot be read: {error}"
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         return (

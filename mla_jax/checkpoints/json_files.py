@@ -22,12 +22,13 @@ def read_json_object(
       max_bytes: larger files are refused unread.
     """
     path = Path(path)
+    # Not Path.is_file: it raises for names that are too long. Anything but a file, a pipe say, may block.
+    if not os.path.isfile(path):
+        raise error(f"{path}: there is no such file")
     try:
-        if not path.is_file():
-            raise error(f"{path}: there is no such file")
         with path.open("rb") as file:
             text = file.read(max_bytes + 1)
-    except (OSError, ValueError) as failure:  # ValueError: a NUL character in the path
+    except OSError as failure:
         raise error(f"{path}: cannot be read: {failure}") from failure
     if len(text) > max_bytes:
         raise error(f"{path}: expected at most {max_bytes} bytes of JSON, got more")

@@ -18,8 +18,8 @@ class ByteProgress:
 
     def __init__(self, what: str, total: int, *, enabled: bool, stream: TextIO | None = None) -> None:
         self._what, self._total = what, total
-        chosen = stream or sys.stderr
-        self._stream = chosen if enabled and chosen.isatty() else None
+        chosen = stream or sys.stderr  # None in a process without a console
+        self._stream = chosen if enabled and chosen is not None and chosen.isatty() else None
         self._done = 0
         self._start = self._drawn = time.perf_counter()
 
@@ -44,4 +44,9 @@ class ByteProgress:
         rate = self._done / max(self._drawn - self._start, 1e-9)
         share = 100 if self._total == 0 else 100 * self._done // self._total
         size = f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
-        print(f"\r{self._what} {size} ({share} %), {rate / 1e9:.2f} GB/s ", end=end, file=self._stream, flush=True)
+        print(
+            f"\r{self._what} {size} ({share} %), {rate / 1e9:.2f} GB/s ",
+            end=end,
+            file=self._stream,
+            flush=True,
+        )

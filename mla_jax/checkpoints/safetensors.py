@@ -88,8 +88,17 @@ class SafetensorsFile:
           name: of the tensor.
           start: first element in row-major order.
           out: C-contiguous and writeable, of the tensor's dtype or uint8 (one element is then one byte).
+
+        Raises:
+          CheckpointError: as for `read_into`.
+          ShapeError: `out` has another dtype or layout, or the range is not within the tensor.
         """
         info = self._info(name)
+        if out.dtype not in (info.numpy_dtype, np.uint8):
+            raise ShapeError(
+                f"{self.path}: tensor {shown(name)}: argument 'out': expected {info.dtype} or uint8,"
+                f" got {out.dtype}"
+            )
         begin = start * out.dtype.itemsize
         if not 0 <= begin <= info.nbytes - out.nbytes:
             raise ShapeError(

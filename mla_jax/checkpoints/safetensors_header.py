@@ -16,7 +16,7 @@ from mla_jax.errors import CheckpointError, shown
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 32
-_MAX_ELEMENTS = 2**63 - 1
+_MAX_BYTES = 2**63 - 1
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -127,10 +127,12 @@ def _tensor(entry: object, data_start: int, where: str) -> TensorInfo:
         raise CheckpointError(
             f"{where}: data_offsets: expected two integers 0 <= begin <= end, got {shown(offsets)}"
         )
+    element_bits = SUB_BYTE_BITS[dtype] if dtype in SUB_BYTE_BITS else 8 * NUMPY_DTYPES[dtype].itemsize
+    # Zeros count as ones: numpy refuses strides that overflow even where the array is empty.
+    if math.prod(size or 1 for size in shape) * element_bits > 8 * _MAX_BYTES:
+        raise CheckpointError(f"{where}: shape {shown(shape)} has 2^63 bytes or more")
     elements = math.prod(shape)
-    if elements > _MAX_ELEMENTS:
-        raise CheckpointError(f"{where}: shape {shown(shape)} has more than 2^63 elements")
-    bits = elements * (SUB_BYTE_BITS[dtype] if dtype in SUB_BYTE_BITS else 8 * NUMPY_DTYPES[dtype].itemsize)
+    bits = elements * element_bits
     if bits % 8:
         raise CheckpointError(f"{where}: {elements} elements of {dtype} do not end at a byte boundary")
     begin, end = offsets

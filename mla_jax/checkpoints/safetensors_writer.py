@@ -51,18 +51,21 @@ def write_safetensors(
     """
     path = Path(path)
     names, header = _plan(tensors, metadata)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    draft = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
-        try:
-            with open(draft, "xb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                for name in names:
-                    _write_tensor(file, name, tensors[name])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        file = open(draft, "xb")  # noqa: SIM115: closed below; what follows must not run if this fails
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    try:
+        with file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name in names:
+                _write_tensor(file, name, tensors[name])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
 

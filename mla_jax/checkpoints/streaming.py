@@ -17,7 +17,7 @@ from mla_jax.checkpoints.progress import ByteProgress
 from mla_jax.errors import CheckpointError, shown
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 8 << 20
 _ALIGNMENT = 64
 _MOST_NAMED = 20
 
@@ -127,7 +127,7 @@ def _fill(index: TensorIndex, name: str, out: np.ndarray) -> None:
         file.read_elements(name, start, part)
         # Values beyond the target's range become infinities, as in every framework; no warning is due.
         with np.errstate(over="ignore"):
-            flat[start : start + part.size] = part.astype(out.dtype)
+            np.copyto(flat[start : start + part.size], part, casting="unsafe")
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:

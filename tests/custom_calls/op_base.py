@@ -95,7 +95,7 @@ def check(got: Any, want: oracle.Bounded, what: str, extreme: bool = False) -> N
     got = np.asarray(got)
     dtype = got.dtype
     assert got.shape == want.value.shape, f"{what}: shape {got.shape}, expected {want.value.shape}"
-    actual = got.astype(np.float64)
+    actual = oracle.f64(got)
     with np.errstate(invalid="ignore"):
         low = oracle.round_to(want.value - want.error, dtype)
         high = oracle.round_to(want.value + want.error, dtype)

@@ -45,7 +45,8 @@ def relative(terms: int) -> float:
 
 
 def f64(array: Array) -> Array:
-    return np.asarray(array).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        return np.asarray(array).astype(np.float64)
 
 
 def round_to(values: Array, dtype: np.dtype) -> Array:

@@ -84,7 +84,7 @@ class TestLinear(OpTests):
         ),
         "bias-size": (
             {"bias": jax.ShapeDtypeStruct((4,), "float32")},
-            "argument 'bias': expected shape (5,), got (4)",
+            "argument 'bias': expected shape (5), got (4,)",
         ),
         "bias-dtype": (
             {"bias": jax.ShapeDtypeStruct((5,), "int32")},

@@ -27,7 +27,7 @@ def make(
         if not residual:
             del arrays["residual"]
         arrays["weight"] = normal(rng, (width,), weight_dtype)
-        return Call(arrays, {"eps": EPS, "offset": offset})
+        return Call(arrays, {"eps": EPS, "offset": offset}, extreme=scale < 1e-30)
 
     return build
 
@@ -150,10 +150,10 @@ class TestRmsNormResidual(OpTests):
 def test_the_norm_sees_the_unrounded_sum(kernels: str) -> None:
     # In bfloat16 256 + 1 is 256: a norm of the rounded sum would make both elements equal.
     x, residual = np.array([[256, 256]], BF16), np.array([[1, 0]], BF16)
-    arrays = {"x": x, "residual": residual, "weight": np.array([200, 200], np.float32)}
+    arrays = {"x": x, "residual": residual, "weight": np.full(2, 100.25, np.float32)}
     norm, total = TestRmsNormResidual.check_call(Call(arrays, {"eps": EPS}), kernels)
     assert np.asarray(total, np.float32).tolist() == [[256, 256]]
-    assert np.asarray(norm)[0, 0] != np.asarray(norm)[0, 1]
+    assert np.asarray(norm, np.float32).tolist() == [[100.5, 100]]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -30,8 +30,11 @@ VARIANTS = {
 
 def layer_of(config, kernels="reference"):
     params = random_parameters(attention_table(config), jax.random.key(5), "float32")
-    bump = lambda path, leaf: leaf if leaf.ndim == 2 else leaf + 0.2 * jnp.arange(leaf.size) / leaf.size  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(bump, params)
+    # No norm weight is 1 and no bias is 0, so that leaving one out shows.
+    params = jax.tree.map(
+        lambda leaf: leaf if leaf.ndim == 2 else leaf + jnp.linspace(0, 0.2, leaf.size, dtype=leaf.dtype),
+        params,
+    )
     rope = RopeState(RopeTable.from_config(config.rope, config.max_position_embeddings))
     return MLAAttention(config, params, rope, kernels=kernels), params
 

@@ -66,6 +66,10 @@ ROUTERS = [
 ]
 
 
+def name(router):
+    return f"{router.scoring_func}-{router.topk_method}-{router.n_group}-{router.topk_group}-{router.norm_topk_prob}"
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     "router",
@@ -83,7 +87,7 @@ def test_route_is_the_numpy_router(rng, router, with_bias):
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=str)
+@pytest.mark.parametrize("router", ROUTERS, ids=name)
 def test_ties_go_to_the_lowest_expert_and_group(router):
     # Few distinct values, all exactly representable: most choices are ties.
     rows = np.array(list(itertools.product((0.0, 1.0), repeat=6)), np.float32)

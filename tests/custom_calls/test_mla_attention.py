@@ -1,0 +1,340 @@
+"""mla_attention: ragged, causal and cached, over pools in which all that is not visible is NaN."""
+
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from op_base import KERNELS, Array, Builder, Call, OpTests, Rng, check, normal, poison, same_bits
+
+from custom_calls.mla_attention import mla_attention
+
+INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
+LAYERS, LAYER = 2, 1
+GARBAGE = np.array([-1, INT_MAX, INT_MIN, 1 << 20], np.int64)
+"""Page numbers for the part of the table that no query sees."""
+
+
+def paged(
+    rng: Rng, contexts: list[Array], page_size: int, cache: str, seen: list[int] | None = None
+) -> tuple[Array, Array]:
+    """A pool and page table that hold the rows `contexts[s]` of each sequence (all, or the first seen[s]).
+
+    Everything else is NaN: the other layer, pages of nobody, rows behind the end of a sequence.
+    """
+    width = contexts[0].shape[1]
+    counts = [-(-len(rows) // page_size) for rows in contexts]
+    num_pages = sum(counts) + 3
+    kv = poison((LAYERS, num_pages, page_size, width), cache)
+    pages = rng.choice(GARBAGE, (len(contexts), max(counts) + 2)).astype(np.int32)
+    free = list(rng.permutation(num_pages))
+    for s, rows in enumerate(contexts):
+        numbers = [free.pop() for _ in range(counts[s])]
+        pages[s, : counts[s]] = numbers
+        for j in range(len(rows) if seen is None else seen[s]):
+            kv[LAYER, numbers[j // page_size], j % page_size] = rows[j]
+    return kv, pages
+
+
+def make(
+    lengths: list[tuple[int, int]], heads: int, rank: int, rope: int, page_size: int, keys: str = "all",
+    before: int = 0, behind: int = 0, scale: float = 1.0,
+) -> Builder:  # fmt: skip
+    """lengths: (query rows, keys) of each sequence; `before` and `behind`: rows that no sequence owns."""
+
+    def build(rng: Rng, dtype: str, cache: str) -> Call:
+        scales = np.array([0.02, 0.03] if cache == "float8_e4m3fn" else [np.nan, np.nan], np.float32)
+        unit = np.where(np.arange(rank + rope) < rank, *(1 / scales)) if cache == "float8_e4m3fn" else 1.0
+        contexts = [(rng.standard_normal((n, rank + rope)) * unit).astype(np.dtype(cache)) for _, n in lengths]
+        seen = [n if keys == "all" else max(0, n - rows) for rows, n in lengths]
+        kv, pages = paged(rng, contexts, page_size, cache, seen)
+        start = before + np.cumsum([0, *(rows for rows, _ in lengths)])
+        tokens = int(start[-1]) + behind
+        q_latent, q_rope = poison((tokens, heads, rank), dtype), poison((tokens, heads, rope), dtype)
+        owned = slice(before, int(start[-1]))
+        q_latent[owned] = normal(rng, q_latent[owned].shape, dtype, scale)
+        q_rope[owned] = normal(rng, q_rope[owned].shape, dtype, scale)
+        arrays = {
+            "q_latent": q_latent,
+            "q_rope": q_rope,
+            "kv": kv,
+            "layer": np.int32(LAYER),
+            "scales": scales,
+            "pages": pages,
+            "query_start_loc": start.astype(np.int32),
+            "seq_lens": np.array([n for _, n in lengths], np.int32),
+        }
+        static = {"softmax_scale": float((rank + rope) ** -0.5), "keys": keys}
+        return Call(arrays, static, extreme=scale > 4)
+
+    return build
+
+
+def rows_of(call: Call, start: int, stop: int, sequence: int, seq_len: int) -> Call:
+    """The rows [start, stop) of one sequence, as a call of their own."""
+    return call.changed(
+        q_latent=call.arrays["q_latent"][start:stop],
+        q_rope=call.arrays["q_rope"][start:stop],
+        pages=call.arrays["pages"][sequence : sequence + 1],
+        query_start_loc=np.array([0, stop - start], np.int32),
+        seq_lens=np.array([seq_len], np.int32),
+    )
+
+
+class TestMlaAttention(OpTests):
+    function = staticmethod(mla_attention)
+    oracle = staticmethod(oracle.mla_attention)
+    primitive = "mla_jax.mla_attention"
+    op_name = "mla_attention"
+    variants = (
+        ("float32", "float32"),
+        ("float32", "float8_e4m3fn"),
+        ("bfloat16", "bfloat16"),
+        ("bfloat16", "float8_e4m3fn"),
+    )
+    cases = {  # noqa: RUF012
+        "T0": make([(0, 5)], 3, 8, 2, 16),
+        "only-padding": make([(0, 5), (0, 0)], 3, 8, 2, 16, behind=3),
+        "decode-H1-page1": make([(1, 1), (1, 17), (1, 65)], 1, 8, 2, 1),
+        "decode-H20-page3": make([(1, 33), (1, 2)], 20, 24, 8, 3),
+        "decode-H12-R512-P64": make([(1, 40)], 12, 512, 64, 16),
+        "prefill-page16": make([(17, 17), (3, 3)], 3, 40, 8, 16),
+        "chunks-page64": make([(5, 22), (1, 70), (17, 17)], 12, 24, 8, 64),
+        "empty-in-the-middle": make([(3, 10), (0, 5), (2, 2), (0, 0), (1, 4)], 3, 8, 2, 3, before=2, behind=4),
+        "split-511": make([(1, 511)], 3, 24, 8, 64),
+        "split-512": make([(2, 512)], 3, 24, 8, 16),
+        "split-513": make([(1, 513), (3, 514)], 3, 24, 8, 64),
+        "split-1025": make([(1, 1025)], 3, 24, 8, 3),
+        "split-chunk": make([(65, 560)], 3, 24, 8, 64),
+        "cached": make([(3, 10), (4, 4), (0, 3), (1, 514)], 3, 24, 8, 16, keys="cached", behind=2),
+        # Scores of several hundred: the largest takes all the weight and exp must neither overflow nor vanish.
+        "peaked": make([(3, 40), (1, 600)], 3, 24, 8, 16, scale=100.0),
+    }
+    errors = {  # noqa: RUF012
+        "q-latent-rank": (
+            {"q_latent": jax.ShapeDtypeStruct((4, 8), "float32")},
+            "argument 'q_latent': expected shape (T, H, R), got (4, 8)",
+        ),
+        "q-latent-dtype": (
+            {"q_latent": jax.ShapeDtypeStruct((4, 3, 8), "float16")},
+            "argument 'q_latent': expected dtype float32 or bfloat16, got float16",
+        ),
+        "q-rope-heads": (
+            {"q_rope": jax.ShapeDtypeStruct((4, 2, 2), "float32")},
+            "argument 'q_rope': expected shape (4, 3, P), got (4, 2, 2)",
+        ),
+        "q-rope-dtype": (
+            {"q_rope": jax.ShapeDtypeStruct((4, 3, 2), "bfloat16")},
+            "argument 'q_rope': expected dtype float32, got bfloat16",
+        ),
+        "kv-width": (
+            {"kv": jax.ShapeDtypeStruct((2, 4, 3, 9), "float32")},
+            "argument 'kv': expected shape (layers, num_pages, page_size, 10), got (2, 4, 3, 9)",
+        ),
+        "kv-dtype": (
+            {"kv": jax.ShapeDtypeStruct((2, 4, 3, 10), "float8_e5m2")},
+            "argument 'kv': expected dtype float32 or bfloat16 or float8_e4m3fn, got float8_e5m2",
+        ),
+        "layer-shape": (
+            {"layer": jax.ShapeDtypeStruct((2,), "int32")},
+            "argument 'layer': expected shape (), got (2,)",
+        ),
+        "layer-dtype": (
+            {"layer": jax.ShapeDtypeStruct((), "uint32")},
+            "argument 'layer': expected dtype int32, got uint32",
+        ),
+        "scales-shape": (
+            {"scales": jax.ShapeDtypeStruct((1,), "float32")},
+            "argument 'scales': expected shape (2), got (1,)",
+        ),
+        "scales-dtype": (
+            {"scales": jax.ShapeDtypeStruct((2,), "bfloat16")},
+            "argument 'scales': expected dtype float32, got bfloat16",
+        ),
+        "pages-rank": (
+            {"pages": jax.ShapeDtypeStruct((4,), "int32")},
+            "argument 'pages': expected shape (S, max_pages), got (4,)",
+        ),
+        "pages-dtype": (
+            {"pages": jax.ShapeDtypeStruct((2, 5), "int16")},
+            "argument 'pages': expected dtype int32, got int16",
+        ),
+        "query-start-loc-shape": (
+            {"query_start_loc": jax.ShapeDtypeStruct((2,), "int32")},
+            "argument 'query_start_loc': expected shape (3), got (2,)",
+        ),
+        "query-start-loc-dtype": (
+            {"query_start_loc": jax.ShapeDtypeStruct((3,), "float32")},
+            "argument 'query_start_loc': expected dtype int32, got float32",
+        ),
+        "seq-lens-shape": (
+            {"seq_lens": jax.ShapeDtypeStruct((3,), "int32")},
+            "argument 'seq_lens': expected shape (2), got (3,)",
+        ),
+        "seq-lens-dtype": (
+            {"seq_lens": jax.ShapeDtypeStruct((2,), "uint8")},
+            "argument 'seq_lens': expected dtype int32, got uint8",
+        ),
+        "keys": ({"keys": "new"}, "argument 'keys': expected 'all' or 'cached', got 'new'"),
+    }
+    vmapped = (("q_latent", "q_rope"), ("q_rope", "kv", "seq_lens"))
+
+    @staticmethod
+    def small(rng: Rng, dtype: str, cache: str) -> Call:
+        call = make([(3, 7), (1, 7)], 3, 8, 2, 3)(rng, dtype, cache)
+        kv = normal(rng, call.arrays["kv"].shape, cache, 40.0 if cache == "float8_e4m3fn" else 1.0)
+        return call.changed(kv=kv)
+
+    @staticmethod
+    def rows(rng: Rng, dtype: str, cache: str) -> tuple[Call, list[tuple[Any, Call]]]:
+        """Each sequence alone, parts of a chunk, and each row of a chunk as a decode step of its own."""
+        lengths = [(1, 70), (23, 530), (1, 515), (9, 9)]
+        call = make(lengths, 3, 24, 8, 16)(rng, dtype, cache)
+        start = call.arrays["query_start_loc"]
+        alone = []
+        for s, (count, n) in enumerate(lengths):
+            spans = {(0, count), (0, 1), (count - 1, count), (count // 3, 2 * count // 3 + 1)}
+            for first, last in sorted(span for span in spans if span[0] < span[1]):
+                at = slice(int(start[s]) + first, int(start[s]) + last)
+                alone.append((at, rows_of(call, at.start, at.stop, s, n - count + last)))
+        return call, alone
+
+
+@pytest.mark.parametrize("variant", [("float32", "bfloat16"), ("bfloat16", "float32")], ids="-".join)
+@pytest.mark.parametrize("case", ["chunks-page64", "split-513"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_mixed_dtypes(kernels: str, case: str, variant: tuple[str, str], rng: Rng) -> None:
+    TestMlaAttention.check_call(TestMlaAttention.cases[case](rng, *variant), kernels)
+
+
+@pytest.mark.parametrize("number", [-1, "num_pages", INT_MAX, INT_MIN])
+@pytest.mark.parametrize("keys", ["all", "cached"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_visible_page_outside_the_pool_gives_nan(kernels: str, keys: str, number: int | str, rng: Rng) -> None:
+    call = make([(6, 12), (2, 8)], 3, 8, 2, 4, keys=keys)(rng, "float32", "float32")
+    pages = call.arrays["pages"].copy()
+    # With keys="all" the page of keys 8 .. 11 is seen by rows 2 .. 5 alone, with "cached" by none.
+    pages[0, 2] = call.arrays["kv"].shape[1] if number == "num_pages" else number
+    out, logsumexp = TestMlaAttention.check_call(call.changed(pages=pages), kernels)
+    wanted = [False, False, True, True, True, True, False, False] if keys == "all" else [False] * 8
+    assert np.isnan(np.asarray(out)).all(axis=(1, 2)).tolist() == wanted
+    assert np.isnan(np.asarray(logsumexp)).all(axis=1).tolist() == wanted
+    assert np.isfinite(np.asarray(out)[~np.array(wanted)]).all()
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, INT_MAX, INT_MIN])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_layer_outside_the_pool_gives_nan(kernels: str, layer: int, rng: Rng) -> None:
+    call = make([(2, 5), (0, 2)], 3, 8, 2, 4, behind=1)(rng, "float32", "float32")
+    call = call.changed(layer=np.int32(layer), kv=normal(rng, call.arrays["kv"].shape))
+    out, logsumexp = TestMlaAttention.check_call(call, kernels)
+    assert np.isnan(np.asarray(out)[:2]).all()
+    assert np.isneginf(np.asarray(logsumexp)[2]).all()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_nan_key_reaches_only_the_queries_that_see_it(kernels: str, rng: Rng) -> None:
+    call = make([(5, 9), (3, 9)], 3, 8, 2, 1)(rng, "float32", "float32")
+    kv = call.arrays["kv"].copy()
+    kv[LAYER, call.arrays["pages"][0, 7]] = np.nan
+    out, logsumexp = TestMlaAttention.call(call.changed(kv=kv), kernels)
+    clean, clean_logsumexp = TestMlaAttention.call(call, kernels)
+    seeing, others = [3, 4], [0, 1, 2, 5, 6, 7]
+    assert np.isnan(np.asarray(out)[seeing]).all()
+    assert np.isnan(np.asarray(logsumexp)[seeing]).all()
+    assert same_bits(np.asarray(out)[others], np.asarray(clean)[others])
+    assert same_bits(np.asarray(logsumexp)[others], np.asarray(clean_logsumexp)[others])
+
+
+@pytest.mark.parametrize("keys", ["all", "cached"])
+@pytest.mark.parametrize("variant", TestMlaAttention.variants, ids="-".join)
+def test_every_page_size_gives_the_same_bits(variant: tuple[str, str], keys: str, rng: Rng) -> None:
+    call = make([(3, 530), (1, 65), (7, 7)], 3, 24, 8, 64, keys=keys)(rng, *variant)
+    contexts = []
+    for s, n in enumerate(call.arrays["seq_lens"]):
+        numbers = [call.arrays["pages"][s, j // 64] for j in range(n)]
+        contexts.append(call.arrays["kv"][LAYER, numbers, np.arange(n) % 64])
+    want = TestMlaAttention.check_call(call, "native")
+    for page_size in (1, 3, 16, 1000):
+        kv, pages = paged(rng, contexts, page_size, variant[1])
+        got = TestMlaAttention.call(call.changed(kv=kv, pages=pages), "native")
+        assert all(same_bits(g, w) for g, w in zip(got, want, strict=True)), page_size
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_sequences_may_share_pages(kernels: str, rng: Rng) -> None:
+    call = make([(1, 12), (2, 14)], 3, 8, 2, 4)(rng, "float32", "float32")
+    pages = call.arrays["pages"].copy()
+    pages[1, :2] = pages[0, :2]
+    TestMlaAttention.check_call(call.changed(pages=pages), kernels)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_more_rows_than_keys_see_nothing_at_first(kernels: str, rng: Rng) -> None:
+    # Two of five rows lie in front of the sequence's first key: 0 and -inf, as for padding.
+    call = make([(5, 3)], 2, 8, 2, 4)(rng, "float32", "float32")
+    out, logsumexp = TestMlaAttention.check_call(call, kernels)
+    assert np.isneginf(np.asarray(logsumexp)).all(axis=1).tolist() == [True, True, False, False, False]
+    assert same_bits(out[:2], np.zeros((2, 2, 8), np.float32))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_equal_scores_average_the_rows(kernels: str) -> None:
+    # A query of zeros ties every score: the output is the mean and logsumexp is log(n).
+    rng = np.random.default_rng(0)
+    call = make([(1, 600)], 2, 8, 2, 16)(rng, "float32", "float32")
+    zeros = {name: np.zeros_like(call.arrays[name]) for name in ("q_latent", "q_rope")}
+    out, logsumexp = TestMlaAttention.check_call(call.changed(**zeros), kernels)
+    np.testing.assert_allclose(logsumexp, np.log(600), rtol=1e-6)
+    assert np.abs(np.asarray(out)).max() < 0.3
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_cached_and_new_keys_merge_to_all_keys(kernels: str, rng: Rng) -> None:
+    call = make([(4, 530)], 3, 24, 8, 16)(rng, "float32", "float32")
+    out, logsumexp = (np.asarray(x, np.float64) for x in TestMlaAttention.call(call, kernels))
+    cached = TestMlaAttention.call(call.changed(keys="cached"), kernels)
+    old_out, old_logsumexp = (np.asarray(x, np.float64) for x in cached)
+    numbers = call.arrays["pages"][0, np.arange(526, 530) // 16]
+    new = call.arrays["kv"][LAYER, numbers, np.arange(526, 530) % 16].astype(np.float64)
+    query = np.concatenate([call.arrays["q_latent"], call.arrays["q_rope"]], -1).astype(np.float64)
+    score = np.einsum("thw,kw->thk", query, new) * call.static["softmax_scale"]
+    score[np.broadcast_to(np.tril(np.ones((4, 4)))[:, None] == 0, score.shape)] = -np.inf
+    both = np.concatenate([score, old_logsumexp[:, :, None]], -1)
+    total = np.logaddexp.reduce(both, axis=-1)
+    np.testing.assert_allclose(logsumexp, total, rtol=1e-5)
+    merged = np.einsum("thk,kr->thr", np.exp(score - total[..., None]), new[:, :24])
+    merged += np.exp(old_logsumexp - total)[..., None] * old_out
+    np.testing.assert_allclose(out, merged, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_an_empty_batch_and_an_empty_pool(kernels: str) -> None:
+    for sequences, max_pages, num_pages in ((0, 4, 3), (2, 0, 3), (2, 4, 0)):
+        call = Call(
+            {
+                "q_latent": poison((3, 2, 8)),
+                "q_rope": poison((3, 2, 2)),
+                "kv": poison((2, num_pages, 4, 10)),
+                "layer": np.int32(0),
+                "scales": np.ones(2, np.float32),
+                "pages": np.zeros((sequences, max_pages), np.int32),
+                "query_start_loc": np.zeros(sequences + 1, np.int32),
+                "seq_lens": np.zeros(sequences, np.int32),
+            },
+            {"softmax_scale": 1.0},
+        )
+        for value, want in zip(TestMlaAttention.call(call, kernels), TestMlaAttention.expected(call), strict=True):
+            check(value, want, f"{kernels}: {sequences} sequences, {max_pages} pages, {num_pages} in the pool")
+
+
+def test_bfloat16_weights_may_round_but_the_logsumexp_does_not(rng: Rng) -> None:
+    """logsumexp merges partial results: its bound is float32's even where the output is bfloat16."""
+    call = make([(2, 900)], 3, 24, 8, 16)(rng, "bfloat16", "bfloat16")
+    _, logsumexp = TestMlaAttention.check_call(call, "native")
+    want = TestMlaAttention.expected(call)[1]
+    assert np.asarray(logsumexp).dtype == np.float32
+    assert np.abs(np.asarray(logsumexp) - want.value).max() < 1e-5 * want.scale
+    assert ml_dtypes.finfo(ml_dtypes.bfloat16).eps > 1e-3
