@@ -12,6 +12,11 @@ TARGET = "mla_jax.rmsnorm.v1"
 TARGET_RESIDUAL = "mla_jax.rmsnorm_residual.v1"
 
 
+MAX_NATIVE_ROWS = 127
+"""With more rows than this the native form is XLA's own fusion: it can reuse an operand's memory in place,
+and fresh results of that size cost more in page faults than the arithmetic does."""
+
+
 def rmsnorm(
     x: jax.Array, weight: jax.Array, *, eps: float, offset: int = 0, kernels: Kernels = "auto"
 ) -> jax.Array:
@@ -90,6 +95,9 @@ def _abstract(x: jax.Array, *rest: jax.Array, eps: float, offset: int) -> list[j
 
 
 def _native(x: jax.Array, *rest: jax.Array, eps: float, offset: int) -> Arrays:
+    if x.shape[0] > MAX_NATIVE_ROWS:
+        reference = _reference if len(rest) == 1 else _reference_residual
+        return reference(x, *rest, eps=eps, offset=offset)
     outs = _abstract(x, *rest, eps=eps, offset=offset)
     target = TARGET if len(outs) == 1 else TARGET_RESIDUAL
     return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, offset=np.int64(offset), eps=np.float32(eps)))

@@ -53,7 +53,7 @@ def write_safetensors(
     names, header = _plan(tensors, metadata)
     draft = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
-        file = open(draft, "xb")  # noqa: SIM115: closed below; what follows must not run if this fails
+        file = open(draft, "xb")  # noqa: SIM115
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
     try:

@@ -267,6 +267,12 @@ def test_reserved_variables(name):
         render("", **{name: []})
 
 
+@pytest.mark.parametrize("value", [object(), float("nan"), print, {1: 2}, b"a"])
+def test_variables_are_json(value):
+    with pytest.raises(RequestError, match=r"^variables\.x: expected"):
+        render("", x=value)
+
+
 @pytest.mark.parametrize("value", [None, 1, "yes"])
 def test_generation_prompt_is_a_bool(value):
     with pytest.raises(RequestError, match="add_generation_prompt: expected True or False"):

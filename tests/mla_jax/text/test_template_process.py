@@ -112,6 +112,18 @@ def test_close_ends_the_child(process):
     assert render(process, "{{ 1 }}") == {"text": "1"}
 
 
+def test_the_child_is_gone_when_the_program_ends():
+    code = (
+        "from mla_jax.text.template_process import shared_process as s;"
+        "s(400_000_000).render('', {}, seconds=5, max_chars=1); print(s(400_000_000)._process.pid)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
 def test_a_fork_has_its_own_child_and_leaves_the_parent_s_alone(process, monkeypatch):
     render(process, "")
     child, shared = process._process, shared_process(MEMORY)

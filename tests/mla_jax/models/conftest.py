@@ -1,0 +1,68 @@
+"""A tiny random model with every part a DeepSeek model can have, and the parity goldens' folder."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mla_jax.config import ModelConfig, RopeConfig, RouterConfig, YarnConfig
+from mla_jax.models import FrozenModel, MLAForCausalLM, freeze
+
+CONFIG = ModelConfig(
+    model_type="deepseek_v3",
+    vocab_size=37,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    q_lora_rank=14,
+    kv_lora_rank=16,
+    qk_nope_head_dim=10,
+    qk_rope_head_dim=6,
+    v_head_dim=8,
+    intermediate_size=20,
+    moe_intermediate_size=9,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=1,
+    mlp_layer_types=("dense", "sparse"),
+    router=RouterConfig("sigmoid", "noaux_tc", 4, 2, True, 2.5),
+    rope=RopeConfig(1e4, 6, "interleaved", YarnConfig(40.0, 16, mscale=1.0, mscale_all_dim=0.707)),
+    rms_norm_eps=1e-5,
+    latent_norm_eps=1e-6,
+    max_position_embeddings=96,
+    attention_bias=True,
+    mlp_bias=True,
+)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    return Path(__file__).resolve().parents[2] / "goldens"
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    return CONFIG
+
+
+@pytest.fixture(scope="session")
+def reference_model() -> FrozenModel:
+    """Weights a little larger than usual; no norm weight is 1 and no bias is 0."""
+    model = freeze(MLAForCausalLM.init(CONFIG, jax.random.key(11), kernels="reference"))
+
+    def bump(leaf: jax.Array) -> jax.Array:
+        return leaf * 1.5 if leaf.ndim > 1 else leaf + jnp.linspace(-0.2, 0.2, leaf.size, dtype=leaf.dtype)
+
+    return dataclasses.replace(model, params=jax.tree.map(bump, model.params))
+
+
+@pytest.fixture(scope="session")
+def native_model(reference_model) -> FrozenModel:
+    return dataclasses.replace(reference_model, kernels="native")
+
+
+@pytest.fixture(params=["reference", "native"])
+def model(request, reference_model, native_model) -> FrozenModel:
+    return {"reference": reference_model, "native": native_model}[request.param]
