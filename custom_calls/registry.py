@@ -107,6 +107,17 @@ def probe(
     return Library(platform, module_name, frozenset(capsules), f"{module_name}", abi)
 
 
+def check_environment() -> None:
+    """Raises `KernelUnavailableError` where an environment variable asks a library for what it cannot be.
+
+    Ops would fall back with a warning; a program that is only starting had better say so and stop.
+    """
+    for platform in LIBRARIES:
+        mistake = library(platform).abi.get("error")
+        if mistake:
+            raise KernelUnavailableError(str(mistake))
+
+
 @functools.cache
 def library(platform: str) -> Library:
     """The native library of a lowering platform, probed once per process."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from custom_calls.registry import KERNELS, Kernels
+from custom_calls.registry import KERNELS, Kernels, check_environment
 from mla_jax.checkpoints.containers import require_supported_container
 from mla_jax.checkpoints.hub import resolve
 from mla_jax.checkpoints.index import TensorIndex
@@ -57,6 +57,8 @@ def load(
         raise ConfigError(f"dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}")
     if kernels not in KERNELS:
         raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
+    if kernels != "reference":
+        check_environment()
     folder = resolve(path_or_id, revision=revision)
     stored = ModelConfig.from_file(folder / "config.json")
     require_supported_container(stored)

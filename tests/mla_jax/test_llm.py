@@ -504,14 +504,15 @@ def test_streams_collected_in_the_middle_of_a_step_wait_for_its_end(llm, alone, 
 
     def collecting(*args, **kwargs):
         doomed.clear()
-        gc.collect()
+        if len(running) < 2:
+            gc.collect()
         running.append(llm.engine.num_running)
         return decode(*args, **kwargs)
 
     del stream
     monkeypatch.setattr(llm.engine._programs, "decode", collecting)
     assert parts(llm.generate(PROMPTS[0], GREEDY, progress=False)[0]) == parts(alone[0])
-    assert running[:2] == [3, 1]
+    assert running[:2] == [3, 1]  # given up during the first step, gone before the second
 
 
 def test_dropping_never_waits_for_another_thread(llm):
@@ -777,7 +778,7 @@ def test_logits_are_those_of_forward(llm, rng):
 
 def test_logits_predict_what_generate_takes():
     # float32: in bfloat16 two tokens may be equally likely.
-    golden = LLM(GOLDEN, max_model_len=80)
+    golden = LLM(GOLDEN, kernels="native", **GOLDEN_SIZES)
     prompts = [[5, 17, 33], [42, 8, 9, 10, 11, 12]]
     for done in golden.generate(prompts, GREEDY, progress=False):
         ids = done.prompt_token_ids + done.token_ids
@@ -806,34 +807,33 @@ def test_malformed_token_ids_are_refused(llm, ids, message):
 # The goldens of transformers, through the whole library
 
 
-@pytest.mark.parametrize(
-    ("kernels", "page_size", "kv_cache_dtype"),
-    [
-        ("native", 16, "auto"),
-        ("native", 1, "auto"),
-        ("native", 64, "float32"),
-        ("reference", 16, "auto"),
-        ("auto", 16, "auto"),
-    ],
-)
-def test_golden_tokens(kernels, page_size, kv_cache_dtype):
+GOLDEN_SIZES = {"max_model_len": 80, "max_num_seqs": 2, "max_total_tokens": 160}
+
+
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+def test_golden_tokens(kernels):
     golden = np.load(GOLDEN / "golden.npz")
-    sizes = {"page_size": page_size, "kv_cache_dtype": kv_cache_dtype, "max_model_len": 80, "max_num_seqs": 2}
-    llm = LLM(GOLDEN, kernels=kernels, **sizes)
+    llm = LLM(GOLDEN, kernels=kernels, **GOLDEN_SIZES)
     prompts = [golden[f"prompt_{i}"] for i in range(3)]
     got = llm.generate(prompts, SamplingParams(max_tokens=16, temperature=0, ignore_eos=True), progress=False)
     assert [one.token_ids for one in got] == golden["tokens"].tolist()
-    implementation = "reference" if kernels == "reference" else "native"
-    assert {row.implementation for row in llm.kernels} == {implementation}
-    if page_size == 16 and kernels != "auto":
-        for i, logits in enumerate(llm.logits(prompts)):
-            np.testing.assert_allclose(logits, golden[f"logits_{i}"], rtol=0, atol=1e-4)
+    assert {row.implementation for row in llm.kernels} == {kernels}
+    np.testing.assert_allclose(llm.logits(prompts[1:2])[0], golden["logits_1"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"page_size": 1}, {"page_size": 64, "kv_cache_dtype": "float32"}])
+def test_page_sizes_change_nothing(changes):
+    golden = np.load(GOLDEN / "golden.npz")
+    llm = LLM(GOLDEN, **GOLDEN_SIZES | {"max_num_seqs": 1} | changes)
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+    got = llm.generate([golden["prompt_1"]], params, progress=False)
+    assert got[0].token_ids == golden["tokens"][1].tolist()
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "fp8"])
 def test_narrow_caches(kv_cache_dtype):
     golden = np.load(GOLDEN / "golden.npz")
-    llm = LLM(GOLDEN, kv_cache_dtype=kv_cache_dtype, max_model_len=80, max_num_seqs=2)
+    llm = LLM(GOLDEN, kv_cache_dtype=kv_cache_dtype, **GOLDEN_SIZES | {"max_num_seqs": 1})
     got = llm.generate([golden["prompt_1"]] * 2, SamplingParams(max_tokens=8, temperature=0), progress=False)
     assert parts(got[0]) == parts(got[1])
     if kv_cache_dtype == "bfloat16":

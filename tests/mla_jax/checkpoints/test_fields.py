@@ -16,7 +16,7 @@ def refused(call, *parts: str) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [True, False, 1.0, "1", [], {}, -1, MAX_INT + 1, 2**63, 10**5000, math.nan])
+@pytest.mark.parametrize("value", [True, False, 1.0, "1", [], {}, -1, MAX_INT + 1, 2**63, 10**400, math.nan])
 def test_integer_refuses(value):
     fields = Fields({"k": value}, "text_config.")
     refused(

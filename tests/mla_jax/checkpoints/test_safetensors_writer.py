@@ -116,7 +116,7 @@ def test_lazy_tensor_that_lied(tmp_path, shape, dtype):
     [ml_dtypes.int4, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fnuz, np.complex128, ">f4", "U3", "O"],
 )
 def test_dtypes_that_the_format_lacks(tmp_path, dtype):
-    with pytest.raises(ShapeError, match="tensor 'a': dtype .* has no name"):
+    with pytest.raises(ShapeError, match=r"tensor 'a': dtype .* has no name"):
         write_safetensors(tmp_path / "x", {"a": np.zeros(2, dtype)})
     assert os.listdir(tmp_path) == []
 
@@ -157,9 +157,7 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch, stage):
     if stage != "make":
         monkeypatch.setattr(os, stage, fail)
     second = LazyTensor((2,), np.float32, fail if stage == "make" else lambda: np.zeros(2, np.float32))
-    with pytest.raises(
-        Boom if stage == "make" else CheckpointError, match="" if stage == "make" else "No space"
-    ):
+    with pytest.raises(Boom if stage == "make" else CheckpointError):
         write_safetensors(path, {"a": np.zeros(1000), "b": second})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]

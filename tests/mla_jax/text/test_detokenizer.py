@@ -71,7 +71,7 @@ def test_no_piece_ends_inside_a_character(tokenizer, text):
         assert not any("\ufffd" in piece for piece in pieces(plain, tokenizer.encode(text)))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(-2, 300), max_size=60), st.booleans())
 def test_random_ids_byte_level(byte_level, ids, skip):
     counting = Counting(byte_level)
@@ -79,7 +79,7 @@ def test_random_ids_byte_level(byte_level, ids, skip):
     assert "".join(pieces(counting, ids, skip_special_tokens=skip)) == expected
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_broken_characters_byte_level(byte_level, data):
     """Ids above 255 hold fragments; among bytes only those that can begin or continue a character."""
@@ -90,7 +90,7 @@ def test_broken_characters_byte_level(byte_level, data):
     assert "".join(pieces(byte_level, ids)) == byte_level.decode(ids)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(-2, 285), max_size=60), st.booleans())
 @example([0, 68, 258, 259], False)
 def test_random_ids_byte_fallback(byte_fallback, ids, skip):

@@ -22,7 +22,7 @@ def brute_force(stop, text):
     return text, None
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(
     st.lists(st.text("ab中", min_size=1, max_size=5), max_size=4),
     st.lists(st.text("ab中", max_size=6), max_size=12),

@@ -1,0 +1,398 @@
+"""The command line: what it prints, and that every mistake is a sentence and exit code 2."""
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mla_jax
+from mla_jax import LLM, SamplingParams
+from mla_jax.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--max-model-len", "64", "--max-num-seqs", "2"]
+GREEDY = ["--max-tokens", "8", "--temperature", "0", "--ignore-eos"]
+PARAMS = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("make_demo", ROOT / "examples" / "make_demo_checkpoint.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    demo.CONFIG |= {"num_hidden_layers": 2, "max_position_embeddings": 256}
+    demo.CONFIG["rope_scaling"]["original_max_position_embeddings"] = 64
+    path = tmp_path_factory.mktemp("demo") / "checkpoint"
+    demo.main(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return LLM(folder, max_model_len=64, max_num_seqs=2)
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mla_jax.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+    )
+
+
+def refused(capsys, *arguments):
+    """The one sentence that a command ends with; nothing else may have gone wrong."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse's
+        code = end.code
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    return shown.err.strip().splitlines()[-1]
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_is_immediate(arguments):
+    # The fastest of three: other work may be going on here.
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "mla_jax.cli", *arguments], capture_output=True, check=False)
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert done.stdout
+        if times[-1] < 1:
+            return
+    raise AssertionError(f"expected an answer within a second, got {times}")
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys, mla_jax.cli\n"
+        "try: mla_jax.cli.main(['generate', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'custom_calls', 'tokenizers', 'flax')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_names_every_option(capsys):
+    for command in ("generate", "chat", "doctor"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        expected = ["--json"] if command == "doctor" else ["MODEL", "--max-tokens", "--temperature", "--kernels"]
+        assert all(option in text for option in expected)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mla-jax {mla_jax.__version__}\n"
+
+
+# generate
+
+
+def test_the_installed_command_streams_text(folder, llm):
+    command = shutil.which("mla-jax", path=str(Path(sys.executable).parent))
+    assert command is not None
+    done = subprocess.run(
+        [command, "generate", folder, "--prompt", "import", *FAST, *GREEDY], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == llm.generate("import", PARAMS, progress=False)[0].text + "\n"
+    lines = done.stderr.strip().splitlines()
+    assert "mla_jax.mla_attention " in done.stderr
+    assert lines[-1].startswith("8 tokens, ")
+    assert lines[-1].endswith("length)")
+
+
+def test_json_is_one_object_a_completion(folder, llm, capsys):
+    prompts = ["import", "größer 文\n", ""]
+    flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]
+    assert main(["generate", str(folder), *flags, "--json", *FAST, *GREEDY]) == 0
+    shown = capsys.readouterr()
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    for prompt, line, done in zip(prompts, lines, llm.generate(prompts, PARAMS, progress=False), strict=True):
+        assert line == {
+            "prompt": prompt,
+            "text": done.text,
+            "token_ids": done.token_ids,
+            "finish_reason": "length",
+            "usage": {"prompt_tokens": len(done.prompt_token_ids), "completion_tokens": 8},
+        }
+    assert shown.out.isascii()  # whatever encoding standard output has, it is the same JSON
+    assert "[3/3] 24 tokens" in shown.err
+
+
+def test_several_prompts_are_printed_with_their_text(folder, llm, capsys):
+    assert main(["generate", str(folder), "--prompt", "import", "--prompt", "x", *FAST, *GREEDY]) == 0
+    one, two = llm.generate(["import", "x"], PARAMS, progress=False)
+    assert capsys.readouterr().out == f"import{one.text}\n\nx{two.text}\n\n"
+
+
+def test_sampling_flags_arrive(folder, llm, capsys):
+    text = llm.generate("import", PARAMS, progress=False)[0].text
+    cut = text[5:8]
+    main(["generate", str(folder), "--prompt", "import", "--stop", cut, "--stop", "\t\t\t", *FAST, *GREEDY])
+    assert capsys.readouterr().out == text[: text.index(cut)] + "\n"
+    warm = SamplingParams(max_tokens=7, temperature=1.1, top_p=0.9, top_k=50, min_p=0.01, seed=5)
+    flags = "--max-tokens 7 --temperature 1.1 --top-p 0.9 --top-k 50 --min-p 0.01 --seed 5".split()
+    main(["generate", str(folder), "--prompt", "import", *FAST, *flags])
+    assert capsys.readouterr().out == llm.generate("import", warm, progress=False)[0].text + "\n"
+
+
+def test_chat_flag_uses_the_template(folder, llm, capsys):
+    main(["generate", str(folder), "--prompt", "hi", "--chat", "--json", *FAST, *GREEDY])
+    line = json.loads(capsys.readouterr().out)
+    done = llm.chat([{"role": "user", "content": "hi"}], PARAMS)[0]
+    assert (line["prompt"], line["text"], line["token_ids"]) == ("hi", done.text, done.token_ids)
+    assert line["usage"]["prompt_tokens"] == len(done.prompt_token_ids)
+
+
+def test_model_flags_arrive(folder, capsys, monkeypatch):
+    asked = {}
+
+    def remember(path, **arguments):
+        asked.update(arguments, path=path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mla_jax.llm.LLM", remember)
+    flags = "--dtype float32 --kernels reference --page-size 4 --kv-cache-dtype fp8 --max-model-len 64 "
+    flags += "--max-num-seqs 2 --max-total-tokens 99"
+    assert main(["generate", "M", "--prompt", "x", *flags.split()]) == 130
+    assert asked == {
+        "path": "M",
+        "dtype": "float32",
+        "kernels": "reference",
+        "page_size": 4,
+        "kv_cache_dtype": "fp8",
+        "max_model_len": 64,
+        "max_num_seqs": 2,
+        "max_total_tokens": 99,
+    }
+    assert capsys.readouterr().err == "interrupted\n"
+    asked.clear()
+    main(["chat", "M"])
+    sizes = ("max_model_len", "max_num_seqs", "max_total_tokens")
+    assert asked == dict.fromkeys(sizes) | {
+        "path": "M",
+        "dtype": "auto",
+        "kernels": "auto",
+        "page_size": 16,
+        "kv_cache_dtype": "auto",
+    }
+
+
+# chat
+
+
+def talk(folder, monkeypatch, lines, *flags):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    return main(["chat", str(folder), *FAST, *GREEDY, *flags])
+
+
+def answers(llm, questions, system=None):
+    history = [{"role": "system", "content": system}] if system else []
+    for question in questions:
+        history.append({"role": "user", "content": question})
+        history.append({"role": "assistant", "content": llm.chat(history, PARAMS)[0].text})
+        yield history[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "questions", "flags"),
+    [
+        (b"hi\nwhy?\n", ["hi", "why?"], []),  # end of input
+        (b"hi\n\nwhy?\n", ["hi"], []),  # an empty line
+        (b"hi\n  \nwhy?\n", ["hi"], []),
+        (b"", [], []),
+        (b"hi", ["hi"], ["--system", "brief"]),
+    ],
+)
+def test_chat_remembers_until_it_ends(folder, llm, capsys, monkeypatch, lines, questions, flags):
+    assert talk(folder, monkeypatch, lines, *flags) == 0
+    expected = "".join(f"{answer}\n" for answer in answers(llm, questions, flags[1] if flags else None))
+    assert capsys.readouterr().out == expected
+
+
+def test_chat_prompts_on_a_terminal(folder, capsys, monkeypatch):
+    asked = []
+
+    def at_the_prompt(prompt):
+        asked.append(prompt)
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", at_the_prompt)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["chat", str(folder), *FAST]) == 0
+    assert asked == ["> "]
+
+
+def test_chat_input_that_is_no_text_is_a_sentence(folder, capsys, monkeypatch):
+    assert talk(folder, monkeypatch, b"\xff\xfe\n") == 2
+    assert "mla-jax: standard input: expected utf-8 text" in capsys.readouterr().err
+
+
+def test_a_conversation_that_gets_too_long_is_a_sentence(folder, capsys, monkeypatch):
+    assert talk(folder, monkeypatch, b"hi\n" + b"word " * 80 + b"\n") == 2
+    assert "mla-jax: prompt: expected at most 63 tokens" in capsys.readouterr().err
+
+
+# Mistakes
+
+
+def checkpoint(folder, tmp_path, change):
+    """A copy of the configuration, changed; it has no weights, so it must be refused before they are read."""
+    values = json.loads((folder / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_unusable_checkpoints(folder, tmp_path, capsys, command):
+    rest = ["--prompt", "x"] if command == "generate" else []
+    assert "there is no such" in refused(capsys, command, tmp_path / "absent", *rest)
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused(capsys, command, tmp_path / "empty", *rest)
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    assert "config.json" in refused(capsys, command, tmp_path, *rest)
+    llama = checkpoint(folder, tmp_path, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    assert "llama" in refused(capsys, command, llama, *rest)
+    assert "kv_lora_rank" in refused(capsys, command, checkpoint(folder, tmp_path, {"kv_lora_rank": -1}), *rest)
+    fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert "fp8" in refused(capsys, command, checkpoint(folder, tmp_path, fp8), *rest).lower()
+    assert refused(capsys, command, checkpoint(folder, tmp_path, {}), *rest).startswith("mla-jax: ")  # no weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--temperature", "-1"], "mla-jax: temperature: expected a number >= 0, got -1.0"),
+        (["--temperature", "nan"], "mla-jax: temperature: expected a number >= 0, got nan"),
+        (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
+        (["--top-p", "0"], "mla-jax: top_p: expected a number in (0, 1], got 0.0"),
+        (["--top-k", "-1"], "mla-jax: top_k: expected an integer >= 0"),
+        (["--min-p", "2"], "mla-jax: min_p: expected a number in [0, 1], got 2.0"),
+        (["--max-tokens", "0"], "mla-jax: max_tokens: expected an integer >= 1, got 0"),
+        (["--max-tokens", "1.5"], "argument --max-tokens: invalid int value: '1.5'"),
+        (["--seed", "-1"], "mla-jax: seed: expected an integer from 0 to 4294967295, got -1"),
+        (["--stop", ""], "mla-jax: stop[0]: expected a non-empty string, got ''"),
+        (["--kernels", "fast"], "argument --kernels: invalid choice: 'fast'"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--kv-cache-dtype", "int8"], "argument --kv-cache-dtype: invalid choice: 'int8'"),
+        (["--max-model-len", "257"], "mla-jax: max_model_len: expected at most 256 (max_position_embeddings"),
+        (["--max-model-len", "0"], "mla-jax: max_model_len: expected an integer >= 1, got 0"),
+        (["--max-num-seqs", "0"], "mla-jax: max_num_seqs: expected an integer >= 1, got 0"),
+        (["--page-size", "-4"], "mla-jax: page_size: expected an integer >= 1, got -4"),
+        (["--max-total-tokens", "-4"], "mla-jax: max_total_tokens: expected an integer >= 1, got -4"),
+        (["--max-total-tokens", str(10**14)], "mla-jax: max_total_tokens: a cache for 100000000000000 tokens"),
+        (["--max-tok", "5"], "unrecognized arguments: --max-tok 5"),
+        (["--prompt"], "argument --prompt: expected one argument"),
+    ],
+)
+def test_bad_flags(folder, capsys, flags, sentence):
+    assert sentence in refused(capsys, "generate", folder, "--prompt", "x", *flags)
+
+
+def test_bad_requests(folder, capsys):
+    assert "mla-jax: prompt: expected at most 7" in refused(
+        capsys, "generate", folder, "--prompt", "x " * 20, "--max-model-len", "8"
+    ).removesuffix("\n")
+    assert "can never fit" in refused(
+        capsys, "generate", folder, "--prompt", "x " * 20, "--max-model-len", "64", "--max-total-tokens", "16"
+    )
+    assert "expected Unicode text" in refused(capsys, "generate", folder, "--prompt", "\udcff", *FAST)
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["generate", "M"], ["chat"], ["serve"], ["doctor", "M"]])
+def test_incomplete_commands(capsys, arguments):
+    assert "error" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "weights"), "mla-jax: [Errno 13] Permission denied: 'weights'"),
+        (MemoryError(), "mla-jax: MemoryError"),
+        (mla_jax.MlaJaxError("one sentence"), "mla-jax: one sentence"),
+    ],
+)
+def test_what_may_go_wrong_is_a_sentence(capsys, monkeypatch, error, sentence):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mla_jax.llm.LLM", fail)
+    assert refused(capsys, "generate", "M", "--prompt", "x") == sentence
+
+
+def test_a_mistake_in_this_program_keeps_its_traceback(monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mla_jax.llm.LLM", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["generate", "M", "--prompt", "x"])
+
+
+# The world outside
+
+
+def test_a_bad_environment_is_a_sentence(folder):
+    arguments = ("generate", folder, "--prompt", "x", "--kernels", "native", *FAST)
+    processes = [
+        start(*arguments, MLA_JAX_CPU_ISA="sse9"),
+        start(*arguments, JAX_PLATFORMS="nonsense"),
+        start("doctor", JAX_PLATFORMS="nonsense"),
+        start("doctor", "--json", MLA_JAX_CPU_ISA="sse9"),
+    ]
+    ends = [(process.communicate(timeout=120), process.returncode) for process in processes]
+    for (out, err), code in ends:
+        assert code == 2
+        assert b"Traceback" not in out + err
+    isa = "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512 or avx512bf16, got 'sse9'"
+    assert isa in ends[0][0][1].decode().splitlines()[-1]
+    assert "JAX cannot start a backend (JAX_PLATFORMS='nonsense')" in ends[1][0][1].decode().splitlines()[-1]
+    assert "problem: JAX cannot start a backend" in ends[2][0][0].decode().splitlines()[-1]
+    assert isa in json.loads(ends[3][0][0])["problem"]
+
+
+def test_interrupts_and_lost_readers(folder):
+    long = ("generate", folder, "--prompt", "x", "--ignore-eos", "--temperature", "0", "--max-tokens", "100000")
+    interrupted, lost = start(*long), start(*long)
+    early = start("doctor")
+    assert early.stdout is not None
+    early.stdout.close()
+    for process in (interrupted, lost):
+        assert process.stdout is not None
+        assert process.stdout.read(1)  # it is generating
+    interrupted.send_signal(signal.SIGINT)
+    lost.stdout.close()
+    for process, code in ((interrupted, 130), (lost, 2), (early, 2)):
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(timeout=120) == code
+        assert b"Traceback" not in err
+        assert b"BrokenPipe" not in err
+    interrupted.stdout.close()
+
+
+def test_output_that_cannot_show_the_text(folder):
+    process = start("generate", folder, "--prompt", "größer", "--prompt", "x", *FAST, *GREEDY, PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    assert out.isascii()
+    assert b"gr\\xf6\\xdfer" in out
