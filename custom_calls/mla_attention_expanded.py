@@ -128,7 +128,7 @@ def _reference(
     out = jnp.einsum("htk,khv->thv", weight / some[:, :, None], finite, precision=highest)
     # Weight zero times NaN is NaN: a broken row must reach the rows that see it, and no other request's.
     broken = jnp.cumsum(~jnp.isfinite(values), axis=0, dtype=jnp.int32)
-    first = jnp.argmax(visible, axis=1)
+    first = query_start_loc[sequence]
     earlier = jnp.where((first > 0)[:, None, None], broken[jnp.maximum(first - 1, 0)], 0)
     out = jnp.where((broken > earlier) & owned[:, None, None], jnp.float32(jnp.nan), out)
     logsumexp = jnp.where(empty, -jnp.inf, safe_peak + jnp.log(some))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from custom_calls import registry
 from custom_calls.errors import UnsupportedTransformError
@@ -152,8 +153,20 @@ def _with_varying_axes(abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]]) 
 
     def rule(*avals: Any, kernels: registry.Kernels, **static: Any) -> list[jax.core.ShapedArray]:
         del kernels
-        varying: frozenset[str] = frozenset().union(*(getattr(aval, "vma", frozenset()) for aval in avals))
-        extra: dict[str, Any] = {"vma": varying} if varying else {}
-        return [jax.core.ShapedArray(out.shape, out.dtype, **extra) for out in abstract(*avals, **static)]
+        outs = abstract(*avals, **static)
+        varying = frozenset().union(*(aval.mat.varying for aval in avals))
+        if not varying:
+            return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
+        like = next(aval for aval in avals if aval.mat.varying)
+        over = like.mat.update(varying=varying)
+        return [
+            like.update(
+                shape=out.shape,
+                dtype=out.dtype,
+                sharding=NamedSharding(like.sharding.mesh, PartitionSpec(*[None] * len(out.shape))),
+                manual_axis_type=over,
+            )
+            for out in outs
+        ]
 
     return rule

@@ -210,15 +210,29 @@ def _reference(*arrays: jax.Array, **static: object) -> Arrays:
         scaled = rows * (np.float32(1) / _row_scale(scales, rotation[2].shape[0], rows))
         rows = jnp.clip(scaled, -FP8_MAX, FP8_MAX)
     num_layers, num_pages, page_size, width = kv.shape
-    # As integers: XLA:CPU scatters floats narrower than 32 bits through a float32 copy of the whole pool.
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[kv.dtype.itemsize]
-    pool = jax.lax.bitcast_convert_type(kv, unsigned).reshape(num_layers, num_pages * page_size, width)
-    codes = jax.lax.bitcast_convert_type(rows.astype(kv.dtype), unsigned)
+    pool = kv.reshape(num_layers, num_pages * page_size, width)
+    stored = rows.astype(kv.dtype)
+    if kv.dtype == jnp.float32:
+        return q_rope, _store(pool, stored, slots, layer).reshape(kv.shape)
+    pool = jax.lax.platform_dependent(pool, stored, slots, layer, cpu=_store_as_integers, default=_store)
+    return q_rope, pool.reshape(kv.shape)
+
+
+def _store(pool: jax.Array, rows: jax.Array, slots: jax.Array, layer: jax.Array) -> jax.Array:
     # Layer and slot stay separate coordinates: each is range-checked on its own by mode="drop", and
     # their product can never leave 32 bits. Without wrap_negative_indices=False a slot of -1 would
     # overwrite the last row of the pool.
-    pool = pool.at[layer, slots].set(codes, mode="drop", wrap_negative_indices=False)
-    return q_rope, jax.lax.bitcast_convert_type(pool.reshape(kv.shape), kv.dtype)
+    return pool.at[layer, slots].set(rows, mode="drop", wrap_negative_indices=False)
+
+
+def _store_as_integers(pool: jax.Array, rows: jax.Array, slots: jax.Array, layer: jax.Array) -> jax.Array:
+    """XLA:CPU scatters narrow floats through a float32 copy of the pool, which alters NaN in rows of others.
+
+    As integers it still copies (once, in the pool's own width): in place is the native kernel's doing.
+    """
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}[pool.dtype.itemsize]
+    pool_codes, codes = (jax.lax.bitcast_convert_type(array, unsigned) for array in (pool, rows))
+    return jax.lax.bitcast_convert_type(_store(pool_codes, codes, slots, layer), pool.dtype)
 
 
 def _q_rope(q: jax.Array, cos: jax.Array) -> jax.ShapeDtypeStruct:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
-        print(f"mla-jax: {error or type(error).__name__}", file=sys.stderr)
+        print(f"mla-jax: {str(error) or type(error).__name__}", file=sys.stderr)
         return EXIT_USAGE
 
 

@@ -52,7 +52,7 @@ def lowering_platform() -> str:
     except (RuntimeError, AssertionError) as failure:  # an assertion where JAX_PLATFORMS names absent devices
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise KernelUnavailableError(
-            f"JAX cannot start a backend (JAX_PLATFORMS={asked!r}): {failure or 'no such device is here'}"
+            f"JAX cannot start a backend (JAX_PLATFORMS={asked!r}): {str(failure) or 'no such device is here'}"
         ) from failure
     if backend != "gpu":
         return backend

@@ -263,7 +263,7 @@ class OpTests:
             # One argument is batched at its last axis: the rule must move it.
             axes[name] = stacked[name].ndim if number == 0 else 0
             stacked[name] = jnp.stack([jnp.asarray(c.arrays[name]) for c in calls], axis=axes[name])
-        got = jax.tree.leaves(jax.vmap(self.bound(call, kernels), in_axes=(axes,))(stacked))
+        got = jax.tree.leaves(jax.jit(jax.vmap(self.bound(call, kernels), in_axes=(axes,)))(stacked))
         for element, one in enumerate(calls):
             for value, alone, want in zip(got, self.call(one, kernels), self.expected(one), strict=True):
                 check(value[element], want, f"{self.primitive} [{kernels}] in vmap", call.extreme)
@@ -295,7 +295,7 @@ class OpTests:
             return sum(jnp.sum(result * weight) for result, weight in zip(results, weights, strict=True))
 
         got = jax.jit(jax.grad(functools.partial(loss, which=kernels)))(moving)
-        want = jax.grad(functools.partial(loss, which="reference"))(moving)
+        want = jax.jit(jax.grad(functools.partial(loss, which="reference")))(moving)
         for name in self.differentiable:
             scale = float(np.abs(want[name]).max())
             np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)

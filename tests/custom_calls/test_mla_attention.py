@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import oracle
 import pytest
 from op_base import KERNELS, Array, Builder, Call, OpTests, Rng, check, normal, poison, same_bits
 
+from custom_calls.errors import UnsupportedTransformError
 from custom_calls.mla_attention import mla_attention
 
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
@@ -179,7 +181,7 @@ class TestMlaAttention(OpTests):
         ),
         "keys": ({"keys": "new"}, "argument 'keys': expected 'all' or 'cached', got 'new'"),
     }
-    vmapped = (("q_latent", "q_rope"), ("q_rope", "kv", "seq_lens"))
+    vmapped = (("q_latent", "q_rope"), ("q_rope", "pages", "seq_lens", "scales"))
 
     @staticmethod
     def small(rng: Rng, dtype: str, cache: str) -> Call:
@@ -338,3 +340,12 @@ def test_bfloat16_weights_may_round_but_the_logsumexp_does_not(rng: Rng) -> None
     assert np.asarray(logsumexp).dtype == np.float32
     assert np.abs(np.asarray(logsumexp) - want.value).max() < 1e-5 * want.scale
     assert ml_dtypes.finfo(ml_dtypes.bfloat16).eps > 1e-3
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_vmap_over_the_pool_is_refused(kernels: str, rng: Rng) -> None:
+    call = TestMlaAttention.small_call(rng)
+    axes = {name: 0 if name == "kv" else None for name in call.arrays}
+    arrays = {**TestMlaAttention.device(call), "kv": jnp.stack([jnp.asarray(call.arrays["kv"])] * 2)}
+    with pytest.raises(UnsupportedTransformError, match="mla_jax.mla_attention: vmap over the pool"):
+        jax.vmap(TestMlaAttention.bound(call, kernels), in_axes=(axes,))(arrays)

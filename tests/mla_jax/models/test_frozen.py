@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from mla_jax.layers import RopeState
-from mla_jax.models import FrozenModel, MLAForCausalLM, freeze, forward
+from mla_jax.models import FrozenModel, MLAForCausalLM, forward, freeze
 from mla_jax.parameters import ParamInfo, parameter_table
 
 

@@ -1,0 +1,256 @@
+"""From checkpoint to arrays: one list of everything that does not fit, exact conversions, fresh buffers."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mla_jax.checkpoints import streaming
+from mla_jax.checkpoints.index import SINGLE_FILE, TensorIndex
+from mla_jax.checkpoints.safetensors_header import NUMPY_DTYPES
+from mla_jax.checkpoints.safetensors_writer import write_safetensors
+from mla_jax.checkpoints.streaming import Piece, Target, check, stream
+from mla_jax.errors import CheckpointError
+
+BF16 = ml_dtypes.bfloat16
+
+
+def nothing(name: str) -> str | None:
+    return None
+
+
+def index_of(folder: Path, **tensors: np.ndarray) -> TensorIndex:
+    write_safetensors(folder / SINGLE_FILE, tensors)
+    return TensorIndex(folder)
+
+
+def whole(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Target:
+    return Target(shape, dtype, (Piece(name),))
+
+
+def load(index: TensorIndex, *targets: Target) -> list[np.ndarray]:
+    with index:
+        return list(stream(index, targets, ignore=nothing, progress=False))
+
+
+def test_order_of_the_targets(tmp_path):
+    index = index_of(tmp_path, a=np.zeros(2, np.float32), b=np.ones((2, 3), np.float32))
+    b, a = load(index, whole("b", (2, 3)), whole("a", (2,)))
+    assert b.tolist() == [[1.0] * 3] * 2
+    assert a.tolist() == [0.0] * 2
+
+
+def test_pieces_of_a_stack(tmp_path, rng):
+    """Experts: gate and up of each expert share a matrix, experts are stacked in front."""
+    parts = {
+        f"{name}{e}": rng.normal(size=(2 if name == "gate" else 3, 4)).astype(np.float32)
+        for e in range(3)
+        for name in ("gate", "up")
+    }
+    pieces = [Piece(f"gate{e}", (e,), (0, 2)) for e in range(3)]
+    pieces += [Piece(f"up{e}", (e,), (2, 5)) for e in range(3)]
+    assert pieces[0].shape_in((3, 5, 4)) == (2, 4)
+    assert Piece("a", (1,)).shape_in((3, 5, 4)) == (5, 4)
+    assert Piece("a").shape_in((3, 5, 4)) == (3, 5, 4)
+    for dtype in ("float32", "bfloat16"):
+        (got,) = load(index_of(tmp_path, **parts), Target((3, 5, 4), dtype, tuple(pieces)))
+        for e in range(3):
+            expected = np.concatenate([parts[f"gate{e}"], parts[f"up{e}"]]).astype(got.dtype)
+            np.testing.assert_array_equal(got[e], expected)
+
+
+def test_everything_that_is_wrong_in_one_message(tmp_path):
+    index = index_of(
+        tmp_path,
+        fits=np.zeros((2, 3), np.float32),
+        turned=np.zeros((3, 2), np.float32),
+        flat=np.zeros(6, np.float32),
+        quantised=np.zeros((2, 3), np.int8),
+        both=np.zeros(2, np.float64),
+        extra=np.zeros(1, np.float32),
+        allowed=np.zeros(1, np.int8),
+    )
+    names = ("fits", "turned", "flat", "quantised", "both", "gone", "gone too")
+    targets = [whole(name, (2, 3)) for name in names]
+    with pytest.raises(CheckpointError) as caught:
+        check(index, targets, lambda name: "a reason" if name == "allowed" else None)
+    message = str(caught.value)
+    assert message == (
+        f"{tmp_path}: does not fit its config.json;"
+        " 2 tensors are missing: gone (2, 3), gone too (2, 3);"
+        " 1 tensors are not part of the model: extra;"
+        " 3 tensors have another shape: turned: expected (2, 3), got (3, 2), flat: expected (2, 3), got (6,),"
+        " both: expected (2, 3), got (2,);"
+        " 2 tensors have another dtype (quantised containers are not supported yet):"
+        " quantised: expected F32, F16, BF16, got I8, both: expected F32, F16, BF16, got F64"
+    )
+    index.close()
+
+
+@pytest.mark.parametrize("dtype", sorted(set(NUMPY_DTYPES) - {"F32", "F16", "BF16"}))
+def test_dtypes_that_are_no_weights(tmp_path, dtype):
+    index = index_of(tmp_path, a=np.zeros(2, NUMPY_DTYPES[dtype]))
+    with index, pytest.raises(CheckpointError, match=f"a: expected F32, F16, BF16, got {dtype}"):
+        check(index, [whole("a", (2,))], nothing)
+
+
+def test_long_lists_are_cut(tmp_path):
+    index = index_of(tmp_path, **{f"extra{i:02}": np.zeros(1, np.float32) for i in range(21)})
+    targets = [whole(f"gone{i:02}", (1,)) for i in range(50)]
+    with index, pytest.raises(CheckpointError) as caught:
+        check(index, targets, nothing)
+    message = str(caught.value)
+    assert "50 tensors are missing: gone00 (1,)" in message
+    assert "gone19 (1,) and 30 more;" in message
+    assert "gone20" not in message
+    assert "extra19 and 1 more" in message
+    exactly = [Target((1,), "float32", (Piece(f"extra{i:02}"),)) for i in range(1)]
+    with index, pytest.raises(CheckpointError, match="20 tensors are not .*: extra01.*extra20$"):
+        check(index, exactly, nothing)
+
+
+def test_hostile_names_are_quoted(tmp_path):
+    index = index_of(tmp_path, **{"\x1b[31mred\n": np.zeros(1, np.float32), "x" * 5000: np.zeros(1, np.int8)})
+    with index, pytest.raises(CheckpointError) as caught:
+        check(index, [], nothing)
+    assert "\\x1b[31mred\\n" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_nothing_is_read_before_everything_fits(tmp_path, monkeypatch):
+    index = index_of(tmp_path, a=np.zeros(2, np.float32))
+    monkeypatch.setattr(streaming, "_fill", lambda *args: pytest.fail("read"))
+    with index, pytest.raises(CheckpointError, match="missing: b"):
+        next(stream(index, [whole("a", (2,)), whole("b", (2,))], ignore=nothing))
+
+
+def every_16_bit_value(dtype: type) -> np.ndarray:
+    return np.arange(2**16, dtype=np.uint16).view(dtype)
+
+
+def float32_corner_cases(rng: np.random.Generator) -> np.ndarray:
+    """Ties and their neighbours around every bfloat16, subnormals, infinities, NaNs, random bits."""
+    high = np.arange(2**16, dtype=np.uint32) << 16
+    low = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+    bits = np.concatenate([high | value for value in low])
+    random = rng.integers(0, 2**32, 100_000, np.uint32)
+    return np.concatenate([bits, random]).astype(np.uint32).view(np.float32)
+
+
+def rounded(bits: np.ndarray) -> np.ndarray:
+    """float32 bits to bfloat16 bits, to nearest with ties to even, in integers; NaNs are compared apart."""
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def same_bits(got: np.ndarray, expected: np.ndarray) -> None:
+    """Bit for bit, except for which NaN it is."""
+    kind = {2: np.uint16, 4: np.uint32}[got.dtype.itemsize]
+    assert got.dtype == expected.dtype
+    wanted = expected.astype(np.float32)
+    nan = np.isnan(wanted)
+    np.testing.assert_array_equal(np.isnan(got.astype(np.float32)), nan)
+    np.testing.assert_array_equal(got.view(kind)[~nan], expected.view(kind)[~nan])
+
+
+@pytest.mark.parametrize("chunk", [2, 6, 4096, None], ids=str)
+@pytest.mark.parametrize("target", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
+def test_conversions_are_exact(tmp_path, monkeypatch, rng, stored, target, chunk):
+    if stored == "F32":
+        values = float32_corner_cases(rng)
+        chunk = chunk and 2 * chunk
+    else:
+        values = every_16_bit_value(np.float16 if stored == "F16" else BF16)
+    if chunk is not None:
+        monkeypatch.setattr(streaming, "CHUNK_BYTES", chunk)
+        if chunk < 4096:
+            values = rng.permutation(values)[: 3 * chunk + 1]  # a last chunk that is not full
+    (got,) = load(index_of(tmp_path, a=values), whole("a", values.shape, target))
+    assert got.dtype.name == target
+    if stored == "F32" and target == "bfloat16":
+        expected = rounded(values.view(np.uint32)).view(BF16)
+        with np.errstate(over="ignore", invalid="ignore"):
+            same_bits(values.astype(BF16), expected)  # ml_dtypes agrees with the integers
+    elif target == "bfloat16" and stored == "F16":
+        expected = rounded(values.astype(np.float32).view(np.uint32)).view(BF16)
+    else:
+        expected = values.astype(target)
+    same_bits(got, expected)
+    if stored == {"float32": "F32", "bfloat16": "BF16"}[target]:
+        assert got.tobytes() == values.tobytes()  # unconverted: NaNs too
+
+
+@pytest.mark.parametrize("size", range(12))
+def test_chunk_boundaries(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 16)  # four float32
+    values = np.arange(size, dtype=np.float32)
+    (got,) = load(index_of(tmp_path, a=values), whole("a", (size,), "bfloat16"))
+    assert got.tolist() == list(range(size))
+
+
+def test_shapes_without_elements_and_scalars(tmp_path):
+    tensors = {"empty": np.zeros((0, 4), np.float16), "scalar": np.float16(1.5)}
+    empty, scalar = load(index_of(tmp_path, **tensors), whole("empty", (0, 4)), whole("scalar", ()))
+    assert empty.shape == (0, 4)
+    assert scalar.shape == ()
+    assert scalar == 1.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_buffers_are_fresh_and_aligned(tmp_path, dtype):
+    """JAX may adopt a buffer instead of copying it: whoever filled it again would change its array."""
+    values = {f"t{i}": np.full((5, 7), i, np.float32) for i in range(6)}
+    adopted, addresses = [], []
+    with index_of(tmp_path, **values) as index:
+        targets = [whole(name, (5, 7), dtype) for name in values]
+        for array in stream(index, targets, ignore=nothing, progress=False):
+            assert array.ctypes.data % 64 == 0
+            addresses.append(array.ctypes.data)
+            adopted.append(jax.device_put(array))
+            assert not array.flags.owndata or array.base is None
+    for i, array in enumerate(adopted):
+        np.testing.assert_array_equal(np.asarray(array, np.float32), np.full((5, 7), i))
+    for a, b in itertools.combinations(addresses, 2):
+        assert abs(a - b) >= 35 * (4 if dtype == "float32" else 2)
+
+
+def test_jax_adopts_the_buffers(tmp_path):
+    """Or a model would be twice in memory for a moment. Holds on the CPU, where it matters."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("other devices have memory of their own")
+    (array,) = load(index_of(tmp_path, a=np.zeros(4096, np.float32)), whole("a", (4096,)))
+    assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_progress_counts_stored_bytes(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(streaming.ByteProgress, "advance", lambda self, count: seen.append(count))
+    totals = []
+    original = streaming.ByteProgress.__init__
+
+    def record(self, what, total, *, enabled):
+        totals.append((total, enabled))
+        original(self, what, total, enabled=enabled)
+
+    monkeypatch.setattr(streaming.ByteProgress, "__init__", record)
+    index = index_of(tmp_path, a=np.zeros(3, np.float16), b=np.zeros(5, np.float32))
+    load(index, whole("a", (3,)), whole("b", (5,), "bfloat16"))
+    assert seen == [6, 20]
+    assert totals == [(26, False)]
+
+
+def test_a_file_that_fails_later(tmp_path):
+    import os
+
+    index = index_of(tmp_path, a=np.zeros(4, np.float32), b=np.zeros(4096, np.float32))
+    path = tmp_path / SINGLE_FILE
+    with index:
+        arrays = stream(index, [whole("a", (4,)), whole("b", (4096,))], ignore=nothing, progress=False)
+        next(arrays)
+        os.truncate(path, path.stat().st_size - 100)
+        with pytest.raises(CheckpointError, match="reading 'b': the file has become shorter"):
+            next(arrays)

@@ -1,0 +1,396 @@
+"""`forward`, `prefill` and `decode_step`: every way of feeding the same tokens gives the same logits."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mla_jax.cache import init_cache
+from mla_jax.errors import LayoutError, ShapeError
+from mla_jax.layers import attention
+from mla_jax.models import MLAForCausalLM, decode_step, forward, prefill
+from mla_jax.paging import AttentionMetadata, PageTable, advance
+
+ROWS = 14
+"""Static rows of every chunk: one compilation serves every schedule, the rest is padding."""
+LENGTHS = (13, 1, 9)
+BOUND = 2e-5
+
+run_forward = jax.jit(forward)
+run_decode = jax.jit(decode_step)
+
+
+@jax.jit
+def run_chunk(model, tokens, cache, table, held, new):
+    meta = AttentionMetadata.extend(table, held, new, num_tokens=ROWS)
+    return prefill(model, tokens, cache, meta)
+
+
+def ints(*values):
+    return jnp.array(values, jnp.int32)
+
+
+def pool(config, num_tokens=96, page_size=4, dtype="auto"):
+    """NaN everywhere, so that a row that is read before it is written shows."""
+    cache = init_cache(config, num_tokens=num_tokens, page_size=page_size, dtype=dtype)
+    return cache.with_kv(jnp.full(cache.kv.shape, jnp.nan, jnp.float32).astype(cache.kv.dtype))
+
+
+def sequences(config, rng, lengths=LENGTHS):
+    return [rng.integers(0, config.vocab_size, n).astype(np.int32) for n in lengths]
+
+
+def last_logits(model, prompts):
+    """By `forward`, each prompt padded on the right in one batch."""
+    tokens = np.zeros((len(prompts), max(LENGTHS) + 4), np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens[i, : len(prompt)] = prompt
+    logits = np.asarray(run_forward(model, tokens))
+    return np.stack([logits[i, len(prompt) - 1] for i, prompt in enumerate(prompts)])
+
+
+def feed(model, prompts, chunks, cache, table):
+    """Runs the chunks; returns every sequence's logits after its last token, and the pool."""
+    held, logits = [0] * len(prompts), [None] * len(prompts)
+    for new in chunks:
+        parts = [prompt[at : at + n] for prompt, at, n in zip(prompts, held, new, strict=True)]
+        tokens = np.full(ROWS, 10**6, np.int32)  # padding: no token of any vocabulary
+        flat = np.concatenate(parts)
+        tokens[: len(flat)] = flat
+        out, cache = run_chunk(model, tokens, cache, table, ints(*held), ints(*new))
+        for i, n in enumerate(new):
+            held[i] += n
+            if n:
+                logits[i] = np.asarray(out[i])
+            else:
+                assert not np.asarray(out[i]).any()
+    assert held == [len(prompt) for prompt in prompts]
+    return np.stack(logits), cache
+
+
+SCHEDULES = {
+    "one_by_one": [(13, 0, 0), (0, 1, 0), (0, 0, 9)],
+    "mixed_prefill_and_decode": [(6, 0, 7), (4, 1, 1), (1, 0, 1), (2, 0, 0)],
+    "page_boundaries": [(4, 1, 8), (4, 0, 1), (5, 0, 0)],
+    "token_by_token": [(1, int(i == 5), int(i < 9)) for i in range(13)],
+    "idle_steps": [(0, 0, 9), (0, 0, 0), (12, 1, 0), (1, 0, 0)],
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_any_chunking_is_the_whole_prompt(model, config, rng, schedule):
+    prompts = sequences(config, rng)
+    cache = pool(config)
+    logits, _ = feed(model, prompts, SCHEDULES[schedule], cache, PageTable.allocate(cache, 3, 16))
+    np.testing.assert_allclose(logits, last_logits(model, prompts), rtol=0, atol=BOUND)
+
+
+def test_random_chunking_on_shuffled_pages(model, config, rng):
+    """Pages in any order, pools of odd page sizes: the table is the only thing that knows."""
+    prompts = sequences(config, rng)
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    shuffled = rng.permutation(cache.num_pages).astype(np.int32)
+    table = dataclasses.replace(table, pages=jnp.asarray(shuffled)[table.pages])
+    expected = last_logits(model, prompts)
+    for _ in range(3):
+        left, chunks = list(LENGTHS), []
+        while sum(left):
+            new = [int(rng.integers(0, min(n, 4) + 1)) for n in left]
+            chunks.append(tuple(new))
+            left = [n - k for n, k in zip(left, new, strict=True)]
+        logits, _ = feed(model, prompts, chunks, cache, table)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=BOUND)
+
+
+def test_absorbed_and_expanded_models_agree(model, config, rng, monkeypatch):
+    prompts = sequences(config, rng, (7, 2, 5))
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    first, second = [], []
+    for form in (True, False):
+        monkeypatch.setattr(attention, "expanded_is_cheaper", lambda *_, form=form: form)
+
+        @jax.jit
+        def two_chunks(model, tokens, more):
+            meta = AttentionMetadata.extend(table, ints(0, 0, 0), ints(7, 2, 5), num_tokens=14)
+            logits, after = prefill(model, tokens, cache, meta)
+            meta = AttentionMetadata.extend(table, ints(7, 2, 5), ints(2, 2, 2), num_tokens=6)
+            return logits, prefill(model, more, after, meta)[0]
+
+        a, b = two_chunks(model, np.concatenate(prompts), np.arange(6, dtype=np.int32))
+        first.append(np.asarray(a))
+        second.append(np.asarray(b))
+    for absorbed, expanded in (first, second):
+        np.testing.assert_allclose(absorbed, expanded, rtol=0, atol=BOUND)
+        assert (absorbed != expanded).any()
+
+
+def test_forward_is_prefill_and_batches_are_independent(model, config, rng):
+    prompts = sequences(config, rng, (13, 13, 13))
+    together = np.asarray(run_forward(model, np.stack(prompts)))
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_allclose(run_forward(model, prompt[None])[0], together[i], rtol=0, atol=BOUND)
+    cache = pool(config)
+    chunks = [(13, 0, 0), (0, 13, 0), (0, 0, 13)]
+    logits, _ = feed(model, prompts, chunks, cache, PageTable.allocate(cache, 3, 16))
+    np.testing.assert_allclose(logits, together[:, -1], rtol=0, atol=BOUND)
+
+
+def test_decode_of_one_is_decode_of_three(model, config, rng):
+    """The same pool, rows of the same table: bitwise the same for the native kernels."""
+    prompts = sequences(config, rng)
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    _, cache = feed(model, prompts, SCHEDULES["page_boundaries"], cache, table)
+    meta = AttentionMetadata.extend(table, list(LENGTHS), [0, 0, 0], num_tokens=3)
+    tokens = ints(3, 1, 36)
+    together, after = run_decode(model, tokens, cache, advance(meta))
+    for i in range(3):
+        own = dataclasses.replace(table, pages=table.pages[i : i + 1])
+        alone_meta = advance(AttentionMetadata.extend(own, [LENGTHS[i]], [0], num_tokens=1))
+        alone, alone_after = run_decode(model, tokens[i : i + 1], cache, alone_meta)
+        if model.kernels == "native":
+            np.testing.assert_array_equal(alone[0], together[i])
+            slot = alone_meta.slot_mapping.slots[0]
+            rows = [pool.kv.reshape(2, -1, 22)[:, slot] for pool in (alone_after, after)]
+            np.testing.assert_array_equal(*rows)
+        else:
+            np.testing.assert_allclose(alone[0], together[i], rtol=0, atol=BOUND)
+
+
+def test_inactive_and_empty_rows_do_not_disturb_the_others(model, config, rng):
+    prompts = sequences(config, rng, (6, 1, 5))
+    cache = pool(config)
+    table = PageTable.allocate(cache, 4, 16)
+    meta = AttentionMetadata.extend(table, [0, 0, 0, 0], [6, 1, 5, 0], num_tokens=ROWS)
+    tokens = np.zeros(ROWS, np.int32)
+    tokens[:12] = np.concatenate(prompts)
+    _, cache = jax.jit(prefill)(model, tokens, cache, meta)
+    all_on = advance(meta, jnp.array([True, True, True, False]))
+    some = advance(meta, jnp.array([True, False, True, False]))
+    clean, _ = run_decode(model, ints(1, 2, 3, 4), cache, all_on)
+    # The tokens of inactive rows are nonsense.
+    logits, after = run_decode(model, ints(1, -7, 3, 10**6), cache, some)
+    np.testing.assert_allclose(logits[ints(0, 2)], clean[ints(0, 2)], rtol=0, atol=BOUND)
+    changed = (np.asarray(after.kv) != np.asarray(cache.kv)) & ~np.isnan(np.asarray(after.kv))
+    assert changed.any(axis=(0, 3)).sum() == 2  # two token slots
+
+
+# Cache precision ---------------------------------------------------------------------------------------
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-10), ("bfloat16", 1e-4), ("fp8", 2e-2)])
+def test_low_precision_caches(model, config, rng, dtype, bound):
+    """1 - cosine of each sequence's logits after two chunks; measured 1e-6 for bfloat16 and 5e-4 for fp8."""
+    prompts = sequences(config, rng)
+    cache = pool(config, dtype=dtype)
+    logits, after = feed(
+        model, prompts, SCHEDULES["page_boundaries"], cache, PageTable.allocate(cache, 3, 16)
+    )
+    assert after.kv.dtype == cache.kv.dtype
+    assert np.isfinite(logits).all()
+    distance = 1 - cosine(logits, last_logits(model, prompts))
+    assert distance.max() < bound
+    if dtype != "float32":
+        assert distance.max() > 1e-9  # otherwise the rows were not rounded at all
+
+
+# Forks -------------------------------------------------------------------------------------------------
+
+
+def test_forked_continuation_is_a_sequence_from_scratch(model, config, rng):
+    """Shared pages and a copied tail: what either does later never shows in the other."""
+    prompt, ours, theirs = sequences(config, rng, (6, 5, 5))
+    cache = pool(config)
+    table = PageTable.empty(cache, 3, 16).append(ints(0, 0, 0), ints(6, 0, 0))
+    tokens = np.zeros(ROWS, np.int32)
+    tokens[:6] = prompt
+    _, cache = run_chunk(model, tokens, cache, table, ints(0, 0, 0), ints(6, 0, 0))
+    table, cache = jax.jit(PageTable.fork)(table, cache, 0, 2, 6)
+    np.testing.assert_array_equal(table.ref_counts[:4], [2, 1, 1, 0])
+    meta = AttentionMetadata.extend(table, [6, 0, 6], [0, 0, 0], num_tokens=3)
+    for mine, other in zip(ours, theirs, strict=True):
+        meta = advance(meta)
+        logits, cache = run_decode(model, ints(mine, 0, other), cache, meta)
+    for row, continuation in ((0, ours), (2, theirs)):
+        whole = np.concatenate([prompt, continuation])
+        np.testing.assert_allclose(logits[row], last_logits(model, [whole])[0], rtol=0, atol=BOUND)
+
+
+# What has no answer is NaN, and nobody else's -----------------------------------------------------------
+
+
+def test_out_of_vocabulary_tokens_are_nan(model, config, rng):
+    good = sequences(config, rng, (5,))[0]
+    for bad in (config.vocab_size, -1, 2**31 - 1):
+        tokens = np.stack([good, np.where(np.arange(5) == 2, bad, good)]).astype(np.int32)
+        logits = np.asarray(run_forward(model, tokens))
+        assert np.isfinite(logits[0]).all()
+        assert np.isnan(logits[1, 2:]).all()
+        np.testing.assert_allclose(
+            logits[0], np.asarray(run_forward(model, tokens[:1]))[0], rtol=0, atol=BOUND
+        )
+
+
+def test_right_padding_changes_nothing_before_it(model, config, rng):
+    prompt = sequences(config, rng, (6,))[0]
+    clean = np.asarray(run_forward(model, np.stack([np.pad(prompt, (0, 3))])))
+    for padding in (config.vocab_size - 1, -1):
+        padded = np.pad(prompt, (0, 3), constant_values=padding)
+        np.testing.assert_array_equal(run_forward(model, padded[None])[0, :6], clean[0, :6])
+
+
+def test_one_request_of_a_prefill_with_a_bad_token_does_not_spoil_the_others(model, config, rng):
+    prompts = sequences(config, rng, (5, 3, 4))
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    tokens = np.zeros(ROWS, np.int32)
+    tokens[:12] = np.concatenate(prompts)
+    clean, _ = run_chunk(model, tokens, cache, table, ints(0, 0, 0), ints(5, 3, 4))
+    tokens[6] = -1
+    logits, cache = run_chunk(model, tokens, cache, table, ints(0, 0, 0), ints(5, 3, 4))
+    assert np.isnan(np.asarray(logits[1])).all()
+    np.testing.assert_allclose(logits[ints(0, 2)], clean[ints(0, 2)], rtol=0, atol=BOUND)
+    meta = advance(AttentionMetadata.extend(table, [5, 3, 4], [0, 0, 0], num_tokens=3))
+    after, _ = run_decode(model, ints(1, 2, 3), cache, meta)
+    assert np.isfinite(np.asarray(after)[[0, 2]]).all()
+    assert np.isnan(np.asarray(after)[1]).all()
+
+
+def test_a_pool_that_ran_dry_inside_jit_gives_nan_for_that_sequence_only(model, config, rng):
+    """Two pages of 4: sequence 0 has one, sequence 1 the other; both want a second one and only one is left."""
+    cache = pool(config, num_tokens=12)
+    table = PageTable.empty(cache, 2, 16).append(ints(0, 0), ints(4, 4))
+    meta = AttentionMetadata.extend(table, [0, 0], [4, 4])
+    prompts = sequences(config, rng, (4, 4))
+    _, cache = jax.jit(prefill)(model, np.concatenate(prompts), cache, meta)
+    logits, _ = run_decode(model, ints(5, 6), cache, jax.jit(advance)(meta))
+    whole = np.append(prompts[0], np.int32(5))
+    np.testing.assert_allclose(logits[0], last_logits(model, [whole])[0], rtol=0, atol=BOUND)
+    assert np.isnan(np.asarray(logits[1])).all()
+
+
+def test_a_sequence_that_outgrows_its_row_inside_jit_is_nan(model, config, rng):
+    """Free pages do not help: the row of the table is full, and its newest token is stored nowhere."""
+    cache = pool(config)
+    table = PageTable.allocate(cache, 2, 4)
+    meta = AttentionMetadata.extend(table, [0, 0], [4, 3])
+    tokens = np.concatenate(sequences(config, rng, (4, 3)))
+    _, cache = jax.jit(prefill)(model, tokens, cache, meta)
+    logits, _ = run_decode(model, ints(5, 6), cache, jax.jit(advance)(meta))
+    assert np.isnan(np.asarray(logits[0])).all()
+    assert np.isfinite(np.asarray(logits[1])).all()
+
+
+def test_empty_batches(model, config):
+    assert run_forward(model, np.zeros((0, 3), np.int32)).shape == (0, 3, config.vocab_size)
+    assert run_forward(model, np.zeros((2, 0), np.int32)).shape == (2, 0, config.vocab_size)
+    cache = pool(config)
+    meta = AttentionMetadata.extend(PageTable.allocate(cache, 2, 8), [0, 0], [0, 0])
+    logits, after = jax.jit(prefill)(model, np.zeros(0, np.int32), cache, meta)
+    np.testing.assert_array_equal(logits, np.zeros((2, config.vocab_size)))
+    np.testing.assert_array_equal(after.kv, cache.kv)
+
+
+# Errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [prefill, decode_step])
+def test_errors_name_argument_expected_and_got(native_model, config, step):
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    meta = advance(AttentionMetadata.extend(table, [1, 1, 1], [0, 0, 0], num_tokens=3))
+    good = {"model": native_model, "tokens": ints(1, 2, 3), "cache": cache, "meta": meta}
+    name = step.__name__
+    three_layers = init_cache(dataclasses.replace(config, num_hidden_layers=3, mlp_layer_types=("dense",) * 3, router=None, n_routed_experts=0), num_tokens=96, page_size=4)  # fmt: skip
+    long = PageTable.empty(cache, 3, config.max_position_embeddings + 4)
+    for change, error, message in (
+        (
+            {"model": {"params": 1}},
+            LayoutError,
+            "argument 'model': expected MLAForCausalLM or FrozenModel, got dict",
+        ),
+        (
+            {"tokens": ints(1, 2)},
+            ShapeError,
+            rf"{name}: argument 'tokens': expected shape \(3,\) .* got \(2,\)",
+        ),
+        (
+            {"tokens": ints(1, 2, 3)[None]},
+            ShapeError,
+            f"{name}: argument 'tokens': expected integers of shape",
+        ),
+        ({"tokens": jnp.ones(3)}, ShapeError, f"{name}: argument 'tokens': expected integers .* got float32"),
+        ({"cache": cache.kv}, LayoutError, f"{name}: argument 'cache': expected LatentCache, got"),
+        ({"cache": three_layers}, ShapeError, f"{name}: argument 'cache': expected 2 layers, got 3"),
+        (
+            {"meta": AttentionMetadata.dense(3, 1)},
+            LayoutError,
+            f"{name}: argument 'meta': expected AttentionMetadata with",
+        ),
+        (
+            {"meta": dataclasses.replace(meta, page_table=long)},
+            ShapeError,
+            f"{name}: argument 'meta': the page table lets a sequence grow to 100 tokens, the model's context is 96",
+        ),
+        ({"cache": pool(config, num_tokens=100)}, LayoutError, "SlotMapping was made for"),
+    ):
+        with pytest.raises(error, match=message):
+            jax.eval_shape(partial(step, **{**good, **change}))
+    jax.eval_shape(partial(step, **good))
+
+
+def test_decode_with_a_prefills_metadata_says_what_to_call(native_model, config):
+    cache = pool(config)
+    meta = AttentionMetadata.extend(PageTable.allocate(cache, 2, 8), [0, 0], [3, 2])
+    with pytest.raises(
+        ShapeError, match=r"one row for each of 2 sequences, got 5 rows; call mla_jax.advance\(meta\)"
+    ):
+        decode_step(native_model, jnp.zeros(5, jnp.int32), cache, meta)
+
+
+def test_forward_names_wrong_tokens_and_too_many_of_them(native_model, config):
+    for wrong in (jnp.zeros(3, jnp.int32), jnp.zeros((1, 2, 3), jnp.int32), jnp.zeros((1, 3), jnp.float32)):
+        with pytest.raises(
+            ShapeError, match=r"forward: argument 'tokens': expected integers of shape \(B, S\)"
+        ):
+            forward(native_model, wrong)
+    jax.eval_shape(partial(forward, native_model), jax.ShapeDtypeStruct((1, 96), jnp.int32))
+    with pytest.raises(
+        ShapeError, match="forward: 97 tokens exceed the model's context of 96: max_position_embeddings"
+    ):
+        jax.eval_shape(partial(forward, native_model), jax.ShapeDtypeStruct((1, 97), jnp.int32))
+
+
+def test_sparse_attention_models_refuse_what_the_indexer_would_have_to_choose(config):
+    v32 = dataclasses.replace(config, model_type="deepseek_v32", index_topk=32)
+    model = MLAForCausalLM.abstract(v32, kernels="native")
+    tokens = jax.ShapeDtypeStruct((1, 32), jnp.int32)
+    jax.eval_shape(partial(forward, model), tokens)
+    reason = r"context of 32: deepseek_v32 attends to its index_topk = 32 best tokens only.*indexer"
+    with pytest.raises(ShapeError, match=f"forward: 33 tokens exceed the model's {reason}"):
+        jax.eval_shape(partial(forward, model), jax.ShapeDtypeStruct((1, 33), jnp.int32))
+    cache = pool(v32)
+    for step in (prefill, decode_step):
+        fits = advance(AttentionMetadata.extend(PageTable.allocate(cache, 1, 32), [1], [0], num_tokens=1))
+        jax.eval_shape(partial(step, model, ints(1), cache), fits)
+        beyond = advance(AttentionMetadata.extend(PageTable.allocate(cache, 1, 33), [1], [0], num_tokens=1))
+        with pytest.raises(ShapeError, match=reason):
+            jax.eval_shape(partial(step, model, ints(1), cache), beyond)
+
+
+def test_callers_cache_stays_valid_without_donation(native_model, config):
+    cache = pool(config)
+    meta = AttentionMetadata.extend(PageTable.allocate(cache, 2, 8), [0, 0], [3, 2])
+    _, after = jax.jit(prefill)(native_model, jnp.zeros(5, jnp.int32), cache, meta)
+    assert np.isnan(np.asarray(cache.kv)).all()
+    assert np.isfinite(np.asarray(after.kv)).any()

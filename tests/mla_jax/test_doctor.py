@@ -1,0 +1,101 @@
+"""`mla-jax doctor`: plain facts, in text and JSON, and a non-zero exit where something is of no use."""
+
+import importlib.metadata
+import json
+
+import jax
+import pytest
+
+import mla_jax
+from custom_calls import registry
+from custom_calls.op import OPS
+from mla_jax import doctor
+from mla_jax.cli import main
+from mla_jax.errors import KernelUnavailableError
+
+
+def test_the_report(capsys):
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert list(facts) == [
+        "python",
+        "machine",
+        "packages",
+        "ffi_api_runtime",
+        "backend",
+        "devices",
+        "libraries",
+        "ops",
+        "problem",
+    ]
+    assert facts["packages"]["jax"] == jax.__version__
+    assert facts["packages"]["mla-jax"] == mla_jax.__version__
+    assert facts["ffi_api_runtime"].startswith("0.")
+    assert facts["backend"] == "cpu"
+    assert len(facts["devices"]) == jax.device_count()
+    assert list(facts["libraries"]) == ["cpu", "cuda", "rocm"]
+    cpu = facts["libraries"]["cpu"]
+    assert cpu["module"] == "custom_calls._cpu"
+    assert len(cpu["targets"]) >= 9
+    assert cpu["isa"] in ("baseline", "avx2", "avx512", "avx512bf16")
+    assert facts["libraries"]["rocm"]["targets"] == []
+    assert [row["op"] for row in facts["ops"]] == list(OPS)
+    assert all(list(row) == ["op", "implementation", "reason"] for row in facts["ops"])
+    assert facts["problem"] is None
+
+
+def test_the_text_says_the_same(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    facts = doctor.report()
+    assert text == doctor.format_report(facts) + "\n"
+    for package, version in facts["packages"].items():
+        assert f"{package} {version}\n" in text
+    assert "backend: cpu (" in text
+    for row in facts["ops"]:
+        assert row["op"] in text
+    assert "no native library exists for platform 'rocm'" in text
+    assert "problem" not in text
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def version(name):
+        if name == "tokenizers":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    packages = doctor.report()["packages"]
+    assert packages["tokenizers"] == "not installed"
+    assert packages["jax"] == "1"
+
+
+def test_a_library_of_no_use_is_a_problem(monkeypatch, capsys):
+    broken = registry.Library("cpu", "custom_calls._cpu", frozenset(), "custom_calls._cpu is too old", {})
+    monkeypatch.setattr(registry, "library", lambda platform: broken)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().out.endswith(
+        "problem: the native library is of no use: custom_calls._cpu is too old\n"
+    )
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda", "tpu"])
+def test_a_platform_without_a_library_is_no_problem(monkeypatch, platform):
+    monkeypatch.setattr(doctor, "lowering_platform", lambda: platform)
+    facts = doctor.report()
+    assert facts["problem"] is None
+    assert {row["implementation"] for row in facts["ops"]} == {"reference"}
+
+
+def test_no_backend_is_a_problem(monkeypatch, capsys):
+    def fail():
+        raise KernelUnavailableError("JAX cannot start a backend: none")
+
+    monkeypatch.setattr(doctor, "lowering_platform", fail)
+    assert main(["doctor"]) == 2
+    text = capsys.readouterr().out
+    assert "backend: none ()" in text
+    assert text.endswith("problem: JAX cannot start a backend: none\n")
+    assert main(["doctor", "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["backend"], facts["devices"], facts["ops"]) == (None, [], [])

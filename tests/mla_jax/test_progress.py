@@ -1,0 +1,92 @@
+"""The progress line: rewritten on a terminal, printed once elsewhere, or not at all."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from mla_jax.progress import TokenProgress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("mla_jax.progress.time.perf_counter", lambda: now.seconds)
+    return now
+
+
+def sequences(*lengths):
+    return [SimpleNamespace(finish_reason=None, token_ids=[0] * length) for length in lengths]
+
+
+def test_elsewhere_only_the_last_state_is_printed(clock):
+    stream, rows = io.StringIO(), sequences(3, 4)
+    with TokenProgress(rows, enabled=True, stream=stream) as bar:
+        clock.seconds += 2
+        bar.update()
+        assert stream.getvalue() == ""
+        rows[0].finish_reason = "stop"
+    assert stream.getvalue() == "[1/2] 7 tokens in 2.0 s, 3.5 tokens/s\n"
+
+
+def test_a_terminal_sees_one_line_grow(clock):
+    stream, rows = Terminal(), sequences(0)
+    with TokenProgress(rows, enabled=True, stream=stream) as bar:
+        for _ in range(40):  # 2 seconds
+            clock.seconds += 0.05
+            rows[0].token_ids.append(0)
+            bar.update()
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    drawn = text.removesuffix("\n").split("\r")[1:]
+    assert 10 <= len(drawn) <= 22  # at most ten a second, and the last
+    assert drawn[0].startswith("[0/1] 1 tokens in 0.0 s")
+    assert drawn[-1].rstrip() == "[0/1] 40 tokens in 2.0 s, 20.0 tokens/s"
+
+
+def test_a_shorter_line_covers_a_longer_one(clock):
+    stream, rows = Terminal(), sequences(100)
+    with TokenProgress(rows, enabled=True, stream=stream) as bar:
+        clock.seconds += 0.2
+        bar.update()
+        clock.seconds += 4
+    first, last = stream.getvalue().removesuffix("\n").split("\r")[1:]
+    assert first.endswith(" 500.0 tokens/s")
+    assert last.rstrip().endswith(" 23.8 tokens/s")
+    assert len(last) >= len(first)
+
+
+@pytest.mark.parametrize(("rows", "enabled"), [(sequences(3), False), (sequences(), True)])
+def test_silence(rows, enabled):
+    stream = Terminal()
+    with TokenProgress(rows, enabled=enabled, stream=stream) as bar:
+        bar.update()
+    assert stream.getvalue() == ""
+
+
+def test_standard_error_is_the_default(capsys):
+    with TokenProgress(sequences(1), enabled=True):
+        pass
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("[0/1] 1 tokens")
+
+
+def test_the_line_ends_when_generation_fails(clock):
+    stream = Terminal()
+    with pytest.raises(KeyboardInterrupt), TokenProgress(sequences(1), enabled=True, stream=stream):
+        raise KeyboardInterrupt
+    assert stream.getvalue().endswith("\n")
+
+
+def test_no_time_at_all(clock):
+    stream = io.StringIO()
+    with TokenProgress(sequences(0), enabled=True, stream=stream):
+        pass
+    assert stream.getvalue() == "[0/1] 0 tokens in 0.0 s, 0.0 tokens/s\n"
