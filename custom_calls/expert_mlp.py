@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
 from custom_calls.errors import ShapeError
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Op, map_rows, varying_like
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.expert_mlp.v1"
@@ -83,7 +83,8 @@ def _reference(
         return total + jnp.where(chosen, weight[:, None] * dot(hidden, down_e), jnp.float32(0)), None
 
     numbers = jnp.arange(gate_up.shape[0], dtype=jnp.int32)
-    total, _ = jax.lax.scan(add_expert, jnp.zeros(x.shape, jnp.float32), (numbers, gate_up, down))
+    start = varying_like(jnp.zeros(x.shape, jnp.float32), x, gate_up, down, topk_ids, topk_weights)
+    total, _ = jax.lax.scan(add_expert, start, (numbers, gate_up, down))
     return (total.astype(x.dtype),)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from custom_calls.checks import CACHE_DTYPES, COMPUTE_DTYPES, check_dtype, check_shape
 from custom_calls.errors import ShapeError, UnsupportedTransformError
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Op, map_rows, varying_like
 from custom_calls.registry import Kernels
 from custom_calls.rope_append_latent import dequantise_rows
 
@@ -177,6 +177,8 @@ def _reference(
         jnp.zeros(q_latent.shape, jnp.float32),
         jnp.zeros((num_rows,), bool),
     )
+    inputs = (query, kv, layer, scales, pages, query_start_loc, seq_lens)
+    start = tuple(varying_like(value, *inputs) for value in start)
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     (peak, total, weighted, broken), _ = jax.lax.scan(visit, start, steps)
     out = jnp.where(

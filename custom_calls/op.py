@@ -6,7 +6,7 @@ platform that is being lowered for: one jitted function lowers for cpu, rocm and
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -130,6 +130,16 @@ def map_rows(
     return jax.lax.map(one, tuple(a for a, b in zip(arrays, batched, strict=True) if b))
 
 
+def varying_like(value: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """`value`, varying over every mesh axis that `arrays` vary over: the start of a scan over them."""
+    axes = _varying(map(jax.typeof, arrays)) - _varying([jax.typeof(value)])
+    return jax.lax.pcast(value, tuple(sorted(axes)), to="varying") if axes else value
+
+
+def _varying(avals: Iterable[Any]) -> frozenset[str]:
+    return frozenset[str]().union(*(aval.mat.varying for aval in avals))
+
+
 @functools.lru_cache(maxsize=4096)
 def _jitted(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., Arrays]:
     def run(*arrays: jax.Array) -> Arrays:
@@ -154,7 +164,7 @@ def _with_varying_axes(abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]]) 
     def rule(*avals: Any, kernels: registry.Kernels, **static: Any) -> list[jax.core.ShapedArray]:
         del kernels
         outs = abstract(*avals, **static)
-        varying = frozenset().union(*(aval.mat.varying for aval in avals))
+        varying = _varying(avals)
         if not varying:
             return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
         like = next(aval for aval in avals if aval.mat.varying)

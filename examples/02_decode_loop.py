@@ -4,7 +4,6 @@ Usage: python examples/02_decode_loop.py MODEL
 """
 
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,10 @@ table = mla_jax.PageTable.allocate(cache, num_seqs=2, max_len=64)
 lengths = np.array([len(p) for p in prompts])
 meta = mla_jax.AttentionMetadata.extend(table, np.zeros(2, np.int32), lengths)
 
-prefill = jax.jit(mla_jax.prefill, donate_argnames=("cache",))
+prefill = jax.jit(mla_jax.prefill, donate_argnames="cache")
 logits, cache = prefill(model, np.concatenate(prompts), cache=cache, meta=meta)
 
 
-@partial(jax.jit, donate_argnames=("cache",))
 def generate(model, token, cache, meta):
     def step(carry, _):
         token, cache, meta = carry
@@ -38,5 +36,5 @@ def generate(model, token, cache, meta):
 
 
 first = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-tokens, cache = generate(model, first, cache=cache, meta=meta)
+tokens, cache = jax.jit(generate, donate_argnames="cache")(model, first, cache=cache, meta=meta)
 print(np.concatenate([first[None], tokens]).T)

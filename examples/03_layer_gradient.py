@@ -25,6 +25,6 @@ def loss(layer, x):
     return jnp.mean(y * y)
 
 
-gradients = nnx.grad(loss)(layer, x)
+gradients = nnx.jit(nnx.grad(loss))(layer, x)
 for path, gradient in nnx.to_flat_state(gradients):
     print(".".join(map(str, path)), gradient.shape, f"{float(jnp.linalg.norm(gradient[...])):.3e}")

@@ -13,6 +13,9 @@ from mla_jax.config import ModelConfig
 from mla_jax.errors import ShapeError
 from mla_jax.pytree import pytree
 
+MAX_SLOTS = 2**31 - 2
+"""Most token slots of a layer: slot numbers are int32, and one more number is the sentinel."""
+
 _DTYPE_NAMES = {"fp8": "float8_e4m3fn", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -98,6 +101,11 @@ def init_cache(
             raise ShapeError(f"init_cache: argument '{name}': expected an integer >= 1, got {value!r}")
     resolved = cache_dtype(dtype, config.dtype)
     num_pages = -(-num_tokens // page_size)
+    if num_pages * page_size > MAX_SLOTS:
+        raise ShapeError(
+            f"init_cache: arguments 'num_tokens', 'page_size': expected at most {MAX_SLOTS} slots (their numbers "
+            f"are int32), got {num_pages * page_size}"
+        )
     width = config.kv_lora_rank + config.qk_rope_head_dim
     if scales is None:
         scales = jnp.ones((config.num_hidden_layers, 2), jnp.float32)

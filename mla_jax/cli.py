@@ -1,12 +1,13 @@
 """The `mla-jax` command. Heavy imports happen inside the commands, so that `--help` is immediate."""
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mla_jax import __version__
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        if arguments is None:
+            _leave(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader is gone; Python must not fail again when it flushes at exit.
@@ -41,6 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mla-jax: {str(error) or type(error).__name__}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as it is: jaxlib crashes when it is torn down while one of its threads compiles."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -19,6 +19,9 @@ RopePairing = Literal["interleaved", "half"]
 MAX_INT = 2**31 - 1
 """Largest integer of any field: array dimensions and token ids are int32 in the kernels."""
 
+MAX_EXPERTS = 65_536
+"""As for layers: every expert of every layer is a line in the plan of an import."""
+
 MAX_LAYERS = 4096
 """Far beyond any model; bounds what a hostile configuration can make us allocate."""
 
@@ -219,6 +222,15 @@ class ModelConfig:
                 _integer(name, getattr(self, name), low=1)
         if self.num_hidden_layers > MAX_LAYERS:
             _fail("num_hidden_layers", f"at most {MAX_LAYERS}", self.num_hidden_layers)
+        if (
+            self.n_routed_experts * self.num_hidden_layers > MAX_EXPERTS * 16
+            or self.n_routed_experts > MAX_EXPERTS
+        ):
+            _fail(
+                "n_routed_experts",
+                f"at most {MAX_EXPERTS}, and 16 times that in all layers",
+                self.n_routed_experts,
+            )
         if self.max_position_embeddings > MAX_POSITIONS:
             _fail("max_position_embeddings", f"at most {MAX_POSITIONS}", self.max_position_embeddings)
         for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):

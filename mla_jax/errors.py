@@ -43,8 +43,8 @@ class PoolExhaustedError(MlaJaxError):
     """The cache pool has too few free pages for what was asked."""
 
 
-class CompileBudgetError(MlaJaxError):
-    """A step would compile more programs than the engine was allowed to."""
+class NumericsError(MlaJaxError):
+    """A model's logits are not numbers: damaged weights, a dtype too narrow, or a broken page table."""
 
 
 def shown(value: object) -> str:
@@ -62,12 +62,12 @@ _QUOTING.maxlevel = 3
 
 __all__ = [
     "CheckpointError",
-    "CompileBudgetError",
     "ConfigError",
     "KernelFallbackWarning",
     "KernelUnavailableError",
     "LayoutError",
     "MlaJaxError",
+    "NumericsError",
     "PoolExhaustedError",
     "RequestError",
     "ShapeError",

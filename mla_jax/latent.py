@@ -118,7 +118,9 @@ def rope_append_latent(
         return Appended(unrotated.q, q_rope, None, number, rows, seal=_SEAL)
     _require(cache, LatentCache, "rope_append_latent", "cache", "the pool and its layout")
     if not isinstance(slots, SlotMapping):
-        raise LayoutError(_mismatch(slots, SlotMapping, "rope_append_latent", "slots", "token-granular slots"))
+        raise LayoutError(
+            _mismatch(slots, SlotMapping, "rope_append_latent", "slots", "token-granular slots")
+        )
     if table.layout != cache.rope_layout:
         raise LayoutError(
             f"rope_append_latent: the table rotates {table.layout!r} pairs, the cache was written with "

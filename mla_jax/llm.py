@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.registry import KERNELS, Kernels
-from mla_jax.cache import cache_dtype
+from mla_jax.cache import MAX_SLOTS, cache_dtype
 from mla_jax.checkpoints.generation_config import GenerationDefaults
 from mla_jax.checkpoints.hub import resolve as resolve_checkpoint
 from mla_jax.completion import Completion, StreamPiece, TextSequence
@@ -111,14 +111,14 @@ class LLM:
         self._why_no_tokenizer = "a model in memory has none"
         sizes = (page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens)
         if isinstance(path_or_model, str | Path):
-            folder = resolve_checkpoint(path_or_model)
+            folder = resolve_checkpoint(path_or_model, weights=False)
             # What can be refused without the weights is refused before they are read.
             self.kernels = _usable_kernels(kernels)
             _limits(load(folder, dtype=dtype, kernels=kernels, abstract=True)[1], *sizes)
             if tokenizer is None:
                 self.tokenizer, self._why_no_tokenizer = _own_tokenizer(folder)
             self._defaults = GenerationDefaults.from_folder(folder)
-            self.model = freeze(load(folder, dtype=dtype, kernels=kernels)[0])
+            self.model = freeze(load(path_or_model, dtype=dtype, kernels=kernels)[0])
         else:
             self.model = _model_in_memory(path_or_model, dtype, kernels)
             self.kernels = _usable_kernels(self.model.kernels)
@@ -246,7 +246,7 @@ class LLM:
             padded = np.zeros((1, bucket_of(len(checked), sizes)), np.int32)
             padded[0, : len(checked)] = checked
             every = self._forward(self.model, padded[:, : self.config.max_context])
-            results.append(np.asarray(every[0, : len(checked)]))
+            results.append(np.array(every[0, : len(checked)]))
         return results
 
     def _stream(self, request: _Asked) -> Iterator[StreamPiece]:
@@ -535,6 +535,11 @@ def _limits(
         )
     if max_total_tokens is None:
         max_total_tokens = max(min(affordable, seqs * max_model_len), max_model_len)
+    slots = math.ceil(max_total_tokens / page_size) * page_size
+    if slots > MAX_SLOTS:
+        raise RequestError(
+            f"max_total_tokens, page_size: expected at most {MAX_SLOTS} tokens in whole pages, got {slots}"
+        )
     return EngineLimits(
         max_model_len=max_model_len,
         max_num_seqs=seqs,

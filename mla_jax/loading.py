@@ -21,7 +21,7 @@ from mla_jax.rope import RopeTable
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
 # Bounded: int() refuses thousands of digits with an error of its own.
-_LAYER = re.compile("[0-9]{1,10}")
+_LAYER = re.compile("[1-9][0-9]{0,9}")
 
 
 def load(
@@ -59,13 +59,13 @@ def load(
         raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
     if kernels != "reference":
         check_environment()
-    folder = resolve(path_or_id, revision=revision)
+    folder = resolve(path_or_id, revision, weights=False)
     stored = ModelConfig.from_file(folder / "config.json")
     require_supported_container(stored)
     config = replace(stored, dtype=_compute_dtype(dtype, stored.dtype))
     if abstract:
         return MLAForCausalLM.abstract(config, kernels=kernels), config
-    params = _read_parameters(folder, config, progress)
+    params = _read_parameters(resolve(path_or_id, revision), config, progress)
     table = RopeTable.from_config(config.rope, config.max_position_embeddings)
     return MLAForCausalLM(config, params, table, kernels=kernels), config
 

@@ -117,7 +117,9 @@ class PageTable:
         total = held + _lengths("PageTable.append", "num_new", num_new, self.num_seqs)
         needed = jnp.where(total > held, -(-total // self.page_size), 0)
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)[None, :]
-        missing = (entry < needed[:, None]) & (self.pages >= self.num_pages)
+        # Pages of tokens that are already held are not replaced: a sequence that lost them stays unreadable.
+        first = (-(-held // self.page_size))[:, None]
+        missing = (entry >= first) & (entry < needed[:, None]) & (self.pages >= self.num_pages)
         # The i-th missing entry takes the i-th free page; beyond the last free page it stays empty.
         rank = jnp.cumsum(missing.reshape(-1).astype(jnp.int32), dtype=jnp.int32).reshape(missing.shape) - 1
         free = self.ref_counts == 0
@@ -168,6 +170,14 @@ class PageTable:
         check_pool("PageTable.fork", self, cache)
         source, target = jnp.asarray(source, jnp.int32), jnp.asarray(target, jnp.int32)
         length = jnp.asarray(seq_len, jnp.int32)
+        rows = self.num_seqs
+        possible = (source >= 0) & (source < rows) & (target >= 0) & (target < rows) & (source != target)
+        possible = possible & (length >= 0) & (length <= self.capacity)
+        if known(possible) and not bool(possible):
+            raise ShapeError(
+                f"PageTable.fork: expected two different rows in [0, {rows}) and a length in [0, {self.capacity}], "
+                f"got source {int(source)}, target {int(target)}, seq_len {int(length)}"
+            )
         table = self.free(jnp.arange(self.num_seqs, dtype=jnp.int32) == target)
         whole, tail = length // self.page_size, length % self.page_size
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)
@@ -347,11 +357,16 @@ def check_pool(op: str, paging: SlotMapping | PageTable, cache: LatentCache) -> 
 
 
 def _concrete(value: Any) -> np.ndarray | None:
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    return np.asarray(value) if known(value) else None
+
+
+def known(value: Any) -> bool:
+    """Whether a value can be looked at now: not inside jit."""
+    return not isinstance(value, jax.core.Tracer)
 
 
 def _refuse_when_known(failed: Any, message: Any) -> None:
-    if not isinstance(failed, jax.core.Tracer) and bool(failed):
+    if known(failed) and bool(failed):
         raise PoolExhaustedError(message())
 
 

@@ -32,7 +32,7 @@ def sample(
       top_p: in (0, 1]; 1 is off. top_k: >= 0; 0 is off. min_p: in [0, 1]; 0 is off.
 
     Returns:
-      (rows,) int32.
+      (rows,) int32; -1 for a row without a finite maximum (NaN, or nothing but -inf).
 
     Raises:
       ShapeError: logits or a limit of the wrong shape.
@@ -56,23 +56,42 @@ def sample(
     greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
     warm = limits["temperature"] > 0
     scaled = values / jnp.where(warm, limits["temperature"], jnp.float32(1))[:, None]
+    limited = (limits["top_p"] < 1) | (limits["top_k"] > 0) | (limits["min_p"] > 0)
 
+    # Sorting a vocabulary costs far more than anything else here: only rows that need it pay for it. A
+    # row's draw is the same on either path, so that it does not depend on the rows around it.
+    def draw() -> jax.Array:
+        noise = _gumbel(key, rows, vocab)
+
+        def unlimited() -> jax.Array:
+            return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+
+        return jax.lax.cond(jnp.any(warm & limited), lambda: _draw_limited(scaled, noise, limits), unlimited)
+
+    sampled = jax.lax.cond(jnp.any(warm), draw, lambda: greedy)
+    # NaN anywhere, or no finite maximum: there is no most likely token, and 0 must not pass for one.
+    answerable = jnp.isfinite(jnp.max(values, axis=-1))
+    return jnp.where(answerable, jnp.where(warm, sampled, greedy), jnp.int32(-1))
+
+
+def _draw_limited(scaled: jax.Array, noise: jax.Array, limits: dict[str, jax.Array]) -> jax.Array:
+    vocab = scaled.shape[1]
     order = jnp.argsort(scaled, axis=-1, descending=True, stable=True)
     ranked = jnp.take_along_axis(scaled, order, axis=-1)
     rank = jnp.arange(vocab, dtype=jnp.int32)[None, :]
-    top_k_row = jnp.where(limits["top_k"] > 0, limits["top_k"], vocab)[:, None]
-    probability = jax.nn.softmax(jnp.where(rank < top_k_row, ranked, -jnp.inf), axis=-1)
+    top_k = jnp.where(limits["top_k"] > 0, limits["top_k"], vocab)[:, None]
+    probability = jax.nn.softmax(jnp.where(rank < top_k, ranked, -jnp.inf), axis=-1)
     likely = probability >= limits["min_p"][:, None] * probability[:, :1]
     probability = jnp.where(likely, probability, jnp.float32(0))
     probability = probability / jnp.sum(probability, axis=-1, keepdims=True)
     before = jnp.cumsum(probability, axis=-1) - probability
     kept = (probability > 0) & (before < limits["top_p"][:, None])
-    kept = kept | (rank == 0)
-
-    noise = _gumbel(key, rows, vocab)
-    drawn = jnp.argmax(jnp.where(kept, ranked + noise, -jnp.inf), axis=-1)
-    sampled = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
-    return jnp.where(warm, sampled, greedy)
+    # A limit that is off keeps everything, however small its probability has become.
+    off = (limits["top_p"] >= 1) & (limits["top_k"] <= 0) & (limits["min_p"] <= 0)
+    kept = kept | (rank == 0) | off[:, None]
+    noisy = jnp.where(kept, ranked + jnp.take_along_axis(noise, order, axis=-1), -jnp.inf)
+    drawn = jnp.argmax(noisy, axis=-1)
+    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 def _per_row(name: str, value: Any, rows: int, kind: Any) -> jax.Array:

@@ -46,7 +46,8 @@ def _read(fields: Fields, key: str, dim: int, layout: RopePairing, max_positions
     outer_theta = fields.number("rope_theta", default=None)
     if theta is not None and outer_theta is not None and theta != outer_theta:
         rope.fail("rope_theta", f"the same as rope_theta = {outer_theta:g} beside it")
-    theta = theta or outer_theta or DEFAULT_THETA
+    if theta is None:  # a theta of 0 is refused, not replaced
+        theta = DEFAULT_THETA if outer_theta is None else outer_theta
     _whole_slice(rope)
     kind = rope.string("rope_type", "type", default=None)
     if kind is None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from mla_jax.errors import CheckpointError, shown
 
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "tiktoken.model")
-"""What is fetched. Never code and never pickles, whatever the repository holds."""
+SETTINGS = ("*.json", "*.jinja", "tiktoken.model")
+WEIGHTS = ("*.safetensors",)
+"""What is fetched, from the repository's top folder: never code and never pickles, whatever it holds."""
 
 
-def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
+def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a checkpoint.
 
     An existing folder wins. Anything that can only be a path (absolute, beginning with "." or "~", or
@@ -19,6 +20,8 @@ def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
     Args:
       path_or_id: a folder, or "owner/name".
       revision: branch, tag or commit of a hub id; refused for a folder.
+      weights: False fetches only configuration and tokenizer, so that a model which cannot be run is
+        refused before its weights are downloaded.
 
     Raises:
       CheckpointError: one sentence: no such folder, no such repository, no access, or not in the cache.
@@ -36,20 +39,20 @@ def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
         raise CheckpointError(f"{folder}: expected a checkpoint folder, got a file")
     if isinstance(path_or_id, os.PathLike) or _is_path(text):
         raise CheckpointError(f"{folder}: there is no such folder")
-    return _from_hub(text, revision)
+    return _from_hub(text, revision, SETTINGS + WEIGHTS if weights else SETTINGS)
 
 
 def _is_path(text: str) -> bool:
     return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text or "/" not in text
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
     where = f"{name}" if revision is None else f"{name} at revision {revision}"
     try:
-        return Path(_snapshot(huggingface_hub, name, revision))
+        return Path(_snapshot(huggingface_hub, name, revision, patterns))
     except errors.HFValidationError as error:
         raise CheckpointError(f"{where}: there is no such folder, and it is no hub id: {error}") from error
     except errors.GatedRepoError as error:
@@ -71,6 +74,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise CheckpointError(f"{where}: cannot be fetched from the hub: {error}") from error
 
 
-def _snapshot(hub: object, name: str, revision: str | None) -> str:
+def _snapshot(hub: object, name: str, revision: str | None, patterns: tuple[str, ...]) -> str:
     # snapshot_download itself falls back to the cache when the hub is out of reach.
-    return hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))  # type: ignore[attr-defined]
+    path: str = hub.snapshot_download(  # type: ignore[attr-defined]
+        name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+    )
+    return path

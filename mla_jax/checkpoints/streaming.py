@@ -125,8 +125,8 @@ def _fill(index: TensorIndex, name: str, out: np.ndarray) -> None:
     for start in range(0, flat.size, step):
         part = chunk[: min(step, flat.size - start)]
         file.read_elements(name, start, part)
-        # Values beyond the target's range become infinities, as in every framework; no warning is due.
-        with np.errstate(over="ignore"):
+        # Values beyond the target's range become infinities and NaNs stay NaNs, as in every framework.
+        with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(flat[start : start + part.size], part, casting="unsafe")
 
 

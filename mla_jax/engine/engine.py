@@ -14,7 +14,7 @@ import numpy as np
 from mla_jax.cache import init_cache
 from mla_jax.engine.programs import TOP_LOGPROBS, Drawn, EngineState, Programs, bucket_of, buckets
 from mla_jax.engine.request import Event, FinishReason, Request, Running
-from mla_jax.errors import RequestError
+from mla_jax.errors import NumericsError, RequestError
 from mla_jax.models.frozen import Model, freeze
 
 
@@ -41,7 +41,14 @@ class EngineLimits:
     min_prefill_bucket: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_total_tokens", "page_size", "max_prefill_tokens"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_total_tokens",
+            "page_size",
+            "max_prefill_tokens",
+            "min_prefill_bucket",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: expected an integer >= 1, got {value!r}")
@@ -224,6 +231,12 @@ class Engine:
         events = []
         for i, one in enumerate(running):
             token = int(host.tokens[i])
+            if token < 0:
+                self._finish(one)
+                raise NumericsError(
+                    f"request {one.request_id}: the logits after {len(one.request.prompt) + one.generated} tokens "
+                    "are not numbers; the weights may be damaged, or too large for the compute dtype"
+                )
             one.generated += 1
             reason: FinishReason | None = None
             if token in one.request.stop_token_ids:

@@ -59,9 +59,11 @@ def prefill(
     _check_step("prefill", module, ids, cache, meta)
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
+    if ids.shape[0] == 0:
+        return jnp.zeros((meta.num_seqs, module.config.vocab_size), jnp.float32), cache_after
     starts, ends = meta.query_start_loc[:-1], meta.query_start_loc[1:]
-    last = jnp.clip(ends - 1, 0, max(ids.shape[0] - 1, 0))
-    logits = module.logits(hidden[last])
+    last = jnp.clip(ends - 1, 0, ids.shape[0] - 1)
+    logits = _answerable(module.logits(hidden[last]), module, meta)
     return jnp.where((ends > starts)[:, None], logits, jnp.float32(0)), cache_after
 
 
@@ -91,7 +93,14 @@ def decode_step(
     _check_step("decode_step", module, ids, cache, meta)
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
-    return module.logits(hidden), cache_after
+    return _answerable(module.logits(hidden), module, meta), cache_after
+
+
+def _answerable(logits: jax.Array, module: MLAForCausalLM, meta: AttentionMetadata) -> jax.Array:
+    """NaN for a sequence that outgrew its row of the page table, or the model's context in its last page."""
+    assert meta.page_table is not None
+    limit = min(meta.page_table.capacity, module.config.max_context)
+    return jnp.where((meta.seq_lens > limit)[:, None], jnp.float32(jnp.nan), logits)
 
 
 def _module(model: Model) -> MLAForCausalLM:

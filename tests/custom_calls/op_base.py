@@ -105,7 +105,9 @@ def check(got: Any, want: oracle.Bounded, what: str, extreme: bool = False) -> N
     difference = np.abs(actual[finite] - want.value[finite])
     worst = float(difference.max(initial=0.0))
     cosine = cosine_difference(actual[finite], want.value[finite])
-    numbers = f"{what} ({dtype}): max error {worst:.3e} at scale {want.scale:.3e}, cosine difference {cosine:.3e}"
+    numbers = (
+        f"{what} ({dtype}): max error {worst:.3e} at scale {want.scale:.3e}, cosine difference {cosine:.3e}"
+    )
     if wrong.any():
         at = tuple(int(i[0]) for i in np.nonzero(wrong))
         pytest.fail(
@@ -154,7 +156,9 @@ class OpTests:
         if "error" in names:
             metafunc.parametrize("error", list(self.errors))
         if "batched" in names:
-            metafunc.parametrize("batched", self.vmapped or [()], ids=lambda names: "+".join(names) or "refused")
+            metafunc.parametrize(
+                "batched", self.vmapped or [()], ids=lambda names: "+".join(names) or "refused"
+            )
         if "variant" in names:
             metafunc.parametrize("variant", self.variants, ids="-".join)
         if "kernels" in names:
@@ -222,7 +226,9 @@ class OpTests:
         call = self.small_call(rng)
         traced = jax.jit(self.bound(call, "auto")).trace(self.device(call))
         gpu = platforms[-1]
-        message = f"{self.primitive} falls back to its pure-JAX reference on platform '{gpu}': no native library"
+        message = (
+            f"{self.primitive} falls back to its pure-JAX reference on platform '{gpu}': no native library"
+        )
         with pytest.warns(KernelFallbackWarning, match=message):
             text = traced.lower(lowering_platforms=platforms).as_text()
         assert "func.func public @main" in text
@@ -339,7 +345,10 @@ class OpTests:
             barrier.wait()
             for attempt in range(20):
                 got = function(self.device(calls[number]))
-                same = [same_bits(g, w) for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want[number]), strict=True)]
+                same = [
+                    same_bits(g, w)
+                    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want[number]), strict=True)
+                ]
                 if not all(same):
                     failures.append(f"thread {number}, attempt {attempt}")
 

@@ -91,7 +91,9 @@ def _product(row: Array, matrix: Array) -> tuple[Array, Array, Array]:
     return value, magnitude, relative(len(row)) * magnitude + lost
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None, *, out_dtype: str | None = None) -> tuple[Bounded]:
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, *, out_dtype: str | None = None
+) -> tuple[Bounded]:
     del out_dtype
     x, weight = f64(x), f64(weight)
     shape = (x.shape[0], weight.shape[0])
@@ -172,7 +174,9 @@ def expert_mlp(x: Array, gate_up: Array, down: Array, topk_ids: Array, topk_weig
             silu = gate / (1.0 + np.exp(np.clip(-gate, -700, 700)))
             exact = silu * up
             # |silu'| <= 1.1 everywhere.
-            exact_error = 1.1 * gate_error * np.abs(up) + np.abs(silu) * up_error + 1.1 * gate_error * up_error
+            exact_error = (
+                1.1 * gate_error * np.abs(up) + np.abs(silu) * up_error + 1.1 * gate_error * up_error
+            )
             exact_error += 8 * U * np.abs(exact) + 2 * FLUSHED
             hidden = round_to(exact, dtype)
             # A hidden value close to a tie may have been rounded to the other side.
@@ -229,7 +233,16 @@ def rope_append_latent(
     *, eps: float, layout: str, q_offset: int, kv_offset: int = 0,
 ) -> tuple[Bounded, Bounded]:  # fmt: skip
     q_rope, rows = rope_latent_rows(
-        q, kv_a, norm_weight, cos, sin, positions, eps=eps, layout=layout, q_offset=q_offset, kv_offset=kv_offset
+        q,
+        kv_a,
+        norm_weight,
+        cos,
+        sin,
+        positions,
+        eps=eps,
+        layout=layout,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
     )
     layers, num_pages, page_size, width = kv.shape
     rank = norm_weight.shape[0]
@@ -312,7 +325,9 @@ def mla_attention(
                 out[t, h], error[t, h], logsumexp[t, h], logsumexp_error[t, h] = _attend(
                     scores, off, rows[:, :rank], rounding
                 )
-    return Bounded(out, error, scale), Bounded(logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp))))
+    return Bounded(out, error, scale), Bounded(
+        logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp)))
+    )
 
 
 def mla_attention_expanded(
@@ -342,4 +357,6 @@ def mla_attention_expanded(
                     scores, off, values, rounding
                 )
                 scale = max(scale, _scale(np.abs(values)))
-    return Bounded(out, error, scale), Bounded(logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp))))
+    return Bounded(out, error, scale), Bounded(
+        logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp)))
+    )

@@ -121,7 +121,9 @@ class TestExpertMlp(OpTests):
         call = make(70, 33, 20, 4, 2)(rng, dtype)
         at = [slice(0, 1), slice(33, 34), slice(69, 70), slice(0, 2), slice(5, 30)]
         rowed = ("x", "topk_ids", "topk_weights")
-        return call, [(rows, call.changed(**{name: call.arrays[name][rows] for name in rowed})) for rows in at]
+        return call, [
+            (rows, call.changed(**{name: call.arrays[name][rows] for name in rowed})) for rows in at
+        ]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -90,7 +90,10 @@ class TestLinear(OpTests):
             {"bias": jax.ShapeDtypeStruct((5,), "int32")},
             "argument 'bias': expected dtype float32 or bfloat16, got int32",
         ),
-        "out-dtype": ({"out_dtype": "bfloat16"}, "argument 'out_dtype': expected dtype float32, got bfloat16"),
+        "out-dtype": (
+            {"out_dtype": "bfloat16"},
+            "argument 'out_dtype': expected dtype float32, got bfloat16",
+        ),
     }
     vmapped = (("x",), ("weight",), ("x", "weight", "bias"))
     differentiable = ("x", "weight", "bias")

@@ -49,7 +49,9 @@ def make(
     def build(rng: Rng, dtype: str, cache: str) -> Call:
         scales = np.array([0.02, 0.03] if cache == "float8_e4m3fn" else [np.nan, np.nan], np.float32)
         unit = np.where(np.arange(rank + rope) < rank, *(1 / scales)) if cache == "float8_e4m3fn" else 1.0
-        contexts = [(rng.standard_normal((n, rank + rope)) * unit).astype(np.dtype(cache)) for _, n in lengths]
+        contexts = [
+            (rng.standard_normal((n, rank + rope)) * unit).astype(np.dtype(cache)) for _, n in lengths
+        ]
         seen = [n if keys == "all" else max(0, n - rows) for rows, n in lengths]
         kv, pages = paged(rng, contexts, page_size, cache, seen)
         start = before + np.cumsum([0, *(rows for rows, _ in lengths)])
@@ -104,7 +106,9 @@ class TestMlaAttention(OpTests):
         "decode-H12-R512-P64": make([(1, 40)], 12, 512, 64, 16),
         "prefill-page16": make([(17, 17), (3, 3)], 3, 40, 8, 16),
         "chunks-page64": make([(5, 22), (1, 70), (17, 17)], 12, 24, 8, 64),
-        "empty-in-the-middle": make([(3, 10), (0, 5), (2, 2), (0, 0), (1, 4)], 3, 8, 2, 3, before=2, behind=4),
+        "empty-in-the-middle": make(
+            [(3, 10), (0, 5), (2, 2), (0, 0), (1, 4)], 3, 8, 2, 3, before=2, behind=4
+        ),
         "split-511": make([(1, 511)], 3, 24, 8, 64),
         "split-512": make([(2, 512)], 3, 24, 8, 16),
         "split-513": make([(1, 513), (3, 514)], 3, 24, 8, 64),
@@ -214,7 +218,9 @@ def test_mixed_dtypes(kernels: str, case: str, variant: tuple[str, str], rng: Rn
 @pytest.mark.parametrize("number", [-1, "num_pages", INT_MAX, INT_MIN])
 @pytest.mark.parametrize("keys", ["all", "cached"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_visible_page_outside_the_pool_gives_nan(kernels: str, keys: str, number: int | str, rng: Rng) -> None:
+def test_a_visible_page_outside_the_pool_gives_nan(
+    kernels: str, keys: str, number: int | str, rng: Rng
+) -> None:
     call = make([(6, 12), (2, 8)], 3, 8, 2, 4, keys=keys)(rng, "float32", "float32")
     pages = call.arrays["pages"].copy()
     # With keys="all" the page of keys 8 .. 11 is seen by rows 2 .. 5 alone, with "cached" by none.
@@ -328,8 +334,12 @@ def test_an_empty_batch_and_an_empty_pool(kernels: str) -> None:
             },
             {"softmax_scale": 1.0},
         )
-        for value, want in zip(TestMlaAttention.call(call, kernels), TestMlaAttention.expected(call), strict=True):
-            check(value, want, f"{kernels}: {sequences} sequences, {max_pages} pages, {num_pages} in the pool")
+        for value, want in zip(
+            TestMlaAttention.call(call, kernels), TestMlaAttention.expected(call), strict=True
+        ):
+            check(
+                value, want, f"{kernels}: {sequences} sequences, {max_pages} pages, {num_pages} in the pool"
+            )
 
 
 def test_bfloat16_weights_may_round_but_the_logsumexp_does_not(rng: Rng) -> None:
@@ -347,5 +357,5 @@ def test_vmap_over_the_pool_is_refused(kernels: str, rng: Rng) -> None:
     call = TestMlaAttention.small_call(rng)
     axes = {name: 0 if name == "kv" else None for name in call.arrays}
     arrays = {**TestMlaAttention.device(call), "kv": jnp.stack([jnp.asarray(call.arrays["kv"])] * 2)}
-    with pytest.raises(UnsupportedTransformError, match="mla_jax.mla_attention: vmap over the pool"):
+    with pytest.raises(UnsupportedTransformError, match=r"mla_jax\.mla_attention: vmap over the pool"):
         jax.vmap(TestMlaAttention.bound(call, kernels), in_axes=(axes,))(arrays)

@@ -35,7 +35,9 @@ def make(
 def zeros(residual: bool) -> Builder:
     def build(rng: Rng, dtype: str, weight_dtype: str) -> Call:
         call = make(3, 24, residual=residual)(rng, dtype, weight_dtype)
-        changes = {name: np.zeros_like(call.arrays[name]) for name in ("x", "residual") if name in call.arrays}
+        changes = {
+            name: np.zeros_like(call.arrays[name]) for name in ("x", "residual") if name in call.arrays
+        }
         return call.changed(**changes)
 
     return build
@@ -56,7 +58,12 @@ def all_cases(residual: bool) -> dict[str, Builder]:
     }
 
 
-VARIANTS = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
+VARIANTS = (
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "float32"),
+)
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "x-rank": (

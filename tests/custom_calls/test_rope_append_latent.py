@@ -92,7 +92,14 @@ def make(
 
 def dropped_slots(page_size: int) -> Builder:
     num_slots = (-(-9 // page_size) + 2) * page_size
-    return make(9, 2, 8, 4, page_size=page_size, slots=(-1, num_slots, num_slots + 1, INT_MAX, INT_MIN, 0, num_slots - 1))
+    return make(
+        9,
+        2,
+        8,
+        4,
+        page_size=page_size,
+        slots=(-1, num_slots, num_slots + 1, INT_MAX, INT_MIN, 0, num_slots - 1),
+    )
 
 
 def clamped_positions(build: Builder) -> Builder:
@@ -210,7 +217,9 @@ class TestRopeLatentRows(OpTests):
         call = make_rows(65, 3, 40, 8)(rng, dtype)
         at = [slice(0, 1), slice(33, 34), slice(64, 65), slice(5, 22)]
         rowed = ("q", "kv_a", "positions")
-        return call, [(rows, call.changed(**{name: call.arrays[name][rows] for name in rowed})) for rows in at]
+        return call, [
+            (rows, call.changed(**{name: call.arrays[name][rows] for name in rowed})) for rows in at
+        ]
 
 
 class TestRopeAppendLatent(OpTests):
@@ -289,7 +298,7 @@ class TestRopeAppendLatent(OpTests):
         """Besides the bounds: every row that no slot names keeps its bytes."""
         got = super().check_call(call, kernels)
         before, after = call.arrays["kv"], np.asarray(got[1])
-        layers, num_pages, page_size, width = before.shape
+        layers, num_pages, page_size, _ = before.shape
         written = np.zeros((layers, num_pages * page_size), bool)
         for slot in call.arrays["slots"]:
             if 0 <= slot < num_pages * page_size and 0 <= call.arrays["layer"] < layers:
@@ -396,7 +405,9 @@ def test_layouts_by_hand(kernels: str, layout: str) -> None:
     zero, one = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
     call = call.changed(cos=zero, sin=one, layout=layout, q=np.array([[[5.0, 6.0, 7.0, 8.0]]], np.float32))
     q_rope, pool = TestRopeAppendLatent.call(call, kernels)
-    wanted = {"interleaved": ([-6, 5, -8, 7], [-2, 1, -4, 3]), "half": ([-7, -8, 5, 6], [-3, -4, 1, 2])}[layout]
+    wanted = {"interleaved": ([-6, 5, -8, 7], [-2, 1, -4, 3]), "half": ([-7, -8, 5, 6], [-3, -4, 1, 2])}[
+        layout
+    ]
     assert np.asarray(q_rope)[0, 0].tolist() == wanted[0]
     assert np.asarray(pool)[0, 0, 0, 2:].tolist() == wanted[1]
 
@@ -438,7 +449,9 @@ def test_the_pool_is_updated_in_place(kernels: str, cache: str, rng: Rng) -> Non
     assert memory.alias_size_in_bytes == pool.nbytes
     if kernels == "native" or cache == "float32":
         assert memory.temp_size_in_bytes < pool.nbytes
-        copies = re.findall(r"= \w+\[(?:3,64,16|3,1024),32\]\S* (?:copy|convert|fusion)\(.*", compiled.as_text())
+        copies = re.findall(
+            r"= \w+\[(?:3,64,16|3,1024),32\]\S* (?:copy|convert|fusion)\(.*", compiled.as_text()
+        )
         assert [line for line in copies if "scatter" not in line] == []
     else:
         # XLA:CPU has no in-place scatter of narrow floats: the reference pays one copy, never a float32 one.

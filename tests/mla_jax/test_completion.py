@@ -94,7 +94,7 @@ def test_a_stop_string_ends_and_is_left_out(stop):
 
 def test_text_that_may_become_a_stop_string_is_held_back():
     _, pieces = run(ids_of("abENDLESS"), stop=["ENDED"])
-    assert [piece.text for piece in pieces] == ["a", "b", "", "", "", "ENDL", "", "", "ES"]
+    assert [piece.text for piece in pieces] == ["a", "b", "", "", "", "ENDL", "", "ES", "S"]
 
 
 def test_what_was_held_back_is_shown_at_the_end():

@@ -32,7 +32,9 @@ def test_the_default_is_this_backend():
     assert kernel_table() == kernel_table("auto", "cpu")
 
 
-@pytest.mark.parametrize(("version", "platform"), [("rocm 70100", "rocm"), ("ROCm", "rocm"), ("cuda 13000", "cuda")])
+@pytest.mark.parametrize(
+    ("version", "platform"), [("rocm 70100", "rocm"), ("ROCm", "rocm"), ("cuda 13000", "cuda")]
+)
 def test_gpu_backends_are_told_apart(monkeypatch, version, platform):
     device = SimpleNamespace(client=SimpleNamespace(platform_version=f"PJRT C API\n{version}"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -59,7 +61,9 @@ def test_a_missing_target_costs_its_op_only(monkeypatch):
     assert by_name[name] == KernelRow(name, "reference", f"m has no target {', '.join(op.targets)}")
     assert {row.implementation for row in by_name.values()} == {"native", "reference"}
     refused = [row for row in kernel_table("native", "cpu") if row.implementation == "refused"]
-    assert all(f"{row.op} has no native kernel on platform 'cpu': m has no target" in row.reason for row in refused)
+    assert all(
+        f"{row.op} has no native kernel on platform 'cpu': m has no target" in row.reason for row in refused
+    )
     assert name in {row.op for row in refused}
 
 

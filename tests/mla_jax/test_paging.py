@@ -170,8 +170,8 @@ def test_append_exhausted_inside_jit_leaves_the_sentinel():
     np.testing.assert_array_equal(grown.ref_counts, [1, 1, 1])
     slots = grown.slots(ints(1, 1, 1, 1), ints(0, 1, 2, 3))
     np.testing.assert_array_equal(slots.slots, [4, 5, 6, 6])
-    # Later, when pages are free again, the same entry is served.
-    np.testing.assert_array_equal(grown.free(0).append(ints(0, 4), ints(0, 1)).pages, [[3, 3, 3], [2, 0, 1]])
+    # Pages of tokens that are said to be held are never replaced: what they held is gone. New tokens get theirs.
+    np.testing.assert_array_equal(grown.free(0).append(ints(0, 4), ints(0, 1)).pages, [[3, 3, 3], [2, 3, 0]])
 
 
 def test_append_beyond_a_rows_capacity_is_refused_even_with_free_pages():
@@ -179,8 +179,8 @@ def test_append_beyond_a_rows_capacity_is_refused_even_with_free_pages():
     with pytest.raises(
         PoolExhaustedError, match=r"append: 3 more pages .* 9 of 9 are free .* at most 2 pages of 2 tokens"
     ):
-        table.append(ints(4), ints(1))
-    grown = jax.jit(lambda t: t.append(ints(4), ints(1)))(table)
+        table.append(ints(0), ints(5))
+    grown = jax.jit(lambda t: t.append(ints(0), ints(5)))(table)
     np.testing.assert_array_equal(grown.pages, [[0, 1]])
 
 

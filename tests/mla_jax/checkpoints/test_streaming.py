@@ -1,6 +1,7 @@
 """From checkpoint to arrays: one list of everything that does not fit, exact conversions, fresh buffers."""
 
 import itertools
+import os
 from pathlib import Path
 
 import jax
@@ -107,9 +108,8 @@ def test_long_lists_are_cut(tmp_path):
     assert "gone19 (1,) and 30 more;" in message
     assert "gone20" not in message
     assert "extra19 and 1 more" in message
-    exactly = [Target((1,), "float32", (Piece(f"extra{i:02}"),)) for i in range(1)]
-    with index, pytest.raises(CheckpointError, match="20 tensors are not .*: extra01.*extra20$"):
-        check(index, exactly, nothing)
+    with index, pytest.raises(CheckpointError, match=r"20 tensors are not .*: extra01.*extra20$"):
+        check(index, [whole("extra00", (1,))], nothing)
 
 
 def test_hostile_names_are_quoted(tmp_path):
@@ -141,9 +141,11 @@ def float32_corner_cases(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([bits, random]).astype(np.uint32).view(np.float32)
 
 
-def rounded(bits: np.ndarray) -> np.ndarray:
-    """float32 bits to bfloat16 bits, to nearest with ties to even, in integers; NaNs are compared apart."""
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+def rounded(values: np.ndarray) -> np.ndarray:
+    """float32 to bfloat16, to nearest with ties to even, in integers."""
+    bits = values.view(np.uint32)
+    high = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), high).view(BF16)
 
 
 def same_bits(got: np.ndarray, expected: np.ndarray) -> None:
@@ -172,11 +174,11 @@ def test_conversions_are_exact(tmp_path, monkeypatch, rng, stored, target, chunk
     (got,) = load(index_of(tmp_path, a=values), whole("a", values.shape, target))
     assert got.dtype.name == target
     if stored == "F32" and target == "bfloat16":
-        expected = rounded(values.view(np.uint32)).view(BF16)
+        expected = rounded(values)
         with np.errstate(over="ignore", invalid="ignore"):
             same_bits(values.astype(BF16), expected)  # ml_dtypes agrees with the integers
     elif target == "bfloat16" and stored == "F16":
-        expected = rounded(values.astype(np.float32).view(np.uint32)).view(BF16)
+        expected = rounded(values.astype(np.float32))
     else:
         expected = values.astype(target)
     same_bits(got, expected)
@@ -211,7 +213,6 @@ def test_buffers_are_fresh_and_aligned(tmp_path, dtype):
             assert array.ctypes.data % 64 == 0
             addresses.append(array.ctypes.data)
             adopted.append(jax.device_put(array))
-            assert not array.flags.owndata or array.base is None
     for i, array in enumerate(adopted):
         np.testing.assert_array_equal(np.asarray(array, np.float32), np.full((5, 7), i))
     for a, b in itertools.combinations(addresses, 2):
@@ -244,8 +245,6 @@ def test_progress_counts_stored_bytes(tmp_path, monkeypatch):
 
 
 def test_a_file_that_fails_later(tmp_path):
-    import os
-
     index = index_of(tmp_path, a=np.zeros(4, np.float32), b=np.zeros(4096, np.float32))
     path = tmp_path / SINGLE_FILE
     with index:

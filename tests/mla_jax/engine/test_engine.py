@@ -37,7 +37,12 @@ CONFIG = mla_jax.ModelConfig(
 )
 
 LIMITS = EngineLimits(
-    max_model_len=64, max_num_seqs=3, max_total_tokens=96, page_size=4, max_prefill_tokens=16, min_prefill_bucket=4
+    max_model_len=64,
+    max_num_seqs=3,
+    max_total_tokens=96,
+    page_size=4,
+    max_prefill_tokens=16,
+    min_prefill_bucket=4,
 )
 
 PROMPT_LENGTHS = (1, 5, 16, 17, 33, 40, 2, 9)

@@ -1,0 +1,343 @@
+"""The registry: whatever is wrong with a native library costs its own ops, with one exact sentence."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from custom_calls import registry
+from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
+from custom_calls.linear import linear
+from custom_calls.op import OPS
+from custom_calls.registry import Library
+
+RUNTIME = registry.runtime_ffi_version()
+MODULE = "custom_calls._cpu"
+
+
+class FakeModule:
+    """A native library as the registry sees it."""
+
+    def __init__(self, targets: tuple[str, ...] = ("mla_jax.linear.v1",), **abi: Any) -> None:
+        self.record = {"project_abi": registry.PROJECT_ABI, "platform": "cpu", "ffi_api": RUNTIME, **abi}
+        self.targets = targets
+
+    def abi(self) -> dict[str, Any]:
+        return self.record
+
+    def registrations(self) -> dict[str, object]:
+        return {target: object() for target in self.targets}
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def run(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return run
+
+
+def must_not_register(*_: Any, **__: Any) -> None:
+    raise AssertionError("a refused library reached XLA")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            ModuleNotFoundError("No module named 'custom_calls._cpu'"),
+            "ModuleNotFoundError: No module named 'custom_calls._cpu'",
+        ),
+        (
+            ImportError("libgomp.so.1: cannot open shared object"),
+            "ImportError: libgomp.so.1: cannot open shared object",
+        ),
+        (SystemError("initialization failed"), "SystemError: initialization failed"),
+        (OSError(8, "Exec format error"), "OSError: [Errno 8] Exec format error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_library_that_cannot_be_imported(error: Exception, sentence: str) -> None:
+    found = registry.probe("cpu", MODULE, raising(error), must_not_register)
+    assert found == Library("cpu", MODULE, frozenset(), f"{MODULE} cannot be loaded: {sentence}", {})
+
+
+NEWER_MINOR, OTHER_MAJOR = (RUNTIME[0], RUNTIME[1] + 1), (RUNTIME[0] + 1, 0)
+
+
+def ffi_sentence(built: tuple[int, ...]) -> str:
+    return (
+        f"was compiled against XLA FFI {'.'.join(map(str, built))}, the installed jaxlib has "
+        f"{RUNTIME[0]}.{RUNTIME[1]}; rebuild it against the oldest supported jaxlib"
+    )
+
+
+@pytest.mark.parametrize(
+    ("abi", "sentence"),
+    [
+        ({"ffi_api": NEWER_MINOR}, ffi_sentence(NEWER_MINOR)),
+        ({"ffi_api": OTHER_MAJOR}, ffi_sentence(OTHER_MAJOR)),
+        ({"ffi_api": ()}, ffi_sentence(())),
+        ({"project_abi": 2}, "speaks project ABI 2, this package speaks 1; reinstall it"),
+        ({"project_abi": 0}, "speaks project ABI 0, this package speaks 1; reinstall it"),
+        ({"project_abi": None}, "speaks project ABI None, this package speaks 1; reinstall it"),
+        ({"platform": "rocm"}, "was built for platform 'rocm', expected 'cpu'"),
+        (
+            {"error": "MLA_JAX_CPU_ISA: expected baseline, got 'sse9'"},
+            "MLA_JAX_CPU_ISA: expected baseline, got 'sse9'",
+        ),
+        ({"error": "no", "project_abi": 2, "platform": "rocm"}, "no"),
+    ],
+    ids=[
+        "newer-ffi",
+        "other-ffi-major",
+        "no-ffi",
+        "newer-abi",
+        "older-abi",
+        "no-abi",
+        "platform",
+        "error",
+        "error-first",
+    ],
+)
+def test_a_library_with_another_abi_is_never_registered(abi: dict[str, Any], sentence: str) -> None:
+    module = FakeModule(**abi)
+    found = registry.probe("cpu", MODULE, lambda _: module, must_not_register)
+    assert found == Library("cpu", MODULE, frozenset(), f"{MODULE} {sentence}", module.record)
+
+
+def test_an_older_ffi_of_the_same_major_version_is_welcome() -> None:
+    registered: list[tuple[str, str]] = []
+
+    def register(target: str, capsule: object, *, platform: str) -> None:
+        del capsule
+        registered.append((target, platform))
+
+    module = FakeModule(("a", "b"), ffi_api=(RUNTIME[0], 0))
+    found = registry.probe("cpu", MODULE, lambda _: module, register)
+    assert found == Library("cpu", MODULE, frozenset({"a", "b"}), MODULE, module.record)
+    assert registered == [("a", "cpu"), ("b", "cpu")]
+
+
+@pytest.mark.parametrize(("platform", "spelling"), [("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")])
+def test_targets_are_registered_under_jaxlibs_platform_name(platform: str, spelling: str) -> None:
+    seen = []
+    module = FakeModule(("a",), platform=platform)
+    registry.probe(platform, "m", lambda _: module, lambda *_, platform: seen.append(platform))
+    assert seen == [spelling]
+
+
+def test_a_library_that_fails_while_it_is_registered() -> None:
+    found = registry.probe("cpu", MODULE, lambda _: FakeModule(), raising(ValueError("duplicate target")))
+    assert found.targets == frozenset()
+    assert found.reason == f"{MODULE} cannot be registered: ValueError: duplicate target"
+
+
+def test_a_library_without_an_abi_record() -> None:
+    found = registry.probe("cpu", MODULE, lambda _: object(), must_not_register)
+    assert found.targets == frozenset()
+    assert (
+        found.reason
+        == f"{MODULE} cannot be registered: AttributeError: 'object' object has no attribute 'abi'"
+    )
+
+
+def test_the_installed_library_serves_every_op() -> None:
+    found = registry.library("cpu")
+    assert found.reason == MODULE, found.reason
+    assert found.targets == {target for op in OPS.values() for target in op.targets}
+    assert registry.abi_mismatch(found.abi, "cpu", RUNTIME) is None
+    # Built against the oldest supported jaxlib, so that it also runs on newer ones.
+    assert tuple(found.abi["ffi_api"]) <= RUNTIME
+    assert set(found.abi["ops"]) == set(found.targets)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The process's registry, with a cpu library that could not be loaded."""
+    reason = f"{MODULE} cannot be loaded: ImportError: broken"
+    monkeypatch.setattr(
+        registry, "library", lambda platform: Library(platform, MODULE, frozenset(), reason, {})
+    )
+    monkeypatch.setattr(registry, "_warned", set())
+    return reason
+
+
+def test_auto_warns_exactly_once_per_op_and_platform(broken: str) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            choice = registry.choose("mla_jax.linear", ("t",), "cpu", "auto")
+            assert choice == registry.Choice("reference", broken)
+        registry.choose("mla_jax.absorb", ("t",), "cpu", "auto")
+        registry.choose("mla_jax.linear", ("t",), "rocm", "auto")
+    assert [warning.category for warning in seen] == [KernelFallbackWarning] * 3
+    assert [str(warning.message) for warning in seen] == [
+        f"mla_jax.linear falls back to its pure-JAX reference on platform 'cpu': {broken}",
+        f"mla_jax.absorb falls back to its pure-JAX reference on platform 'cpu': {broken}",
+        f"mla_jax.linear falls back to its pure-JAX reference on platform 'rocm': {broken}",
+    ]
+
+
+def test_asking_without_warning(broken: str) -> None:
+    # Warnings are errors here: a warning would fail the test.
+    assert registry.choose("op", ("t",), "cpu", "auto", warn=False).reason == broken
+
+
+def test_native_raises_with_the_reason(broken: str) -> None:
+    with pytest.raises(KernelUnavailableError) as raised:
+        registry.choose("mla_jax.linear", ("t",), "cpu", "native")
+    assert str(raised.value) == f"mla_jax.linear has no native kernel on platform 'cpu': {broken}"
+    assert isinstance(raised.value, RuntimeError)
+
+
+def test_native_raises_through_the_op(broken: str) -> None:
+    x, weight = jnp.zeros((2, 31)), jnp.zeros((4, 31))
+    with pytest.raises(KernelUnavailableError, match=broken):
+        linear(x, weight, kernels="native")
+
+
+def test_reference_never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "library", raising(AssertionError("asked")))
+    assert registry.choose("op", ("t",), "cpu", "reference").implementation == "reference"
+
+
+def test_a_missing_target_costs_only_its_own_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = Library("cpu", MODULE, frozenset({"a", "b"}), MODULE, {})
+    monkeypatch.setattr(registry, "library", lambda _: some)
+    monkeypatch.setattr(registry, "_warned", set())
+    assert registry.choose("one", ("a", "b"), "cpu", "native") == registry.Choice("native", MODULE)
+    with pytest.raises(
+        KernelUnavailableError, match=f"other has no native kernel.*{MODULE} has no target c, d$"
+    ):
+        registry.choose("other", ("a", "c", "d"), "cpu", "native")
+    with pytest.warns(KernelFallbackWarning, match="has no target c$"):
+        registry.choose("other", ("c",), "cpu", "auto")
+
+
+def test_an_unknown_choice_is_named() -> None:
+    with pytest.raises(
+        KernelUnavailableError, match="kernels: expected one of auto, native, reference, got 'fast'"
+    ):
+        registry.choose("op", ("t",), "cpu", "fast")  # type: ignore[arg-type]
+
+
+def test_a_platform_without_any_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_warned", set())
+    with pytest.warns(
+        KernelFallbackWarning, match="on platform 'rocm': no native library exists for platform 'rocm'"
+    ):
+        assert registry.choose("op", ("t",), "rocm", "auto").implementation == "reference"
+
+
+def test_check_environment_repeats_only_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_abi(abi: dict[str, Any]) -> None:
+        monkeypatch.setattr(registry, "library", lambda _: Library("cpu", MODULE, frozenset(), "", abi))
+
+    with_abi({})
+    registry.check_environment()
+    with_abi({"error": "MLA_JAX_CPU_ISA: expected baseline, got 'sse9'"})
+    with pytest.raises(KernelUnavailableError, match=r"^MLA_JAX_CPU_ISA: expected baseline, got 'sse9'$"):
+        registry.check_environment()
+
+
+def run_python(script: str, folder: Path, **environment: str) -> str:
+    """The script's output, from a folder that holds nothing, so that only what is installed is imported."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", script],
+        cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BROKEN_IMPORT = """
+import sys, warnings
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "custom_calls._cpu":
+            raise {error}
+sys.meta_path.insert(0, Finder())
+sys.modules.pop("custom_calls._cpu", None)
+import jax, jax.numpy as jnp, numpy as np
+import custom_calls
+from custom_calls.linear import linear
+from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
+x, w = jnp.arange(6.0).reshape(2, 3), jnp.arange(12.0).reshape(4, 3)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    y = linear(x, w)
+    linear(x, w)
+    z = jax.jit(lambda x: linear(x, w) + 1)(x)
+assert [s.category for s in seen] == [KernelFallbackWarning], seen
+assert np.array_equal(y, np.asarray(x) @ np.asarray(w).T) and np.array_equal(z, y + 1)
+try:
+    linear(x, w, kernels="native")
+except KernelUnavailableError as error:
+    print(error)
+assert float(jnp.sum(jax.jit(lambda x: x * 2)(jnp.ones(7)))) == 14.0
+"""
+
+
+@pytest.mark.parametrize(
+    "error", ["ImportError('libbroken.so: undefined symbol')", "SystemError('bad module')"]
+)
+def test_a_broken_library_costs_neither_import_nor_jax(error: str, tmp_path: Path) -> None:
+    printed = run_python(BROKEN_IMPORT.format(error=error), tmp_path)
+    kind, text = error[:-2].split("('")
+    assert printed == (
+        f"mla_jax.linear has no native kernel on platform 'cpu': {MODULE} cannot be loaded: {kind}: {text}\n"
+    )
+
+
+NEWER_LIBRARY = """
+import warnings
+import custom_calls._cpu as native
+from custom_calls import registry
+record = dict(native.abi(), ffi_api=(0, 99))
+class Newer:
+    abi = staticmethod(lambda: record)
+    registrations = staticmethod(native.registrations)
+found = registry.probe("cpu", "custom_calls._cpu", lambda name: Newer)
+assert not found.targets
+print(found.reason)
+registry.library = lambda platform: found
+import jax.numpy as jnp
+from custom_calls.linear import linear
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    assert float(linear(jnp.ones((1, 3)), jnp.ones((1, 3)))[0, 0]) == 3.0
+assert float(jnp.ones(4).sum()) == 4.0
+"""
+
+
+def test_a_library_of_a_newer_ffi_does_not_disable_jax(tmp_path: Path) -> None:
+    assert run_python(NEWER_LIBRARY, tmp_path) == f"{MODULE} {ffi_sentence((0, 99))}\n"
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set_computes_the_same_sums(isa: str, tmp_path: Path) -> None:
+    script = (
+        "import jax.numpy as jnp, numpy as np\n"
+        "from custom_calls.linear import linear\n"
+        "from custom_calls.registry import library\n"
+        "x = jnp.arange(-60.0, 60.0).reshape(3, 40).astype(jnp.bfloat16)\n"
+        "y = linear(x, x, out_dtype='float32', kernels='native')\n"
+        "x = np.asarray(x, np.float32)\n"
+        "assert np.array_equal(y, x @ x.T)\n"
+        "print(library('cpu').abi['isa'])\n"
+    )
+    ran = run_python(script, tmp_path, MLA_JAX_CPU_ISA=isa).strip()
+    assert ran in ("baseline", isa)
+
+
+def test_results_of_auto_are_the_native_kernels(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.standard_normal((3, 33)), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal((5, 33)), jnp.float32)
+    assert np.array_equal(linear(x, weight), linear(x, weight, kernels="native"))

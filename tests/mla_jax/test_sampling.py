@@ -1,0 +1,199 @@
+"""Sampling: the exact set that each limit keeps, the frequencies inside it, and independent rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mla_jax.errors import ShapeError
+from mla_jax.sampling import sample
+
+DRAWS = 20_000
+
+run = jax.jit(sample)
+
+
+def logits_of(probabilities):
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(probabilities, np.float64)).astype(np.float32)
+
+
+def counts(logits, *, seed=0, **limits):
+    """How often each token is drawn in DRAWS rows of the same logits."""
+    rows = jnp.tile(jnp.asarray(logits)[None], (DRAWS, 1))
+    drawn = np.asarray(run(rows, jax.random.key(seed), **limits))
+    assert drawn.dtype == np.int32
+    return np.bincount(drawn, minlength=len(logits))
+
+
+def check_frequencies(counted, probabilities):
+    """Chi-square: fixed keys, so it passes or fails the same way everywhere. 5 sigma of its distribution."""
+    probabilities = np.asarray(probabilities, np.float64) / np.sum(probabilities)
+    assert set(np.flatnonzero(counted)) == set(np.flatnonzero(probabilities))
+    kept = probabilities > 0
+    expected = probabilities[kept] * counted.sum()
+    assert expected.min() > 20
+    chi = ((counted[kept] - expected) ** 2 / expected).sum()
+    freedom = kept.sum() - 1
+    assert chi < freedom + 5 * np.sqrt(2 * max(freedom, 1))
+
+
+P = [0.3, 0.05, 0.2, 0.25, 0.1, 0.1]
+
+
+def test_temperature_one_draws_the_distribution():
+    check_frequencies(counts(logits_of(P), temperature=1.0), P)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_is_applied_to_the_logits(temperature):
+    check_frequencies(counts(logits_of(P), temperature=temperature), np.array(P) ** (1 / temperature))
+
+
+def test_adding_a_constant_to_the_logits_changes_nothing():
+    np.testing.assert_array_equal(
+        counts(logits_of(P), temperature=0.7), counts(logits_of(P) + 64, temperature=0.7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"top_k": 0}, [0, 1, 2, 3, 4, 5]),
+        ({"top_k": 1}, [0]),
+        ({"top_k": 3}, [0, 2, 3]),
+        ({"top_k": 4}, [0, 2, 3, 4]),  # of two equal tokens the lower id stays
+        ({"top_k": 6}, [0, 1, 2, 3, 4, 5]),
+        ({"top_k": 2**31 - 1}, [0, 1, 2, 3, 4, 5]),
+        ({"top_p": 1.0}, [0, 1, 2, 3, 4, 5]),
+        ({"top_p": 0.29}, [0]),
+        ({"top_p": 0.31}, [0, 3]),
+        ({"top_p": 0.54}, [0, 3]),
+        ({"top_p": 0.56}, [0, 2, 3]),
+        ({"top_p": 0.8}, [0, 2, 3, 4]),
+        ({"top_p": 1e-9}, [0]),
+        ({"min_p": 0.0}, [0, 1, 2, 3, 4, 5]),
+        ({"min_p": 0.3}, [0, 2, 3, 4, 5]),
+        ({"min_p": 0.34}, [0, 2, 3]),
+        ({"min_p": 0.8}, [0, 3]),
+        ({"min_p": 1.0}, [0]),
+        # In order: top_k renormalises before min_p and top_p look. 0.3, 0.25, 0.2 become 0.4, 0.333, 0.267.
+        ({"top_k": 3, "top_p": 0.72}, [0, 3]),
+        ({"top_k": 3, "top_p": 0.75}, [0, 2, 3]),
+        ({"top_k": 3, "min_p": 0.7}, [0, 3]),
+        # min_p keeps 0.3, 0.25: 0.545 and 0.4545 of what is left.
+        ({"min_p": 0.8, "top_p": 0.54}, [0]),
+        ({"min_p": 0.8, "top_p": 0.55}, [0, 3]),
+    ],
+    ids=str,
+)
+def test_limits_keep_exactly_this_set_and_its_proportions(limits, kept):
+    expected = np.where(np.isin(np.arange(6), kept), P, 0.0)
+    check_frequencies(counts(logits_of(P), temperature=1.0, **limits), expected)
+
+
+def test_limits_act_after_temperature():
+    # At temperature 2 the square roots: 0.221 0.090 0.180 0.202 0.128 0.128 (normalised).
+    check_frequencies(
+        counts(logits_of(P), temperature=2.0, top_p=0.41),
+        np.where(np.isin(np.arange(6), [0, 3]), np.sqrt(P), 0),
+    )
+
+
+def test_greedy_takes_the_lowest_id_among_equals_and_ignores_the_key():
+    logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [-1.0, -2.0, -0.5, -0.5]], jnp.float32)
+    for seed in range(5):
+        drawn = run(logits, jax.random.key(seed), temperature=0.0, top_k=2, top_p=0.1, min_p=0.9)
+        assert drawn.tolist() == [1, 0, 2]
+
+
+def test_impossible_tokens_are_never_drawn():
+    probabilities = [0.0, 0.5, 0.0, 0.25, 0.25, 0.0]
+    check_frequencies(counts(logits_of(probabilities), temperature=1.0), probabilities)
+    check_frequencies(counts(logits_of(probabilities), temperature=1.0, top_k=5, top_p=1.0), probabilities)
+    assert counts(logits_of([0.0, 0.0, 1.0]), temperature=3.0).tolist() == [0, 0, DRAWS]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-37])
+def test_tiny_temperatures_are_greedy(temperature):
+    logits = np.array([300.0, -5.0, 310.0, 309.0], np.float32)
+    assert counts(logits, temperature=temperature).tolist() == [0, 0, DRAWS, 0]
+
+
+def test_each_row_has_its_own_limits():
+    rows = jnp.tile(jnp.asarray(logits_of(P))[None], (DRAWS, 1))
+    third = np.arange(DRAWS) % 3
+    drawn = np.asarray(
+        run(
+            rows,
+            jax.random.key(7),
+            temperature=jnp.asarray(np.where(third == 0, 0.0, np.where(third == 1, 1.0, 2.0)), jnp.float32),
+            top_k=jnp.asarray(np.where(third == 1, 2, 0), jnp.int32),
+            top_p=jnp.asarray(np.where(third == 2, 0.41, 1.0), jnp.float32),
+            min_p=jnp.zeros(DRAWS, jnp.float32),
+        )
+    )
+    assert set(drawn[third == 0]) == {0}
+    check_frequencies(np.bincount(drawn[third == 1], minlength=6), [0.3, 0, 0, 0.25, 0, 0])
+    expected = np.where(np.isin(np.arange(6), [0, 3]), np.sqrt(P), 0)
+    check_frequencies(np.bincount(drawn[third == 2], minlength=6), expected)
+
+
+def test_rows_with_their_own_keys_do_not_depend_on_their_neighbours(rng):
+    logits = jnp.asarray(rng.standard_normal((50, 33)), jnp.float32)
+    keys = jax.random.split(jax.random.key(3), 50)
+    together = np.asarray(run(logits, keys, temperature=1.0))
+    order = rng.permutation(50)
+    np.testing.assert_array_equal(run(logits[order], keys[order], temperature=1.0), together[order])
+    np.testing.assert_array_equal(run(logits[:7], keys[:7], temperature=1.0), together[:7])
+    # A neighbour of NaN does not matter either.
+    np.testing.assert_array_equal(run(logits.at[9].set(jnp.nan), keys, temperature=1.0)[:9], together[:9])
+    assert len(set(together.tolist())) > 10
+
+
+def test_rows_of_one_key_differ_and_the_same_key_repeats():
+    logits = jnp.zeros((64, 50), jnp.float32)
+    first = run(logits, jax.random.key(1), temperature=1.0)
+    np.testing.assert_array_equal(run(logits, jax.random.key(1), temperature=1.0), first)
+    assert len(set(first.tolist())) > 20
+    assert (np.asarray(run(logits, jax.random.key(2), temperature=1.0)) != np.asarray(first)).any()
+
+
+def test_old_style_keys_draw_the_same(rng):
+    logits = jnp.asarray(rng.standard_normal((9, 20)), jnp.float32)
+    new, old = jax.random.key(5), jax.random.PRNGKey(5)
+    np.testing.assert_array_equal(run(logits, old, temperature=1.0), run(logits, new, temperature=1.0))
+    split = jax.random.split(new, 9)
+    np.testing.assert_array_equal(
+        run(logits, jax.random.key_data(split), temperature=1.0), run(logits, split, temperature=1.0)
+    )
+
+
+def test_low_precision_logits_are_sampled_in_float32():
+    low = jnp.asarray(logits_of(P)).astype(jnp.bfloat16)
+    exact = np.exp(np.asarray(low, np.float64))
+    check_frequencies(counts(low, temperature=1.0), exact)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 4), ()])
+def test_logits_have_two_axes(shape):
+    with pytest.raises(ShapeError, match=r"argument 'logits': expected floats of shape \(rows, vocab\)"):
+        sample(jnp.zeros(shape, jnp.float32), jax.random.key(0), temperature=1.0)
+
+
+def test_integer_logits_are_refused():
+    with pytest.raises(ShapeError, match="argument 'logits': expected floats .* got int32"):
+        sample(jnp.zeros((2, 3), jnp.int32), jax.random.key(0), temperature=1.0)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p"])
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1)])
+def test_limits_are_numbers_or_one_a_row(name, shape):
+    limits = {"temperature": 1.0, name: jnp.ones(shape, jnp.int32 if name == "top_k" else jnp.float32)}
+    with pytest.raises(ShapeError, match=rf"argument '{name}': expected a number or shape \(2,\)"):
+        sample(jnp.zeros((2, 5), jnp.float32), jax.random.key(0), **limits)
+
+
+def test_a_wrong_number_of_keys_is_refused():
+    with pytest.raises(ShapeError, match=r"argument 'key': expected one key or 2 keys, got shape \(3,\)"):
+        sample(jnp.zeros((2, 5), jnp.float32), jax.random.split(jax.random.key(0), 3), temperature=1.0)
