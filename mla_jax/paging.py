@@ -197,8 +197,7 @@ class PageTable:
         counts = table.ref_counts.at[pages].add(1, mode="drop")
         table = replace(table, pages=table.pages.at[target].set(pages), ref_counts=counts)
         copy_from = jnp.clip(last, 0, self.num_pages - 1)
-        kv = cache.kv.at[:, copy_to].set(cache.kv[:, copy_from], mode="drop")
-        return table, cache.with_kv(kv)
+        return table, cache.with_kv(_copy_page(cache.kv, copy_from, copy_to))
 
     def slots(self, sequence: jax.Array, positions: jax.Array) -> SlotMapping:
         """The token slots of (sequence, position) pairs; the sentinel where there is no page."""
@@ -354,6 +353,23 @@ def check_pool(op: str, paging: SlotMapping | PageTable, cache: LatentCache) -> 
         raise LayoutError(
             f"{op}: {type(paging).__name__} was made for {unit} = {got}, the cache has {expected}"
         )
+
+
+def _copy_page(kv: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    """The pool with page `source` of every layer copied to `target`, if that is a page; in place under donation.
+
+    XLA:CPU would convert all of a bfloat16 or float8 pool to update one page of it, and would copy any pool
+    whose page is read where it is written: hence integers, a barrier between the two, and a branch.
+    """
+    unsigned = jnp.dtype(f"uint{8 * kv.dtype.itemsize}")
+    page = jax.lax.optimization_barrier(jax.lax.dynamic_slice_in_dim(kv, source, 1, axis=1))
+
+    def write(pool: jax.Array) -> jax.Array:
+        pool_codes, codes = (jax.lax.bitcast_convert_type(array, unsigned) for array in (pool, page))
+        updated = jax.lax.dynamic_update_slice_in_dim(pool_codes, codes, target, axis=1)
+        return jax.lax.bitcast_convert_type(updated, kv.dtype)
+
+    return jax.lax.cond(target < kv.shape[1], write, lambda pool: pool, kv)
 
 
 def _concrete(value: Any) -> np.ndarray | None:

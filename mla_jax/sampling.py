@@ -55,7 +55,10 @@ def sample(
     values = logits.astype(jnp.float32)
     greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
     warm = limits["temperature"] > 0
-    scaled = values / jnp.where(warm, limits["temperature"], jnp.float32(1))[:, None]
+    # Differences to the maximum, so that a tiny temperature overflows to -inf and never to a tie at +inf.
+    peak = jnp.max(values, axis=-1, keepdims=True)
+    divisor = jnp.maximum(limits["temperature"], jnp.finfo(jnp.float32).tiny)
+    scaled = (values - peak) / jnp.where(warm, divisor, jnp.float32(1))[:, None]
     limited = (limits["top_p"] < 1) | (limits["top_k"] > 0) | (limits["min_p"] > 0)
 
     # Sorting a vocabulary costs far more than anything else here: only rows that need it pay for it. A
@@ -70,7 +73,7 @@ def sample(
 
     sampled = jax.lax.cond(jnp.any(warm), draw, lambda: greedy)
     # NaN anywhere, or no finite maximum: there is no most likely token, and 0 must not pass for one.
-    answerable = jnp.isfinite(jnp.max(values, axis=-1))
+    answerable = jnp.isfinite(peak[:, 0])
     return jnp.where(answerable, jnp.where(warm, sampled, greedy), jnp.int32(-1))
 
 

@@ -30,7 +30,7 @@ def paged(
     counts = [-(-len(rows) // page_size) for rows in contexts]
     num_pages = sum(counts) + 3
     kv = poison((LAYERS, num_pages, page_size, width), cache)
-    pages = rng.choice(GARBAGE, (len(contexts), max(counts) + 2)).astype(np.int32)
+    pages = rng.choice([*GARBAGE, num_pages, 0], (len(contexts), max(counts) + 2)).astype(np.int32)
     free = list(rng.permutation(num_pages))
     for s, rows in enumerate(contexts):
         numbers = [free.pop() for _ in range(counts[s])]

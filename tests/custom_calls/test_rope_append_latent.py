@@ -63,16 +63,17 @@ def noise(rng: Rng, shape: tuple[int, ...], dtype: Any) -> Array:
 
 def make(
     tokens: int, heads: int, rank: int, rope: int, layout: str = "interleaved", page_size: int = 16,
-    layer: int = 1, layers: int = 3, slots: tuple[int, ...] | None = None, **others: Any,
+    layer: int = 1, layers: int = 3, slots: tuple[int, ...] = (), **others: Any,
 ) -> Builder:  # fmt: skip
     """The pool is noise; `slots` replaces the first tokens' slots."""
 
     def build(rng: Rng, dtype: str, cache: str) -> Call:
         call = make_rows(tokens, heads, rank, rope, layout, **others)(rng, dtype)
         num_pages = -(-tokens // page_size) + 2
-        chosen = rng.permutation(num_pages * page_size)[:tokens].astype(np.int32)
-        for t, slot in enumerate(slots or ()):
-            chosen[t] = slot
+        num_slots = num_pages * page_size
+        # Live slots are distinct, and a dropped -1 must not meet a live last slot that would hide it.
+        free = [slot for slot in rng.permutation(num_slots - 1) if slot not in slots]
+        chosen = np.array([*slots, *free][:tokens], np.int32)
         is_float8 = cache == "float8_e4m3fn"
         return Call(
             {
@@ -92,14 +93,7 @@ def make(
 
 def dropped_slots(page_size: int) -> Builder:
     num_slots = (-(-9 // page_size) + 2) * page_size
-    return make(
-        9,
-        2,
-        8,
-        4,
-        page_size=page_size,
-        slots=(-1, num_slots, num_slots + 1, INT_MAX, INT_MIN, 0, num_slots - 1),
-    )
+    return make(9, 2, 8, 4, page_size=page_size, slots=(-1, num_slots, num_slots + 1, INT_MAX, INT_MIN, 0))
 
 
 def clamped_positions(build: Builder) -> Builder:
@@ -236,6 +230,7 @@ class TestRopeAppendLatent(OpTests):
         "T65-page16": make(65, 3, 40, 8),
         "dropped-slots-page1": dropped_slots(1),
         "dropped-slots-page3": dropped_slots(3),
+        "last-slot": make(3, 2, 8, 4, slots=(3 * 16 - 1,)),
         "layer-first": make(3, 1, 8, 4, layer=0),
         "layer-last": make(3, 1, 8, 4, layer=2),
         "layer-minus-one": make(3, 1, 8, 4, layer=-1),

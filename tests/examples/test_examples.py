@@ -1,5 +1,6 @@
 """Every example runs as a newcomer runs it, in order, against the checkpoint that the first script writes."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ MAX_LINES = 40
 TIME_LIMIT = 180
 
 
+@functools.cache
 def run(script, *arguments):
     done = subprocess.run(
         [sys.executable, EXAMPLES / script, *arguments],
@@ -121,6 +123,7 @@ def test_the_decode_loop_agrees_with_forward(folder):
 
 def test_the_demo_checkpoint_is_written_once(folder):
     before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
+    run.cache_clear()
     assert run("make_demo_checkpoint.py", folder).stderr == ""
     assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()} == before
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mla_jax.config import (
+    MAX_EXPERTS,
     MAX_INT,
     MAX_LAYERS,
     MAX_NUMBER,
@@ -177,6 +178,15 @@ def test_token_ids():
 def test_bounds_on_what_is_allocated():
     refused(CONFIG, "num_hidden_layers", MAX_LAYERS + 1, f"at most {MAX_LAYERS}")
     refused(CONFIG, "max_position_embeddings", MAX_POSITIONS + 1, f"at most {MAX_POSITIONS}")
+    one = RouterConfig("softmax", "greedy", 1, 1, False, 1.0)
+    few = dataclasses.replace(CONFIG, router=one)
+    assert dataclasses.replace(few, n_routed_experts=MAX_EXPERTS).n_routed_experts == MAX_EXPERTS
+    refused(few, "n_routed_experts", MAX_EXPERTS + 1, f"at most {MAX_EXPERTS}")
+    layers = {"num_hidden_layers": 17, "mlp_layer_types": ("sparse",) * 17}
+    with pytest.raises(
+        ConfigError, match=r"n_routed_experts: expected at most .* 16 times that in all layers"
+    ):
+        dataclasses.replace(few, n_routed_experts=MAX_EXPERTS, **layers)
     most = dataclasses.replace(
         CONFIG, num_hidden_layers=MAX_LAYERS, mlp_layer_types=("sparse",) * MAX_LAYERS,
         max_position_embeddings=MAX_POSITIONS,

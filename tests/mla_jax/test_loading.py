@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -387,6 +388,53 @@ def test_reasons():
     for config in (v3, v32, kimi, youtu):
         for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.x.y"):
             assert because(config.tensor_prefix + name, config) is None
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], list[dict[str, Any]]]:
+    """hub(folder): every hub id is that folder from now on; returns the record of what was asked for."""
+    monkeypatch.chdir(tmp_path)
+
+    def serve(folder: Path) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def snapshot_download(name: str, **options: Any) -> str:
+            calls.append({"name": name, **options})
+            return str(folder)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return calls
+
+    return serve
+
+
+def wants_weights(call: dict[str, Any]) -> bool:
+    patterns = call["allow_patterns"]
+    return bool(list(huggingface_hub.utils.filter_repo_objects([SINGLE_FILE], allow_patterns=patterns)))
+
+
+def test_hub_id(hub):
+    calls = hub(GOLDENS / "youtu")
+    model, _ = mla_jax.load("owner/name", revision="v1", progress=False)
+    assert model.lm_head is None
+    assert [call["name"] for call in calls] == ["owner/name"] * len(calls)
+    assert {call["revision"] for call in calls} == {"v1"}
+    assert not wants_weights(calls[0])
+    assert wants_weights(calls[-1])
+
+
+def test_no_weights_are_fetched_for_what_cannot_be_run(hub, v3):
+    folder = v3()
+    calls = hub(folder)
+    mla_jax.load("owner/name", abstract=True)
+    edit_config(folder, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedModelError, match="quantised"):
+        mla_jax.load("owner/name")
+    edit_config(folder, model_type="llama")
+    with pytest.raises(UnsupportedModelError, match="llama"):
+        mla_jax.load("owner/name")
+    assert len(calls) == 3
+    assert not any(map(wants_weights, calls))
 
 
 def test_shards_with_one_missing(tmp_path):

@@ -246,6 +246,22 @@ def test_fork_exhaustively_over_lengths(page_size):
                 )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn])
+def test_fork_copies_bits(dtype):
+    """NaN and negative zero included, and no other page is rewritten through another type."""
+    cache = pool(5, 4, layers=2)
+    unsigned = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[jnp.dtype(dtype).itemsize]
+    count = np.arange(cache.kv.size, dtype=np.uint32).reshape(cache.kv.shape)
+    codes = jnp.asarray((count * 2654435761) >> 3, jnp.uint32).astype(unsigned)
+    cache = cache.with_kv(jax.lax.bitcast_convert_type(codes, dtype))
+    table = PageTable.empty(cache, 2, 16).append(ints(0, 0), ints(6, 0))
+    _, copied = jax.jit(PageTable.fork)(table, cache, 0, 1, 6)
+    after = np.asarray(jax.lax.bitcast_convert_type(copied.kv, unsigned))
+    expected = np.array(codes)
+    expected[:, 2] = expected[:, 1]
+    np.testing.assert_array_equal(after, expected)
+
+
 def test_fork_of_an_earlier_point_shares_only_what_came_before():
     cache = pool(8, 4, fill=1.0)
     table = PageTable.empty(cache, 2, 16).append(ints(0, 0), ints(14, 0))

@@ -114,7 +114,7 @@ def test_impossible_tokens_are_never_drawn():
     assert counts(logits_of([0.0, 0.0, 1.0]), temperature=3.0).tolist() == [0, 0, DRAWS]
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-37])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-37, 1e-40])
 def test_tiny_temperatures_are_greedy(temperature):
     logits = np.array([300.0, -5.0, 310.0, 309.0], np.float32)
     assert counts(logits, temperature=temperature).tolist() == [0, 0, DRAWS, 0]
@@ -169,6 +169,29 @@ def test_old_style_keys_draw_the_same(rng):
     )
 
 
+def test_a_row_without_limits_does_not_depend_on_limited_neighbours(rng):
+    logits = jnp.asarray(rng.standard_normal((40, 33)), jnp.float32)
+    alone = run(
+        logits, jax.random.key(4), temperature=1.0, top_p=jnp.ones(40), top_k=jnp.zeros(40, jnp.int32)
+    )
+    top_k = jnp.zeros(40, jnp.int32).at[::2].set(1)
+    mixed = run(logits, jax.random.key(4), temperature=1.0, top_p=jnp.ones(40), top_k=top_k)
+    np.testing.assert_array_equal(mixed[1::2], alone[1::2])
+    np.testing.assert_array_equal(mixed[::2], jnp.argmax(logits, axis=-1)[::2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_rows_without_an_answer_are_minus_one(temperature, limits):
+    nan, inf = np.nan, np.inf
+    logits = jnp.array(
+        [[1, nan, 3], [-inf, -inf, -inf], [0, inf, 1], [nan, nan, nan], [0, -inf, 9]], jnp.float32
+    )
+    drawn = run(logits, jax.random.key(0), temperature=temperature, **limits).tolist()
+    assert drawn[:4] == [-1, -1, -1, -1]
+    assert drawn[4] in (0, 2)
+
+
 def test_low_precision_logits_are_sampled_in_float32():
     low = jnp.asarray(logits_of(P)).astype(jnp.bfloat16)
     exact = np.exp(np.asarray(low, np.float64))
@@ -182,7 +205,7 @@ def test_logits_have_two_axes(shape):
 
 
 def test_integer_logits_are_refused():
-    with pytest.raises(ShapeError, match="argument 'logits': expected floats .* got int32"):
+    with pytest.raises(ShapeError, match=r"argument 'logits': expected floats .* got int32"):
         sample(jnp.zeros((2, 3), jnp.int32), jax.random.key(0), temperature=1.0)
 
 

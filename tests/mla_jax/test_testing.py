@@ -56,8 +56,11 @@ def tokens(meta):
     return jax.ShapeDtypeStruct((meta.num_tokens,), jnp.int32)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
+# XLA:CPU cannot scatter into narrow floats in place, which the reference has to: it promises float32 only.
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [("reference", "float32"), ("native", "float32"), ("native", "bfloat16"), ("native", "fp8")],
+)
 def test_decode_updates_the_pool_in_place(kernels, dtype):
     model, cache, _, meta = plan(kernels, dtype)
     report = assert_in_place(

@@ -137,6 +137,11 @@ def test_unsupported_variants(values, part):
         ({"rope_theta": math.nan}, ["rope_theta"]),
         ({"rope_theta": 1.0}, ["rope_theta: expected a finite number above 1"]),
         ({"rope_theta": -5.0}, ["rope_theta"]),
+        ({"rope_theta": 0, "rope_scaling": {"type": "yarn", **YARN}}, ["rope_theta", "above 1", "got 0.0"]),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}},
+            ["rope_theta", "above 1", "got 0.0"],
+        ),
         (
             {"rope_parameters": {"rope_theta": 1e16}},
             ["rope_theta: expected a finite number above 1, at most 1e+15"],

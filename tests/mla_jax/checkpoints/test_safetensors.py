@@ -97,6 +97,17 @@ def test_read_elements_outside_the_tensor(tmp_path, start, count):
     assert (out == 7).all()
 
 
+def test_the_last_byte_of_a_tensor(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": np.int16([1, 2]), "b": np.int16([-1])})
+    raw = np.empty(2, np.uint8)
+    with SafetensorsFile(path) as file:
+        file.read_elements("a", 2, raw)
+        assert raw.tolist() == [2, 0]
+        with pytest.raises(ShapeError, match="within its 4 bytes, got 2 bytes from 3"):
+            file.read_elements("a", 3, raw)
+
+
 @pytest.mark.parametrize(
     "out",
     [

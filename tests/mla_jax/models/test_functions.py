@@ -184,9 +184,9 @@ def cosine(a, b):
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-10), ("bfloat16", 1e-4), ("fp8", 2e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-10), ("bfloat16", 2e-4), ("fp8", 2e-2)])
 def test_low_precision_caches(model, config, rng, dtype, bound):
-    """1 - cosine of each sequence's logits after two chunks; measured 1e-6 for bfloat16 and 5e-4 for fp8."""
+    """1 - cosine of each sequence's logits after two chunks; measured up to 3e-5 for bfloat16 and 4e-3 for fp8."""
     prompts = sequences(config, rng)
     cache = pool(config, dtype=dtype)
     logits, after = feed(
@@ -195,7 +195,6 @@ def test_low_precision_caches(model, config, rng, dtype, bound):
     assert after.kv.dtype == cache.kv.dtype
     assert np.isfinite(logits).all()
     distance = 1 - cosine(logits, last_logits(model, prompts))
-    print("DIST", dtype, model.kernels, distance)
     assert distance.max() < bound
     if dtype != "float32":
         assert distance.max() > 1e-9  # otherwise the rows were not rounded at all
