@@ -101,7 +101,7 @@ def random_parameters(table: Tree, key: jax.Array, dtype: str, scale: float = 1.
         deviation = scale / math.sqrt(info.shape[-1])
         return (jax.random.normal(one, info.shape, jnp.float32) * jnp.float32(deviation)).astype(kind)
 
-    keys = jax.random.split(key, len(infos)) if infos else []
+    keys = list(jax.random.split(key, len(infos))) if infos else []
     return jax.tree.unflatten(structure, [draw(i, k) for i, k in zip(infos, keys, strict=True)])
 
 
