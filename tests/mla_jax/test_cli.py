@@ -420,10 +420,11 @@ def test_interrupts_and_lost_readers(folder, start):
     early = start("doctor")
     assert early.stdout is not None
     early.stdout.close()
-    for process in (interrupted, lost):
-        assert process.stdout is not None
-        assert process.stdout.read(1)  # it is generating
+    assert interrupted.stdout is not None
+    assert interrupted.stdout.read(1)  # it is generating, and must not come to its end before the signal
     interrupted.send_signal(signal.SIGINT)
+    assert lost.stdout is not None
+    assert lost.stdout.read(1)
     lost.stdout.close()
     for process, code in ((interrupted, 130), (lost, 2), (early, 2)):
         assert process.stderr is not None

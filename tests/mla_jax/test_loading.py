@@ -385,6 +385,7 @@ def test_reasons():
     assert "index_topk" in because("model.layers.0.self_attn.indexer.wk.weight", v32)
     assert "language model" in because("vision_tower.x", kimi)
     assert "tied" in because("lm_head.weight", youtu)
+    assert because("lm_head.weight", v3) is None
     for config in (v3, v32, kimi, youtu):
         for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.x.y"):
             assert because(config.tensor_prefix + name, config) is None
