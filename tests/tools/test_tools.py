@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -49,25 +50,33 @@ def test_constraints_pin_every_dependency():
 
 
 def test_shared_dependencies_can_be_imported_but_editable_installs_cannot(tmp_path):
-    folder = tmp_path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    folder.mkdir(parents=True)
-    subprocess.run([sys.executable, ROOT / "tools" / "share_dependencies.py", tmp_path], check=True)
-    (line,) = (folder / "dependencies.pth").read_text().splitlines()
-    assert (Path(line) / "numpy").is_dir()
-    code = f"import site; site.addsitedir({str(folder)!r}); import numpy, sys; print(numpy.__file__)"
-    out = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True, text=True
-    ).stdout
-    assert Path(out.strip()).is_relative_to(line)
-    refused = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code.replace("numpy, sys", "mla_jax")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    # Two environments of its own: what the suite itself runs in differs (the checkout's, the wheel's).
+    for name in ("with_dependencies", "empty"):
+        venv.create(tmp_path / name, symlinks=True, with_pip=False)
+    packages = (
+        tmp_path
+        / "with_dependencies/lib"
+        / f"python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     )
-    installed = (Path(line) / "mla_jax").is_dir()  # as in the run against the wheel
-    assert installed or "No module named 'mla_jax'" in refused.stderr
+    (packages / "dependency.py").write_text("")
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "edited.py").write_text("")
+    (packages / "edited.pth").write_text(f"{tmp_path / 'checkout'}\n")
+
+    def imports(environment: str, module: str) -> bool:
+        python = tmp_path / environment / "bin" / "python"
+        done = subprocess.run(
+            [python, "-I", "-c", f"import {module}"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 or f"No module named '{module}'" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    modules = ("dependency", "edited")
+    assert [imports("with_dependencies", module) for module in modules] == [True, True]
+    assert [imports("empty", module) for module in modules] == [False, False]
+    tool_path = ROOT / "tools" / "share_dependencies.py"
+    subprocess.run([tmp_path / "with_dependencies/bin/python", tool_path, tmp_path / "empty"], check=True)
+    assert [imports("empty", module) for module in modules] == [True, False]
 
 
 def test_the_matrix_finds_and_names_interpreters(capsys, monkeypatch, tmp_path):
