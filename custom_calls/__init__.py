@@ -9,20 +9,28 @@ Importing the package registers every op in `custom_calls.op.OPS`; a new op is o
 
 from custom_calls import (
     absorb,
+    absorb_quantized,
     expert_mlp,
+    expert_mlp_quantized,
     linear,
+    linear_quantized,
     mla_attention,
     mla_attention_expanded,
+    mxfp4_quantize,
     rmsnorm,
     rope_append_latent,
 )
 
 __all__ = [
     "absorb",
+    "absorb_quantized",
     "expert_mlp",
+    "expert_mlp_quantized",
     "linear",
+    "linear_quantized",
     "mla_attention",
     "mla_attention_expanded",
+    "mxfp4_quantize",
     "rmsnorm",
     "rope_append_latent",
 ]

@@ -6,26 +6,24 @@ in front of a custom call would be a copy; both write token-major (tokens, heads
 reshape in front of o_proj is free.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_range, check_shape
+from custom_calls.absorb_contract import CONTRACT_CODES, Contract, per_head_product
+from custom_calls.absorb_quantized import ABSORB_QUANTIZED
+from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check_range, check_shape
 from custom_calls.errors import ShapeError
 from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.absorb.v1"
 
-Contract = Literal["rows", "columns"]
-_CONTRACT_CODE = {"rows": 0, "columns": 1}
-
 
 def absorb(
     x: jax.Array,
-    weight: jax.Array,
+    weight: jax.Array | QuantizedTensor,
     *,
     contract: Contract,
     row_offset: int,
@@ -42,7 +40,8 @@ def absorb(
 
     Args:
       x: (T, H, D) float32 or bfloat16.
-      weight: (H, W, R) of x's dtype.
+      weight: (H, W, R) of x's dtype; or a `QuantizedTensor` (H * W, R), whose groups run along R for both
+        products: no requantisation is needed.
       row_offset, rows: the row range [row_offset, row_offset + rows) of `weight`.
       x_offset: first used column of x.
 
@@ -54,12 +53,22 @@ def absorb(
     """
     check_shape("absorb", "x", x, ("T", "H", "D"))
     check_dtype("absorb", "x", x, COMPUTE_DTYPES)
-    check_shape("absorb", "weight", weight, (x.shape[1], "W", "R"))
-    check_dtype("absorb", "weight", weight, (jnp.dtype(x.dtype).name,))
-    check_range("absorb", "row_offset, rows", row_offset, rows, weight.shape[1], "weight's rows")
-    if contract not in _CONTRACT_CODE:
-        raise ShapeError(f"absorb: argument 'contract': expected 'rows' or 'columns', got {contract!r}")
-    used = rows if contract == "rows" else weight.shape[2]
+    check_choice("absorb", "contract", contract, tuple(CONTRACT_CODES))
+    heads = x.shape[1]
+    if isinstance(weight, QuantizedTensor):
+        check_shape("absorb", "weight", weight, ("H * W", "R"))
+        check_weight("absorb", "weight", weight)
+        if heads == 0 or weight.shape[0] % heads:
+            raise ShapeError(
+                f"absorb: argument 'weight': expected rows in a multiple of x's {heads} heads, got {weight.shape}"
+            )
+        of_head, rank = weight.shape[0] // heads, weight.shape[1]
+    else:
+        check_shape("absorb", "weight", weight, (heads, "W", "R"))
+        check_dtype("absorb", "weight", weight, (jnp.dtype(x.dtype).name,))
+        of_head, rank = weight.shape[1:]
+    check_range("absorb", "row_offset, rows", row_offset, rows, of_head, "a head's rows")
+    used = rows if contract == "rows" else rank
     check_range("absorb", "x_offset", x_offset, used, x.shape[2], "x's columns")
     static = {
         "contract": contract,
@@ -67,6 +76,9 @@ def absorb(
         "rows": int(rows),
         "x_offset": int(x_offset),
     }
+    if isinstance(weight, QuantizedTensor):
+        layout = {"container": weight.container, "block": weight.block}
+        return ABSORB_QUANTIZED(x, weight.data, weight.scale, kernels=kernels, **static, **layout)[0]
     return ABSORB(x, weight, kernels=kernels, **static)[0]
 
 
@@ -76,25 +88,6 @@ def _abstract(
     del row_offset, x_offset
     width = weight.shape[2] if contract == "rows" else rows
     return [jax.ShapeDtypeStruct((*x.shape[:2], width), x.dtype)]
-
-
-def _reference(
-    x: jax.Array, weight: jax.Array, *, contract: Contract, row_offset: int, rows: int, x_offset: int
-) -> Arrays:
-    used = weight[:, row_offset : row_offset + rows, :]
-    # XLA:CPU cannot run a batched bfloat16 dot with a float32 result whose contraction is not last in
-    # both operands, so the "rows" product contracts a transposed weight.
-    if contract == "rows":
-        used = jnp.swapaxes(used, 1, 2)
-    width = used.shape[2]
-    y = jnp.einsum(
-        "htk,hnk->htn",
-        jnp.swapaxes(x[:, :, x_offset : x_offset + width], 0, 1),
-        used,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    return (jnp.swapaxes(y, 0, 1).astype(x.dtype),)
 
 
 def _native(
@@ -108,7 +101,7 @@ def _native(
         x_offset=np.int64(x_offset),
         row_offset=np.int64(row_offset),
         rows_used=np.int64(rows),
-        contract=np.int64(_CONTRACT_CODE[contract]),
+        contract=np.int64(CONTRACT_CODES[contract]),
     )
     return (y,)
 
@@ -117,7 +110,7 @@ ABSORB: Op = Op(
     "mla_jax.absorb",
     targets=(TARGET,),
     abstract=_abstract,
-    reference=_reference,
+    reference=per_head_product,
     native=_native,
     batch=lambda arrays, batched, static: map_rows(ABSORB, arrays, batched, static),
 )

@@ -39,3 +39,9 @@ def check_range(op: str, name: str, start: int, size: int, limit: int, of: str) 
             f"{op}: argument '{name}': expected a range inside [0, {limit}) of {of}, "
             f"got [{start}, {start + size})"
         )
+
+
+def check_choice(op: str, name: str, got: Any, allowed: Sequence[str]) -> None:
+    """Raises `ShapeError` unless `got` is one of the named options."""
+    if got not in allowed:
+        raise ShapeError(f"{op}: argument '{name}': expected {' or '.join(map(repr, allowed))}, got {got!r}")

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
-from custom_calls.errors import ShapeError
+from custom_calls.errors import LayoutError, ShapeError
+from custom_calls.expert_mlp_quantized import EXPERT_MLP_QUANTIZED
 from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.expert_mlp.v1"
@@ -13,8 +15,8 @@ TARGET = "mla_jax.expert_mlp.v1"
 
 def expert_mlp(
     x: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | QuantizedTensor,
+    down: jax.Array | QuantizedTensor,
     topk_ids: jax.Array,
     topk_weights: jax.Array,
     *,
@@ -24,8 +26,8 @@ def expert_mlp(
 
     Args:
       x: (T, C) float32 or bfloat16.
-      gate_up: (E, 2 I, C) of x's dtype, gate rows first.
-      down: (E, C, I) of x's dtype.
+      gate_up: (E, 2 I, C) of x's dtype, gate rows first, or a `QuantizedTensor`.
+      down: (E, C, I) of x's dtype; a `QuantizedTensor`, of any container, where gate_up is one.
       topk_ids: (T, k) int32; an id outside [0, E) contributes nothing (padded rows use E).
       topk_weights: (T, k) float32.
 
@@ -39,18 +41,47 @@ def expert_mlp(
     op = "expert_mlp"
     check_shape(op, "x", x, ("T", "C"))
     check_dtype(op, "x", x, COMPUTE_DTYPES)
-    same = (jnp.dtype(x.dtype).name,)
     check_shape(op, "gate_up", gate_up, ("E", "2 I", x.shape[1]))
-    check_dtype(op, "gate_up", gate_up, same)
     if gate_up.shape[1] % 2:
         raise ShapeError(f"{op}: argument 'gate_up': expected an even number of rows, got {gate_up.shape[1]}")
     check_shape(op, "down", down, (gate_up.shape[0], x.shape[1], gate_up.shape[1] // 2))
-    check_dtype(op, "down", down, same)
     check_shape(op, "topk_ids", topk_ids, (x.shape[0], "k"))
     check_dtype(op, "topk_ids", topk_ids, ("int32",))
     check_shape(op, "topk_weights", topk_weights, topk_ids.shape)
     check_dtype(op, "topk_weights", topk_weights, ("float32",))
+    if isinstance(gate_up, QuantizedTensor) and isinstance(down, QuantizedTensor):
+        return _quantized(x, gate_up, down, topk_ids, topk_weights, kernels)
+    for name, weight in (("gate_up", gate_up), ("down", down)):
+        if isinstance(weight, QuantizedTensor):
+            raise LayoutError(
+                f"{op}: argument '{name}': gate_up and down have to be quantised both or neither"
+            )
+        check_dtype(op, name, weight, (jnp.dtype(x.dtype).name,))
     return EXPERT_MLP(x, gate_up, down, topk_ids, topk_weights, kernels=kernels)[0]
+
+
+def _quantized(
+    x: jax.Array,
+    gate_up: QuantizedTensor,
+    down: QuantizedTensor,
+    topk_ids: jax.Array,
+    topk_weights: jax.Array,
+    kernels: Kernels,
+) -> jax.Array:
+    check_weight("expert_mlp", "gate_up", gate_up)
+    check_weight("expert_mlp", "down", down)
+    return EXPERT_MLP_QUANTIZED(
+        x,
+        gate_up.data,
+        gate_up.scale,
+        down.data,
+        down.scale,
+        topk_ids,
+        topk_weights,
+        kernels=kernels,
+        gate_up_layout=(gate_up.container, gate_up.block),
+        down_layout=(down.container, down.block),
+    )[0]
 
 
 def _abstract(x: jax.Array, *_: jax.Array) -> list[jax.ShapeDtypeStruct]:

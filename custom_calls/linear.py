@@ -1,18 +1,24 @@
 """`linear`: x (M,K) times a weight stored (N,K), as checkpoints store it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
+from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check_shape
+from custom_calls.errors import LayoutError
+from custom_calls.linear_quantized import LINEAR_QUANTIZED
+from custom_calls.mxfp4_quantize import mxfp4_quantize
 from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.quantized_tensor import QuantizedTensor, check_weight, dequantize
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.linear.v1"
 TARGET_BIAS = "mla_jax.linear_bias.v1"
 
+Activations = Literal["bf16", "mxfp4"]
+ACTIVATIONS: tuple[Activations, ...] = ("bf16", "mxfp4")
 
 MAX_NATIVE_ROWS = 127
 """With more rows than this the native form is XLA's own dot, which is as fast or faster there."""
@@ -20,24 +26,28 @@ MAX_NATIVE_ROWS = 127
 
 def linear(
     x: jax.Array,
-    weight: jax.Array,
+    weight: jax.Array | QuantizedTensor,
     bias: jax.Array | None = None,
     *,
     out_dtype: str | None = None,
+    activations: Activations = "bf16",
     kernels: Kernels = "auto",
 ) -> jax.Array:
     """y[m,n] = sum_k x[m,k] * weight[n,k] (+ bias[n]), accumulated in float32, rounded once.
 
     Args:
       x: (M, K) float32 or bfloat16; M may be 0.
-      weight: (N, K) of x's dtype, or bfloat16 with float32 x and result.
+      weight: (N, K) of x's dtype, or bfloat16 with float32 x and result; or a `QuantizedTensor` (N, K) of
+        any container, with row-major scales.
       bias: (N,) float32 or bfloat16, or None.
       out_dtype: "float32" or "bfloat16"; x's dtype by default. A bfloat16 result needs bfloat16 x.
+      activations: "bf16": x as it is (weight-only quantisation); "mxfp4": x is first quantised to MXFP4 with
+        rounding "even", as the AMD runtimes do for MXFP4 weights, and only for those.
       kernels: see `custom_calls.registry.choose`.
 
     Returns:
       (M, N) of `out_dtype`. With the native kernel a row does not depend on the other rows (bitwise),
-      as long as there are at most `MAX_NATIVE_ROWS`.
+      as long as there are at most `MAX_NATIVE_ROWS`; with a quantised weight for any number of rows.
 
     Raises:
       ShapeError: naming argument, expected and got.
@@ -45,6 +55,11 @@ def linear(
     out = jnp.dtype(out_dtype or x.dtype).name
     check_shape("linear", "x", x, ("M", "K"))
     check_dtype("linear", "x", x, COMPUTE_DTYPES)
+    check_choice("linear", "activations", activations, ACTIVATIONS)
+    if isinstance(weight, QuantizedTensor):
+        return _quantized(x, weight, bias, out, activations, kernels)
+    if activations != "bf16":
+        raise LayoutError(f"linear: activations={activations!r} needs an MXFP4 weight, got {weight.dtype}")
     check_shape("linear", "weight", weight, ("N", x.shape[1]))
     check_dtype("linear", "weight", weight, COMPUTE_DTYPES if x.dtype == jnp.float32 else ("bfloat16",))
     check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), _results(x, weight))
@@ -54,6 +69,32 @@ def linear(
         check_dtype("linear", "bias", bias, COMPUTE_DTYPES)
         arrays += (bias,)
     return LINEAR(*arrays, kernels=kernels, out_dtype=out)[0]
+
+
+def _quantized(
+    x: jax.Array,
+    weight: QuantizedTensor,
+    bias: jax.Array | None,
+    out: str,
+    activations: Activations,
+    kernels: Kernels,
+) -> jax.Array:
+    check_shape("linear", "weight", weight, ("N", x.shape[1]))
+    check_weight("linear", "weight", weight)
+    allowed = COMPUTE_DTYPES if x.dtype == jnp.bfloat16 else ("float32",)
+    check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), allowed)
+    if activations == "mxfp4":
+        if weight.container != "mxfp4":
+            raise LayoutError(f"linear: activations='mxfp4' needs an MXFP4 weight, got {weight.container!r}")
+        # Every MXFP4 value is exact in x's dtype.
+        x = dequantize(mxfp4_quantize(x, rounding="even", kernels=kernels), jnp.dtype(x.dtype).name)
+    arrays: Arrays = (x, weight.data, weight.scale)
+    if bias is not None:
+        check_shape("linear", "bias", bias, (weight.shape[0],))
+        check_dtype("linear", "bias", bias, COMPUTE_DTYPES)
+        arrays += (bias,)
+    static = {"out_dtype": out, "container": weight.container, "block": weight.block}
+    return LINEAR_QUANTIZED(*arrays, kernels=kernels, **static)[0]
 
 
 def _results(x: jax.Array, weight: jax.Array) -> tuple[str, ...]:

@@ -7,7 +7,7 @@
 
 namespace mla {
 
-enum class DType : int32_t { kF32, kBF16, kF8E4M3FN };
+enum class DType : int32_t { kF32, kBF16, kF8E4M3FN, kU8 };
 
 struct bf16 {
   uint16_t bits;

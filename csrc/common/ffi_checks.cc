@@ -42,9 +42,12 @@ ffi::DataType ToXla(DType type) {
       return ffi::DataType::F32;
     case DType::kBF16:
       return ffi::DataType::BF16;
-    default:
+    case DType::kF8E4M3FN:
       return ffi::DataType::F8E4M3FN;
+    case DType::kU8:
+      return ffi::DataType::U8;
   }
+  return ffi::DataType::INVALID;
 }
 
 }  // namespace

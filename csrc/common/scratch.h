@@ -9,13 +9,14 @@ namespace mla {
 
 // What a piece of scratch is for. One thread may hold one live block a slot. The caller of a
 // kernel also runs tasks, so what a call holds and what a task holds are different slots; so is
-// what a task's matrix product packs.
+// what a task's matrix product packs, and the weights that it decodes.
 enum ScratchSlot {
   kCallScratch = 0,
   kCallScratch2 = 1,
   kTaskScratch = 2,
   kPackScratch = 3,
-  kScratchSlots = 4
+  kPanelScratch = 4,
+  kScratchSlots = 5
 };
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread's next call

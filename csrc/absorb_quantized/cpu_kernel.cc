@@ -1,0 +1,107 @@
+// One head times a block of tokens a task. Where the summed axis is that of the groups, products
+// take the codes themselves; where it runs across them, the head's rows are decoded first.
+#include "absorb_quantized/cpu_kernel.h"
+
+#include "common/axpy_tile.h"
+#include "common/bfloat16.h"
+#include "common/quantized_dot.h"
+#include "common/scratch.h"
+#include "common/tasks.h"
+
+namespace mla {
+namespace MLA_ISA {
+namespace {
+
+constexpr int64_t kMaxTokens = 64;
+
+// Rows [row0, row0 + count) as T, for products across the groups.
+inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16* work, float* dst) {
+  DecodeRow(w, row, work, dst);
+}
+inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16*, bf16* dst) {
+  DecodeRow(w, row, dst);
+}
+
+// y[t, h, :] from sums of weight rows, held as W.
+template <typename W, typename T>
+void ContractRows(const AbsorbQuantizedArgs& args, int64_t h, const T* const* x, int64_t t0,
+                  int64_t count) {
+  const int64_t rank = args.w.k;
+  Carver size(nullptr);
+  const auto carve = [&](Carver* carver, bf16** work, W** values, const W*** w, float** acc) {
+    *work = carver->Take<bf16>(rank);
+    *values = carver->Take<W>(args.rows_used * rank);
+    *w = carver->Take<const W*>(args.rows_used);
+    *acc = carver->Take<float>(kAxpyM * rank);
+  };
+  bf16* work;
+  W* values;
+  const W** w;
+  float* acc;
+  carve(&size, &work, &values, &w, &acc);
+  Carver carver(Scratch(kTaskScratch, size.used()));
+  carve(&carver, &work, &values, &w, &acc);
+  for (int64_t d = 0; d < args.rows_used; ++d) {
+    DecodeAcross(args.w, h * args.w_rows + args.row_offset + d, work, values + d * rank);
+    w[d] = values + d * rank;
+  }
+  T* y = static_cast<T*>(args.y);
+  for (int64_t i = 0; i < count;) {
+    const int64_t rows = count - i >= kAxpyM ? kAxpyM : 1;
+    if (rows == kAxpyM) {
+      AxpyRows<kAxpyM>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
+    } else {
+      AxpyRows<1>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
+    }
+    for (int64_t j = 0; j < rows; ++j) {
+      RowFromFloat(acc + j * rank, rank, y + ((t0 + i + j) * args.heads + h) * rank);
+    }
+    i += rows;
+  }
+}
+
+template <typename T>
+void Run(const AbsorbQuantizedArgs& args, const Executor& executor) {
+  const int64_t blocks = CeilDiv(args.tokens, kMaxTokens);
+  const double work = static_cast<double>(args.heads) * static_cast<double>(args.rows_used) *
+                      static_cast<double>(args.w.k);
+  const double cost = work * (0.1 + static_cast<double>(args.tokens) / 100.0);
+  ForEach(executor, args.heads * blocks, cost, [&](int64_t task) {
+    const int64_t h = task / blocks;
+    const int64_t t0 = task % blocks * kMaxTokens;
+    const int64_t count = Min(kMaxTokens, args.tokens - t0);
+    const T* x[kMaxTokens];
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = static_cast<const T*>(args.x) + ((t0 + i) * args.heads + h) * args.x_width +
+             args.x_offset;
+    }
+    if (args.contract_columns) {
+      T* y = static_cast<T*>(args.y);
+      QuantizedDotBlock(x, count, args.w, h * args.w_rows + args.row_offset, args.rows_used,
+                        [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                          for (int i = 0; i < mv; ++i) {
+                            T* row = y + ((t0 + m + i) * args.heads + h) * args.rows_used + n;
+                            for (int j = 0; j < nv; ++j) StoreOne(row + j, tile[i * ld + j]);
+                          }
+                        });
+    } else if (args.w.code == Code::kE2M1) {
+      ContractRows<T>(args, h, x, t0, count);
+    } else {
+      ContractRows<float>(args, h, x, t0, count);
+    }
+  });
+}
+
+}  // namespace
+
+void AbsorbQuantized(const AbsorbQuantizedArgs& args, const Executor& executor) {
+  if (args.tokens == 0 || args.heads == 0) return;
+  if (args.io_type == DType::kF32) {
+    Run<float>(args, executor);
+  } else {
+    Run<bf16>(args, executor);
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla

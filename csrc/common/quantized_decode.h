@@ -1,0 +1,89 @@
+// Rows of a quantised matrix to bf16 or f32.
+//
+// bf16 holds every e2m1 value times its scale exactly, and every e4m3 and int4 code: MXFP4 decodes
+// to values, the others to codes, whose f32 scales are applied later.
+#ifndef MLA_COMMON_QUANTIZED_DECODE_H_
+#define MLA_COMMON_QUANTIZED_DECODE_H_
+
+#include "common/float8.h"
+#include "common/quantized_matrix.h"
+#include "common/simd.h"
+#include "common/tasks.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// code - 8 as bf16 bits.
+alignas(32) constexpr uint16_t kInt4Values[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+                                                  0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040,
+                                                  0x4080, 0x40a0, 0x40c0, 0x40e0};
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+// 32 nibbles, in order, through a table of 16.
+MLA_INLINE __m512i Lookup32(const uint8_t* src, __m512i table) {
+  vb bytes;
+  __builtin_memcpy(&bytes, src, sizeof(bytes));
+  const vu wide = __builtin_convertvector(bytes, vu);
+  // The low nibble of a byte indexes the lower half of its 32 bits, the high one the upper half.
+  const vu index = (wide | (wide << 12)) & 0x000f000fu;
+  return _mm512_maskz_permutexvar_epi16(~0u, (__m512i)index, table);
+}
+// The lower half of a register; no nibble indexes the upper one.
+MLA_INLINE __m512i Table16(const uint16_t* table) {
+  __m256i row;
+  __builtin_memcpy(&row, table, sizeof(row));
+  return _mm512_zextsi256_si512(row);
+}
+#endif
+
+// n nibbles (n even) through a table.
+inline void LookupRow(const uint8_t* src, int64_t n, const uint16_t* table, bf16* dst) {
+  int64_t i = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __m512i t = Table16(table);
+  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(dst + i, Lookup32(src + i / 2, t));
+#endif
+  for (; i < n; i += 2) {
+    dst[i].bits = table[src[i / 2] & 15];
+    dst[i + 1].bits = table[src[i / 2] >> 4];
+  }
+}
+
+inline float ScaleAt(const QuantizedMatrix& m, int64_t row, int64_t group) {
+  const int64_t at = row / m.block_n * m.ScaleCols() + group;
+  if (m.scale_type == DType::kF32) return static_cast<const float*>(m.scale)[at];
+  return ToFloat(static_cast<const bf16*>(m.scale)[at]);
+}
+
+// Values of MXFP4, codes of the others.
+inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* dst) {
+  const uint8_t* src = m.data + row * m.RowBytes();
+  if (m.code == Code::kE4M3) {
+    DecodeF8Row(reinterpret_cast<const f8e4m3fn*>(src), m.k, dst);
+  } else if (m.code == Code::kInt4) {
+    LookupRow(src, m.k, kInt4Values, dst);
+  } else {
+    const uint8_t* scale = static_cast<const uint8_t*>(m.scale) + row * m.ScaleCols();
+    const Mxfp4Row* table = Mxfp4Table();
+    for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k) {
+      LookupRow(src + k0 / 2, Min(m.block_k, m.k - k0), table[scale[k0 / m.block_k]], dst + k0);
+    }
+  }
+}
+
+// Values, rounded once to f32. `work`: k elements.
+inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* work, float* dst) {
+  DecodeRow(m, row, work);
+  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k) {
+    const int64_t n = Min(m.block_k, m.k - k0);
+    const float scale = m.code == Code::kE2M1 ? 1.0f : ScaleAt(m, row, k0 / m.block_k);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) Store(dst + k0 + i, Load(work + k0 + i) * scale);
+    for (; i < n; ++i) dst[k0 + i] = ToFloat(work[k0 + i]) * scale;
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_QUANTIZED_DECODE_H_

@@ -1,0 +1,41 @@
+// Checks of quantised arguments.
+#include "common/quantized_ffi.h"
+
+namespace mla {
+
+QuantizedMatrix QuantizedArgument(Checker* check, const char* name, const ffi::AnyBuffer& data,
+                                  const ffi::AnyBuffer& scale, int64_t code, int64_t block_n,
+                                  int64_t block_k, int64_t* stack) {
+  QuantizedMatrix m = {};
+  check->Require(code >= 0 && code <= 2, "code", "0 (e2m1), 1 (e4m3) or 2 (int4)",
+                 std::to_string(code));
+  m.code = static_cast<Code>(code);
+  check->Type(name, data, {m.code == Code::kE4M3 ? DType::kF8E4M3FN : DType::kU8});
+  if (m.code == Code::kE2M1) {
+    m.scale_type = check->Type("scale", scale, {DType::kU8});
+  } else {
+    m.scale_type = check->Type("scale", scale, {DType::kF32, DType::kBF16});
+  }
+  const auto dims = data.dimensions();
+  check->Require(dims.size() >= 2, name, "at least rank 2", "shape " + ShapeText(dims));
+  check->Require(block_n >= 0 && block_k >= 0, "block", "no negative sizes",
+                 std::to_string(block_n) + " x " + std::to_string(block_k));
+  // Two codes a byte: a block that begins inside one cannot be addressed.
+  check->Require(m.code == Code::kE4M3 || block_k % 2 == 0, "block", "an even number of columns",
+                 std::to_string(block_k));
+  if (!check->ok()) return m;
+  m.n = dims[dims.size() - 2];
+  m.k = dims.back() * (m.code == Code::kE4M3 ? 1 : 2);
+  m.block_n = block_n == 0 ? (m.n == 0 ? 1 : m.n) : block_n;
+  m.block_k = block_k == 0 ? (m.k == 0 ? 1 : m.k) : block_k;
+  *stack = 1;
+  for (size_t i = 0; i + 2 < dims.size(); ++i) *stack *= dims[i];
+  const int64_t expected = *stack * m.ScaleRows() * m.ScaleCols();
+  check->Require(static_cast<int64_t>(scale.element_count()) == expected, "scale",
+                 std::to_string(expected) + " elements", "shape " + ShapeText(scale.dimensions()));
+  m.data = static_cast<const uint8_t*>(data.untyped_data());
+  m.scale = scale.untyped_data();
+  return m;
+}
+
+}  // namespace mla

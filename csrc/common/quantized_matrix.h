@@ -1,0 +1,43 @@
+// A quantised weight matrix as a kernel sees it: codes, scales, and which values share a scale.
+#ifndef MLA_COMMON_QUANTIZED_MATRIX_H_
+#define MLA_COMMON_QUANTIZED_MATRIX_H_
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace mla {
+
+// The order is that of the attribute `code`.
+enum class Code : int64_t { kE2M1 = 0, kE4M3 = 1, kInt4 = 2 };
+
+// value[n, k] = code[n, k] * scale[n / block_n, k / block_k]; last blocks may be ragged.
+struct QuantizedMatrix {
+  const uint8_t* data;  // (n, k / 2) for 4-bit codes, even k in the low nibble; else (n, k)
+  const void* scale;    // (ceil(n / block_n), ceil(k / block_k))
+  Code code;
+  DType scale_type;  // kU8: e8m0
+  int64_t n, k, block_n, block_k;
+
+  int64_t RowBytes() const { return code == Code::kE4M3 ? k : k / 2; }
+  int64_t ScaleRows() const { return (n + block_n - 1) / block_n; }
+  int64_t ScaleCols() const { return (k + block_k - 1) / block_k; }
+  int64_t ScaleBytes() const {
+    return scale_type == DType::kU8 ? 1 : (scale_type == DType::kBF16 ? 2 : 4);
+  }
+  // Matrix `index` of a stack that starts with this one.
+  QuantizedMatrix At(int64_t index) const {
+    QuantizedMatrix m = *this;
+    m.data += index * n * RowBytes();
+    m.scale = static_cast<const char*>(scale) + index * ScaleRows() * ScaleCols() * ScaleBytes();
+    return m;
+  }
+};
+
+// bf16 bits of code * 2^(scale - 127) for every e8m0 byte and e2m1 code. Every product is exact.
+using Mxfp4Row = uint16_t[16];
+const Mxfp4Row* Mxfp4Table();
+
+}  // namespace mla
+
+#endif  // MLA_COMMON_QUANTIZED_MATRIX_H_

@@ -1,0 +1,185 @@
+// The gated MLP of chosen experts, for any way of storing their weights.
+//
+// Two passes over weight rows, with the tokens grouped by expert so that each chosen expert's
+// weights are read once: first the gated inner activations of every (token, slot), then the down
+// projection. A task of the second pass owns a range of output columns for all tokens, so it can
+// add up the slots in order without any exchange between threads.
+#ifndef MLA_EXPERT_MLP_EXPERTS_H_
+#define MLA_EXPERT_MLP_EXPERTS_H_
+
+#include "common/bfloat16.h"
+#include "common/scratch.h"
+#include "common/tasks.h"
+#include "expert_mlp/cpu_kernel.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+constexpr int64_t kMaxExpertRows = 128;  // (token, slot) pairs a tile of work.
+constexpr int64_t kInnerBlock = 32;      // Gate rows (and as many up rows) a task.
+constexpr int64_t kMaxOutBlock = 64;     // Output columns a task.
+// Sums of one second-pass task, in f32, should stay near the second-level cache.
+constexpr int64_t kSumBytes = 512 * 1024;
+
+// The chosen experts and the pairs of each, in order of the pair number token * slots + slot.
+struct Groups {
+  int64_t count;
+  int64_t pairs;
+  int32_t* expert;  // (count)
+  int64_t* start;   // (count + 1) into order
+  int64_t* order;   // (pairs) pair numbers
+};
+
+inline Groups GroupByExpert(const ExpertMlpArgs& args) {
+  const int64_t all = args.tokens * args.slots;
+  Carver size(nullptr);
+  size.Take<int64_t>(args.experts + 1);
+  size.Take<int32_t>(args.experts);
+  size.Take<int64_t>(args.experts + 1);
+  size.Take<int64_t>(all);
+  Carver carver(Scratch(kCallScratch, size.used()));
+  int64_t* place = carver.Take<int64_t>(args.experts + 1);
+  Groups g = {};
+  g.expert = carver.Take<int32_t>(args.experts);
+  g.start = carver.Take<int64_t>(args.experts + 1);
+  g.order = carver.Take<int64_t>(all);
+  for (int64_t e = 0; e <= args.experts; ++e) place[e] = 0;
+  for (int64_t p = 0; p < all; ++p) {
+    if (args.ids[p] >= 0 && args.ids[p] < args.experts) ++place[args.ids[p]];
+  }
+  for (int64_t e = 0; e < args.experts; ++e) {
+    const int64_t n = place[e];
+    place[e] = g.pairs;
+    if (n == 0) continue;
+    g.expert[g.count] = static_cast<int32_t>(e);
+    g.start[g.count] = g.pairs;
+    ++g.count;
+    g.pairs += n;
+  }
+  g.start[g.count] = g.pairs;
+  for (int64_t p = 0; p < all; ++p) {
+    if (args.ids[p] >= 0 && args.ids[p] < args.experts) g.order[place[args.ids[p]]++] = p;
+  }
+  return g;
+}
+
+// gate[i] = silu(gate[i]) * up[i], n elements.
+inline void Gate(float* gate, const float* up, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf g = Load(gate + i);
+    Store(gate + i, g / (1.0f + Exp(-g)) * Load(up + i));
+  }
+  if (i < n) {
+    const vf g = LoadPart(gate + i, n - i);
+    StorePart(gate + i, g / (1.0f + Exp(-g)) * LoadPart(up + i, n - i), n - i);
+  }
+}
+
+// Weights: `gate_up` and `down` with
+//   Dot(x, rows, expert, row0, cols, sink): products of x rows with weight rows
+//   [row0, row0 + cols) of an expert, as DotBlock; and Bytes(), of one weight.
+template <typename T, typename Weights>
+struct Experts {
+  const ExpertMlpArgs& args;
+  const Weights gate_up;
+  const Weights down;
+
+  const T* X(int64_t pair) const {
+    return static_cast<const T*>(args.x) + pair / args.slots * args.hidden;
+  }
+
+  // Inner columns [c0, c0 + cols) of pairs x[0..rows).
+  void GateUp(const T* const* x, T* const* inner, int64_t rows, int64_t expert, int64_t c0,
+              int64_t cols) const {
+    alignas(64) float gate[kMaxExpertRows * kInnerBlock];
+    alignas(64) float up[kMaxExpertRows * kInnerBlock];
+    const auto keep = [&](float* to) {
+      return [=](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+        for (int i = 0; i < mv; ++i) {
+          float* row = to + (m + i) * kInnerBlock + n;
+          for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
+        }
+      };
+    };
+    gate_up.Dot(x, rows, expert, c0, cols, keep(gate));
+    gate_up.Dot(x, rows, expert, args.inner + c0, cols, keep(up));
+    for (int64_t i = 0; i < rows; ++i) {
+      Gate(gate + i * kInnerBlock, up + i * kInnerBlock, cols);
+      RowFromFloat(gate + i * kInnerBlock, cols, inner[i] + c0);
+    }
+  }
+
+  void FirstPass(const Groups& g, T* inner, const Executor& executor, double cost) const {
+    const int64_t blocks = CeilDiv(args.inner, kInnerBlock);
+    ForEach(executor, g.count * blocks, cost, [&](int64_t task) {
+      const int64_t group = task / blocks;
+      const int64_t c0 = task % blocks * kInnerBlock;
+      const int64_t cols = Min(kInnerBlock, args.inner - c0);
+      for (int64_t p0 = g.start[group]; p0 < g.start[group + 1]; p0 += kMaxExpertRows) {
+        const int64_t rows = Min(kMaxExpertRows, g.start[group + 1] - p0);
+        const T* x[kMaxExpertRows];
+        T* out[kMaxExpertRows];
+        for (int64_t i = 0; i < rows; ++i) {
+          x[i] = X(g.order[p0 + i]);
+          out[i] = inner + g.order[p0 + i] * args.inner;
+        }
+        GateUp(x, out, rows, g.expert[group], c0, cols);
+      }
+    });
+  }
+
+  // Output columns [c0, c0 + cols) of every token. sums: (tokens * slots, cols).
+  void SecondPassTask(const Groups& g, const T* inner, int64_t c0, int64_t cols,
+                      float* sums) const {
+    for (int64_t group = 0; group < g.count; ++group) {
+      for (int64_t p0 = g.start[group]; p0 < g.start[group + 1]; p0 += kMaxExpertRows) {
+        const int64_t rows = Min(kMaxExpertRows, g.start[group + 1] - p0);
+        const T* x[kMaxExpertRows];
+        for (int64_t i = 0; i < rows; ++i) x[i] = inner + g.order[p0 + i] * args.inner;
+        down.Dot(x, rows, g.expert[group], c0, cols,
+                 [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                   for (int i = 0; i < mv; ++i) {
+                     float* row = sums + g.order[p0 + m + i] * cols + n;
+                     for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
+                   }
+                 });
+      }
+    }
+    for (int64_t t = 0; t < args.tokens; ++t) {
+      float total[kMaxOutBlock] = {};
+      for (int64_t s = 0; s < args.slots; ++s) {
+        const int64_t pair = t * args.slots + s;
+        if (args.ids[pair] < 0 || args.ids[pair] >= args.experts) continue;
+        const float weight = args.weights[pair];
+        const float* row = sums + pair * cols;
+        for (int64_t j = 0; j < cols; ++j) total[j] += weight * row[j];
+      }
+      RowFromFloat(total, cols, static_cast<T*>(args.y) + t * args.hidden + c0);
+    }
+  }
+
+  void Run(const Executor& executor) const {
+    const Groups g = GroupByExpert(args);
+    const int64_t all = args.tokens * args.slots;
+    const double weights = static_cast<double>(args.inner) * static_cast<double>(args.hidden);
+    const double cost = weights * (static_cast<double>(g.count) * gate_up.Bytes() / 20.0 +
+                                   static_cast<double>(g.pairs) / 100.0);
+    T* inner =
+        static_cast<T*>(Scratch(kCallScratch2, all * args.inner * static_cast<int64_t>(sizeof(T))));
+    FirstPass(g, inner, executor, 2 * cost);
+    int64_t block = Clamp(kSumBytes / Max64(1, all * 4), 16, kMaxOutBlock) / 4 * 4;
+    block = Clamp(CeilDiv(args.hidden, 4 * executor.Threads()), 4, block);
+    ForEach(executor, CeilDiv(args.hidden, block), cost + static_cast<double>(args.hidden),
+            [&](int64_t task) {
+              const int64_t cols = Min(block, args.hidden - task * block);
+              auto* sums = static_cast<float*>(Scratch(kTaskScratch, all * cols * 4));
+              SecondPassTask(g, inner, task * block, cols, sums);
+            });
+  }
+};
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_EXPERT_MLP_EXPERTS_H_

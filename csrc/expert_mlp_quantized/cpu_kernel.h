@@ -1,0 +1,20 @@
+// Gated MLP of the chosen experts, with quantised weights.
+#ifndef MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_
+#define MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_
+
+#include "common/quantized_matrix.h"
+#include "expert_mlp/cpu_kernel.h"
+
+namespace mla {
+
+struct ExpertMlpQuantizedArgs {
+  ExpertMlpArgs base;       // gate_up and down are unused.
+  QuantizedMatrix gate_up;  // The first of a stack of (2 * inner, hidden), gate rows first.
+  QuantizedMatrix down;     // The first of a stack of (hidden, inner).
+};
+
+MLA_DECLARE_KERNEL(ExpertMlpQuantized, ExpertMlpQuantizedArgs)
+
+}  // namespace mla
+
+#endif  // MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_

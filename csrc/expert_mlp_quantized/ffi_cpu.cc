@@ -1,0 +1,78 @@
+// FFI binding of mla_jax.expert_mlp_quantized.v1.
+#include "common/ffi_checks.h"
+#include "common/parallel_for.h"
+#include "common/quantized_ffi.h"
+#include "expert_mlp_quantized/cpu_kernel.h"
+#include "python/handlers.h"
+
+namespace mla {
+namespace {
+
+ffi::Error ExpertMlpQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate_up,
+                                  ffi::AnyBuffer gate_up_scale, ffi::AnyBuffer down,
+                                  ffi::AnyBuffer down_scale, ffi::AnyBuffer topk_ids,
+                                  ffi::AnyBuffer topk_weights, int64_t gate_up_code,
+                                  int64_t gate_up_block_n, int64_t gate_up_block_k,
+                                  int64_t down_code, int64_t down_block_n, int64_t down_block_k,
+                                  ffi::Result<ffi::AnyBuffer> y) {
+  Checker check("mla_jax.expert_mlp_quantized");
+  ExpertMlpQuantizedArgs args = {};
+  int64_t experts = 0;
+  int64_t down_experts = 0;
+  args.gate_up = QuantizedArgument(&check, "gate_up", gate_up, gate_up_scale, gate_up_code,
+                                   gate_up_block_n, gate_up_block_k, &experts);
+  args.down = QuantizedArgument(&check, "down", down, down_scale, down_code, down_block_n,
+                                down_block_k, &down_experts);
+  ExpertMlpArgs& base = args.base;
+  base.io_type = check.Type("x", x, {DType::kF32, DType::kBF16});
+  check.Int32("topk_ids", topk_ids);
+  check.SameType("topk_weights", topk_weights, DType::kF32, "topk_weights");
+  check.SameType("y", *y, base.io_type, "x");
+  check.Rank("x", x, 2);
+  check.Rank("gate_up", gate_up, 3);
+  check.Rank("down", down, 3);
+  check.Rank("topk_ids", topk_ids, 2);
+  base.tokens = Dim(x, 0);
+  base.hidden = Dim(x, 1);
+  base.experts = experts;
+  base.inner = args.down.k;
+  base.slots = Dim(topk_ids, 1);
+  check.Require(experts == down_experts && args.down.n == base.hidden, "down",
+                "as many experts as 'gate_up' and the width of 'x' in rows",
+                "shape " + ShapeText(down.dimensions()));
+  check.Require(args.gate_up.n == 2 * base.inner && args.gate_up.k == base.hidden, "gate_up",
+                "(experts, 2 * inner, hidden) for inner " + std::to_string(base.inner) +
+                    " and hidden " + std::to_string(base.hidden),
+                std::to_string(args.gate_up.n) + " x " + std::to_string(args.gate_up.k));
+  check.Shape("topk_ids", topk_ids, {base.tokens, kAny});
+  check.Shape("topk_weights", topk_weights, {base.tokens, base.slots});
+  check.Shape("y", *y, {base.tokens, base.hidden});
+  if (!check.ok()) return check.error();
+  base.x = x.untyped_data();
+  base.ids = static_cast<const int32_t*>(topk_ids.untyped_data());
+  base.weights = static_cast<const float*>(topk_weights.untyped_data());
+  base.y = y->untyped_data();
+  MLA_KERNEL(ExpertMlpQuantized, ExpertMlpQuantizedArgs)(args, PoolExecutor(pool));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace mla
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_quantized_v1, mla::ExpertMlpQuantizedCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("gate_up_code")
+                                  .Attr<int64_t>("gate_up_block_n")
+                                  .Attr<int64_t>("gate_up_block_k")
+                                  .Attr<int64_t>("down_code")
+                                  .Attr<int64_t>("down_block_n")
+                                  .Attr<int64_t>("down_block_k")
+                                  .Ret<xla::ffi::AnyBuffer>());

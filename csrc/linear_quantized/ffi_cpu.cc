@@ -1,0 +1,77 @@
+// FFI binding of mla_jax.linear_quantized.v1 and mla_jax.linear_quantized_bias.v1.
+#include "common/ffi_checks.h"
+#include "common/parallel_for.h"
+#include "common/quantized_ffi.h"
+#include "linear_quantized/cpu_kernel.h"
+#include "python/handlers.h"
+
+namespace mla {
+namespace {
+
+ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+                ffi::AnyBuffer scale, const ffi::AnyBuffer* bias, int64_t code, int64_t block_n,
+                int64_t block_k, ffi::AnyBuffer y) {
+  Checker check(op);
+  LinearQuantizedArgs args = {};
+  int64_t stack = 1;
+  args.w = QuantizedArgument(&check, "data", data, scale, code, block_n, block_k, &stack);
+  args.x_type = check.Type("x", x, {DType::kF32, DType::kBF16});
+  args.y_type = check.Type("y", y, {DType::kF32, DType::kBF16});
+  check.Require(stack == 1, "data", "one matrix", "shape " + ShapeText(data.dimensions()));
+  args.m = Dim(x, 0);
+  check.Shape("x", x, {kAny, args.w.k});
+  check.Shape("y", y, {args.m, args.w.n});
+  check.Require(args.x_type == DType::kBF16 || args.y_type == DType::kF32, "y",
+                "float32 (x is float32)", "bfloat16");
+  if (bias != nullptr) {
+    args.bias_type = check.Type("bias", *bias, {DType::kF32, DType::kBF16});
+    check.Shape("bias", *bias, {args.w.n});
+    args.bias = bias->untyped_data();
+  }
+  if (!check.ok()) return check.error();
+  args.x = x.untyped_data();
+  args.y = y.untyped_data();
+  MLA_KERNEL(LinearQuantized, LinearQuantizedArgs)(args, PoolExecutor(pool));
+  return ffi::Error::Success();
+}
+
+ffi::Error LinearQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+                               ffi::AnyBuffer scale, int64_t code, int64_t block_n, int64_t block_k,
+                               ffi::Result<ffi::AnyBuffer> y) {
+  return Call("mla_jax.linear_quantized", pool, x, data, scale, nullptr, code, block_n, block_k,
+              *y);
+}
+
+ffi::Error LinearQuantizedBiasCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+                                   ffi::AnyBuffer scale, ffi::AnyBuffer bias, int64_t code,
+                                   int64_t block_n, int64_t block_k,
+                                   ffi::Result<ffi::AnyBuffer> y) {
+  return Call("mla_jax.linear_quantized_bias", pool, x, data, scale, &bias, code, block_n, block_k,
+              *y);
+}
+
+}  // namespace
+}  // namespace mla
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_v1, mla::LinearQuantizedCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("code")
+                                  .Attr<int64_t>("block_n")
+                                  .Attr<int64_t>("block_k")
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_bias_v1, mla::LinearQuantizedBiasCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("code")
+                                  .Attr<int64_t>("block_n")
+                                  .Attr<int64_t>("block_k")
+                                  .Ret<xla::ffi::AnyBuffer>());

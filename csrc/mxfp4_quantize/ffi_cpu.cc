@@ -1,0 +1,48 @@
+// FFI binding of mla_jax.mxfp4_quantize.v1.
+#include "common/ffi_checks.h"
+#include "common/parallel_for.h"
+#include "mxfp4_quantize/cpu_kernel.h"
+#include "python/handlers.h"
+
+namespace mla {
+namespace {
+
+ffi::Error Mxfp4QuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t rounding,
+                             ffi::Result<ffi::AnyBuffer> data, ffi::Result<ffi::AnyBuffer> scale) {
+  Checker check("mla_jax.mxfp4_quantize");
+  Mxfp4QuantizeArgs args = {};
+  args.x_type = check.Type("x", x, {DType::kF32, DType::kBF16});
+  check.Type("data", *data, {DType::kU8});
+  check.Type("scale", *scale, {DType::kU8});
+  const auto dims = x.dimensions();
+  args.k = dims.size() == 0 ? 0 : dims.back();
+  check.Require(args.k > 0 && args.k % 2 == 0, "x", "(..., K) with K even and positive",
+                ShapeText(dims));
+  check.Require(rounding >= 0 && rounding <= 3, "rounding", "0 to 3", std::to_string(rounding));
+  if (!check.ok()) return check.error();
+  args.rows = static_cast<int64_t>(x.element_count()) / args.k;
+  const int64_t groups = (args.k + 31) / 32;
+  check.Require(static_cast<int64_t>(data->element_count()) == args.rows * args.k / 2, "data",
+                std::to_string(args.rows * args.k / 2) + " elements",
+                ShapeText(data->dimensions()));
+  check.Require(static_cast<int64_t>(scale->element_count()) == args.rows * groups, "scale",
+                std::to_string(args.rows * groups) + " elements", ShapeText(scale->dimensions()));
+  if (!check.ok()) return check.error();
+  args.x = x.untyped_data();
+  args.data = static_cast<uint8_t*>(data->untyped_data());
+  args.scale = static_cast<uint8_t*>(scale->untyped_data());
+  args.rounding = rounding;
+  MLA_KERNEL(Mxfp4QuantizeRows, Mxfp4QuantizeArgs)(args, PoolExecutor(pool));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace mla
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mxfp4_quantize_v1, mla::Mxfp4QuantizeCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("rounding")
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());

@@ -1,0 +1,75 @@
+"""`expert_mlp_quantized`: `expert_mlp` over quantised experts, of which only the chosen are read."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize
+
+TARGET = "mla_jax.expert_mlp_quantized.v1"
+
+Layout = tuple[Container, tuple[int, int]]
+"""Container and block of one weight."""
+
+
+def _abstract(x: jax.Array, *_: jax.Array, **__: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+
+
+def _reference(
+    x: jax.Array,
+    gate_up: jax.Array,
+    gate_up_scale: jax.Array,
+    down: jax.Array,
+    down_scale: jax.Array,
+    topk_ids: jax.Array,
+    topk_weights: jax.Array,
+    *,
+    gate_up_layout: Layout,
+    down_layout: Layout,
+) -> Arrays:
+    wide = x.astype(jnp.float32)
+
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
+
+    def add_expert(total: jax.Array, expert: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        # One expert is dequantised at a time: all of them would be eight times the checkpoint.
+        number, *parts = expert
+        both = dot(wide, dequantize(QuantizedTensor(parts[0], parts[1], *gate_up_layout)))
+        down_e = dequantize(QuantizedTensor(parts[2], parts[3], *down_layout))
+        width = down_e.shape[1]
+        hidden = (jax.nn.silu(both[:, :width]) * both[:, width:]).astype(x.dtype).astype(jnp.float32)
+        weight = jnp.sum(jnp.where(topk_ids == number, topk_weights, jnp.float32(0)), axis=1)
+        # Unchosen tokens are dropped by selection, not by a zero weight, so that their NaN cannot leak.
+        chosen = jnp.any(topk_ids == number, axis=1)[:, None]
+        return total + jnp.where(chosen, weight[:, None] * dot(hidden, down_e), jnp.float32(0)), None
+
+    arrays = (gate_up, gate_up_scale, down, down_scale)
+    numbers = jnp.arange(gate_up.shape[0], dtype=jnp.int32)
+    start = varying_like(jnp.zeros(x.shape, jnp.float32), x, *arrays, topk_ids, topk_weights)
+    total, _ = jax.lax.scan(add_expert, start, (numbers, *arrays))
+    return (total.astype(x.dtype),)
+
+
+def _native(x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+    attributes = {}
+    for name, (container, block) in (("gate_up", gate_up_layout), ("down", down_layout)):
+        attributes[f"{name}_code"] = np.int64(CODES[container])
+        attributes[f"{name}_block_n"] = np.int64(block[0])
+        attributes[f"{name}_block_k"] = np.int64(block[1])
+    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return (call(x, *rest, **attributes),)
+
+
+EXPERT_MLP_QUANTIZED: Op = Op(
+    "mla_jax.expert_mlp_quantized",
+    targets=(TARGET,),
+    abstract=_abstract,
+    reference=_reference,
+    native=_native,
+    batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
+)

@@ -1,0 +1,87 @@
+"""`linear_quantized`: x (M,K) times a quantised weight (N,K); what `linear` calls for a `QuantizedTensor`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize
+
+TARGET = "mla_jax.linear_quantized.v1"
+TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
+
+
+def _tensor(
+    data: jax.Array, scale: jax.Array, container: Container, block: tuple[int, int]
+) -> QuantizedTensor:
+    return QuantizedTensor(data, scale, container, block)
+
+
+def _rows(data: jax.Array) -> int:
+    return int(data.shape[-2])
+
+
+def _abstract(
+    x: jax.Array, data: jax.Array, *_: jax.Array, out_dtype: str, **__: Any
+) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((x.shape[0], _rows(data)), out_dtype)]
+
+
+def _reference(
+    x: jax.Array,
+    data: jax.Array,
+    scale: jax.Array,
+    *bias: jax.Array,
+    out_dtype: str,
+    container: Container,
+    block: tuple[int, int],
+) -> Arrays:
+    y = jax.lax.dot_general(
+        x.astype(jnp.float32),
+        dequantize(_tensor(data, scale, container, block)),
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    if bias:
+        y = y + bias[0].astype(jnp.float32)[None, :]
+    return (y.astype(out_dtype),)
+
+
+def _native(
+    x: jax.Array,
+    data: jax.Array,
+    scale: jax.Array,
+    *bias: jax.Array,
+    out_dtype: str,
+    container: Container,
+    block: tuple[int, int],
+) -> Arrays:
+    result = jax.ShapeDtypeStruct((x.shape[0], _rows(data)), out_dtype)
+    call = jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)
+    attributes = {
+        "code": np.int64(CODES[container]),
+        "block_n": np.int64(block[0]),
+        "block_k": np.int64(block[1]),
+    }
+    return (call(x, data, scale, *bias, **attributes),)
+
+
+def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
+    x, *rest = arrays
+    if batched[0] and not any(batched[1:]):
+        y = LINEAR_QUANTIZED(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *rest, **static)[0]
+        return (y.reshape(*x.shape[:2], y.shape[1]),)
+    return map_rows(LINEAR_QUANTIZED, arrays, batched, static)
+
+
+LINEAR_QUANTIZED: Op = Op(
+    "mla_jax.linear_quantized",
+    targets=(TARGET, TARGET_BIAS),
+    abstract=_abstract,
+    reference=_reference,
+    native=_native,
+    batch=_batch,
+)

@@ -1,0 +1,184 @@
+"""`QuantizedTensor`: codes, scales and everything that is needed to read them, as one pytree."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from custom_calls.checks import check_choice, check_dtype
+from custom_calls.element_formats import (
+    MXFP4_GROUP,
+    ROUNDINGS,
+    Rounding,
+    decode_mxfp4,
+    unpack_nibbles,
+)
+from custom_calls.errors import LayoutError, ShapeError
+
+Container = Literal["mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group"]
+CONTAINERS: tuple[Container, ...] = get_args(Container)
+
+CODES: dict[Container, int] = {"mxfp4": 0, "fp8_block": 1, "fp8_channel": 1, "fp8_tensor": 1, "int4_group": 2}
+"""The native kernels' attribute `code`: element format e2m1, e4m3 or int4."""
+
+ScaleLayout = Literal["row_major", "column_major"]
+Packing = Literal["low_nibble_first", "none"]
+
+_SCALE_DTYPES: dict[str, tuple[str, ...]] = {
+    "mxfp4": ("uint8",),
+    "fp8_block": ("float32",),
+    "fp8_channel": ("float32",),
+    "fp8_tensor": ("float32",),
+    "int4_group": ("float32", "bfloat16"),
+}
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["data", "scale"],
+    meta_fields=["container", "block", "rounding", "scale_layout"],
+)
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix (N, K), or a stack (..., N, K) of them, in the checkpoint's own bytes.
+
+    | container   | data                            | scale, row_major                   | block    |
+    |-------------|---------------------------------|------------------------------------|----------|
+    | mxfp4       | uint8 (..., N, K/2), e2m1       | uint8 (..., N, ceil(K/32)), e8m0   | (1, 32)  |
+    | fp8_block   | float8_e4m3fn (..., N, K)       | float32 (..., ceil(N/b), ceil(K/c))| (b, c)   |
+    | fp8_channel | float8_e4m3fn (..., N, K)       | float32 (..., N)                   | (1, 0)   |
+    | fp8_tensor  | float8_e4m3fn (..., N, K)       | float32 (...)                      | (0, 0)   |
+    | int4_group  | uint8 (..., N, K/2), value + 8  | float32 or bfloat16 (..., N, K/g)  | (1, g)   |
+
+    value[n, k] = code[n, k] * scale[n // b, k // c]; last blocks may be ragged. Two codes a byte: the even
+    index is in the low nibble (`packing`).
+
+    Attributes:
+      data, scale: arrays, see the table.
+      container: which row of the table.
+      block: rows and columns that share a scale; 0 is all of them.
+      rounding: rule by which an mxfp4 scale was chosen, or None where a checkpoint does not say.
+      scale_layout: "row_major" as in the table; "column_major" is the transposed array (..., ceil(K/c), N) that
+        GEMMs on AMD GPUs take for activations. Said here, never inferred from shapes or strides.
+
+    Raises:
+      ShapeError, LayoutError: naming the field, expected and got.
+    """
+
+    data: jax.Array
+    scale: jax.Array
+    container: Container
+    block: tuple[int, int] = field(default=(1, MXFP4_GROUP))
+    rounding: Rounding | None = None
+    scale_layout: ScaleLayout = "row_major"
+
+    def __post_init__(self) -> None:
+        # Transformations rebuild pytrees around things that are no arrays (None, axis numbers, shardings).
+        if hasattr(self.data, "dtype") and hasattr(self.scale, "dtype"):
+            _check(self)
+
+    @property
+    def packing(self) -> Packing:
+        return "low_nibble_first" if self.container in ("mxfp4", "int4_group") else "none"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values, (..., N, K)."""
+        per_byte = 2 if self.packing == "low_nibble_first" else 1
+        return (*self.data.shape[:-1], self.data.shape[-1] * per_byte)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of data and scale together."""
+        return int(self.data.nbytes + self.scale.nbytes)
+
+
+def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> jax.Array:
+    """The values, (..., N, K): exact products of code and scale, rounded to float32, then to `dtype`."""
+    check_dtype("dequantize", "dtype", jax.ShapeDtypeStruct((), dtype), ("float32", "bfloat16"))
+    *_, rows, columns = tensor.shape if tensor.ndim > 1 else (1, *tensor.shape)
+    scale = tensor.scale
+    if tensor.scale_layout == "column_major":
+        scale = jnp.swapaxes(scale, -1, -2)
+    if tensor.container == "fp8_channel":
+        scale = scale[..., None]
+    elif tensor.container == "fp8_tensor":
+        scale = scale[..., None, None]
+    high, wide = tensor.block[0] or rows, tensor.block[1] or columns
+    if high > 1:
+        scale = jnp.repeat(scale, high, axis=-2)[..., :rows, :]
+    scale = jnp.repeat(scale, wide, axis=-1)[..., :columns]
+    if tensor.container == "mxfp4":
+        return decode_mxfp4(unpack_nibbles(tensor.data), scale).astype(dtype)
+    if tensor.container == "int4_group":
+        codes = unpack_nibbles(tensor.data).astype(jnp.float32) - np.float32(8)
+    else:
+        codes = tensor.data.astype(jnp.float32)
+    return (codes * scale.astype(jnp.float32)).astype(dtype)
+
+
+def scale_shape(container: Container, shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of the row-major scales of values (..., N, K)."""
+    if container == "fp8_tensor":
+        return shape[:-2]
+    if container == "fp8_channel":
+        return shape[:-1]
+    lead = shape[:-1] if block[0] == 1 else (*shape[:-2], -(-shape[-2] // block[0]))
+    return (*lead, -(-shape[-1] // block[1]))
+
+
+def check_weight(op: str, name: str, weight: QuantizedTensor) -> None:
+    """A quantised weight that the kernels can read: row-major scales, K a multiple of an MXFP4 group."""
+    if weight.scale_layout != "row_major":
+        raise LayoutError(
+            f"{op}: argument '{name}': expected row_major scales, got {weight.scale_layout}: only activations "
+            "may have column_major ones"
+        )
+    if weight.container == "mxfp4" and weight.shape[-1] % MXFP4_GROUP:
+        raise ShapeError(
+            f"{op}: argument '{name}': expected K to be a multiple of {MXFP4_GROUP} for MXFP4, got {weight.shape[-1]}"
+        )
+
+
+def _check(tensor: QuantizedTensor) -> None:
+    name, block = "QuantizedTensor", tensor.block
+    check_choice(name, "container", tensor.container, CONTAINERS)
+    check_choice(name, "scale_layout", tensor.scale_layout, get_args(ScaleLayout))
+    if tensor.rounding is not None:
+        check_choice(name, "rounding", tensor.rounding, ROUNDINGS)
+    data_dtype = "uint8" if tensor.packing == "low_nibble_first" else "float8_e4m3fn"
+    check_dtype(name, "data", tensor.data, (data_dtype,))
+    check_dtype(name, "scale", tensor.scale, _SCALE_DTYPES[tensor.container])
+    allowed = {
+        "mxfp4": block == (1, MXFP4_GROUP),
+        "fp8_block": block[0] >= 1 and block[1] >= 1,
+        "fp8_channel": block == (1, 0),
+        "fp8_tensor": block == (0, 0),
+        "int4_group": block[0] == 1 and block[1] >= 2,
+    }
+    if not allowed[tensor.container]:
+        raise LayoutError(f"{name}: field 'block': {block} is not one of container {tensor.container!r}")
+    least = 1 if block[0] == 1 else 2
+    if tensor.data.ndim < least:
+        raise ShapeError(
+            f"{name}: field 'data': expected at least {least} dimensions, got shape {tensor.data.shape}"
+        )
+    expected = scale_shape(tensor.container, tensor.shape, block)
+    if tensor.scale_layout == "column_major":
+        if len(expected) < 2 or tensor.container in ("fp8_channel", "fp8_tensor"):
+            raise LayoutError(
+                f"{name}: field 'scale_layout': {tensor.container!r} has no column-major scales"
+            )
+        expected = (*expected[:-2], expected[-1], expected[-2])
+    if tuple(tensor.scale.shape) != expected:
+        raise ShapeError(
+            f"{name}: field 'scale': expected shape {expected} for values {tensor.shape} in blocks of {block}, "
+            f"got {tuple(tensor.scale.shape)}"
+        )
