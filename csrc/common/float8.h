@@ -32,7 +32,7 @@ inline uint8_t EncodeF8(float x) {
 // Decodes kLanes codes to bf16, which holds every e4m3 value exactly. No step works on a
 // subnormal, because the thread may run with those flushed to zero.
 MLA_INLINE vh DecodeF8ToBf16(vb codes) {
-  const vh c = __builtin_convertvector(codes, vh);
+  const vh c = WidenBytes(codes);
   const vh magnitude = c & 0x7f;
   const vh sign = (c & 0x80) << 8;
   const vh normal = (magnitude << 4) + (120 << 7);

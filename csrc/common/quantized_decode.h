@@ -23,7 +23,7 @@ alignas(32) constexpr uint16_t kInt4Values[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0
 MLA_INLINE __m512i Lookup32(const uint8_t* src, __m512i table) {
   vb bytes;
   __builtin_memcpy(&bytes, src, sizeof(bytes));
-  const vu wide = __builtin_convertvector(bytes, vu);
+  const vu wide = WidenBytesTo32(bytes);
   // The low nibble of a byte indexes the lower half of its 32 bits, the high one the upper half.
   const vu index = (wide | (wide << 12)) & 0x000f000fu;
   return _mm512_maskz_permutexvar_epi16(~0u, (__m512i)index, table);
@@ -32,7 +32,7 @@ MLA_INLINE __m512i Lookup32(const uint8_t* src, __m512i table) {
 MLA_INLINE __m512i Table16(const uint16_t* table) {
   __m256i row;
   __builtin_memcpy(&row, table, sizeof(row));
-  return _mm512_zextsi256_si512(row);
+  return _mm512_maskz_inserti64x4(~0, _mm512_setzero_si512(), row, 0);
 }
 #endif
 
@@ -49,11 +49,20 @@ inline void LookupRow(const uint8_t* src, int64_t n, const uint16_t* table, bf16
   }
 }
 
-inline float ScaleAt(const QuantizedMatrix& m, int64_t row, int64_t group) {
-  const int64_t at = row / m.block_n * m.ScaleCols() + group;
-  if (m.scale_type == DType::kF32) return static_cast<const float*>(m.scale)[at];
-  return ToFloat(static_cast<const bf16*>(m.scale)[at]);
-}
+// The f32 scales of one row's blocks.
+struct RowScales {
+  const char* at;
+  bool f32;
+
+  RowScales() = default;
+  RowScales(const QuantizedMatrix& m, int64_t row)
+      : at(static_cast<const char*>(m.scale) + row / m.block_n * m.ScaleCols() * m.ScaleBytes()),
+        f32(m.scale_type == DType::kF32) {}
+  float operator[](int64_t block) const {
+    return f32 ? reinterpret_cast<const float*>(at)[block]
+               : ToFloat(reinterpret_cast<const bf16*>(at)[block]);
+  }
+};
 
 // Values of MXFP4, codes of the others.
 inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* dst) {
@@ -74,9 +83,11 @@ inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* dst) {
 // Values, rounded once to f32. `work`: k elements.
 inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* work, float* dst) {
   DecodeRow(m, row, work);
-  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k) {
+  const RowScales scales(m, row);
+  int64_t block = 0;
+  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k, ++block) {
     const int64_t n = Min(m.block_k, m.k - k0);
-    const float scale = m.code == Code::kE2M1 ? 1.0f : ScaleAt(m, row, k0 / m.block_k);
+    const float scale = m.code == Code::kE2M1 ? 1.0f : scales[block];
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) Store(dst + k0 + i, Load(work + k0 + i) * scale);
     for (; i < n; ++i) dst[k0 + i] = ToFloat(work[k0 + i]) * scale;

@@ -30,7 +30,8 @@ inline __attribute__((noinline)) void ScaledTile(const X* const* x, const bf16* 
                                                  const float* const* scale, int64_t k,
                                                  int64_t block, float* out) {
   vf acc[M * N] = {};
-  for (int64_t k0 = 0; k0 < k; k0 += block) {
+  int64_t g = 0;
+  for (int64_t k0 = 0; k0 < k; k0 += block, ++g) {
     vf part[M * N] = {};
     const X* xs[M];
     const bf16* ws[N];
@@ -40,7 +41,7 @@ inline __attribute__((noinline)) void ScaledTile(const X* const* x, const bf16* 
     for (int n = 0; n < N; ++n) ws[n] = w[n] + k0;
     DotAccumulate<M, N>(xs, ws, Min(block, k - k0), part);
     MLA_UNROLL
-    for (int i = 0; i < M * N; ++i) acc[i] += part[i] * scale[i % N][k0 / block];
+    for (int i = 0; i < M * N; ++i) acc[i] += part[i] * scale[i % N][g];
   }
   for (int i = 0; i < M * N; ++i) out[i] = LaneSum(acc[i]);
 }
@@ -81,8 +82,9 @@ MLA_INLINE __m512i DecodeF8Pairs(const uint8_t* src) {
   vb low, high;
   __builtin_memcpy(&low, src, sizeof(low));
   __builtin_memcpy(&high, src + kLanes, sizeof(high));
-  return _mm512_inserti64x4(_mm512_zextsi256_si512((__m256i)DecodeF8ToBf16(low)),
-                            (__m256i)DecodeF8ToBf16(high), 1);
+  const __m512i half =
+      _mm512_maskz_inserti64x4(~0, _mm512_setzero_si512(), (__m256i)DecodeF8ToBf16(low), 0);
+  return _mm512_maskz_inserti64x4(~0, half, (__m256i)DecodeF8ToBf16(high), 1);
 }
 
 // Decodes in registers: codes with f32 scales, block a multiple of 32 or all of k.
@@ -92,8 +94,13 @@ inline __attribute__((noinline)) void CodesTile(const bf16* const* x, const Quan
   vf acc[M * N] = {};
   const __m512i table = Table16(kInt4Values);
   const uint8_t* data[N];
-  for (int n = 0; n < N; ++n) data[n] = m.data + row[n] * m.RowBytes();
-  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k) {
+  RowScales scales[N];
+  for (int n = 0; n < N; ++n) {
+    data[n] = m.data + row[n] * m.RowBytes();
+    scales[n] = RowScales(m, row[n]);
+  }
+  int64_t block = 0;
+  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k, ++block) {
     vf part[M * N] = {};
     const int64_t end = Min(m.k, k0 + m.block_k);
     for (int64_t i = k0; i < end; i += 32) {
@@ -122,7 +129,7 @@ inline __attribute__((noinline)) void CodesTile(const bf16* const* x, const Quan
     }
     MLA_UNROLL
     for (int n = 0; n < N; ++n) {
-      const float scale = ScaleAt(m, row[n], k0 / m.block_k);
+      const float scale = scales[n][block];
       MLA_UNROLL
       for (int j = 0; j < M; ++j) acc[j * N + n] += part[j * N + n] * scale;
     }
@@ -215,9 +222,8 @@ inline void QuantizedDotBlock(const bf16* const* x, int64_t rows, const Quantize
       DecodeRow(m, n0 + p0 + j, values + j * m.k);
       w[j] = values + j * m.k;
       s[j] = scales + j * blocks;
-      for (int64_t g = 0; scaled && g < blocks; ++g) {
-        scales[j * blocks + g] = ScaleAt(m, n0 + p0 + j, g);
-      }
+      const RowScales from(m, n0 + p0 + j);
+      for (int64_t g = 0; scaled && g < blocks; ++g) scales[j * blocks + g] = from[g];
     }
     if (!scaled) {
       DotBlock(x, rows, w, count, m.k,

@@ -9,7 +9,7 @@
 
 #include "common/dtype.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -53,6 +53,24 @@ MLA_INLINE vf Load(const float* p) {
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
+
+// Bytes to wider lanes. Spelled out where the compiler would take them apart one by one.
+MLA_INLINE vh WidenBytes(vb b) {
+#if defined(__AVX512F__)
+  return (vh)_mm256_cvtepu8_epi16((__m128i)b);
+#elif defined(__AVX2__)
+  __m128i bytes = _mm_setzero_si128();
+  __builtin_memcpy(&bytes, &b, sizeof(b));
+  return (vh)_mm_cvtepu8_epi16(bytes);
+#else
+  return __builtin_convertvector(b, vh);
+#endif
+}
+#if defined(__AVX512F__)
+MLA_INLINE vu WidenBytesTo32(vb b) {
+  return (vu)_mm512_maskz_cvtepu8_epi32(static_cast<__mmask16>(~0u), (__m128i)b);
+}
+#endif
 
 MLA_INLINE vf Widen(vh h) { return FromBits(__builtin_convertvector(h, vu) << 16); }
 
