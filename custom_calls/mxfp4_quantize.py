@@ -91,5 +91,5 @@ MXFP4_QUANTIZE: Op = Op(
     reference=_reference,
     native=_native,
     batch=lambda arrays, batched, static: map_rows(MXFP4_QUANTIZE, arrays, batched, static),
-    not_differentiable="rounding to codes has no useful derivative",
+    not_differentiable="its rounding to codes has no useful derivative",
 )

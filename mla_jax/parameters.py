@@ -6,13 +6,15 @@ weight cannot exist in one of them and be missing in another.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from custom_calls.quantized_tensor import QuantizedTensor
 from mla_jax.config import ModelConfig
+from mla_jax.quant import Storage, abstract_tensor, random_tensor
 
 Tree = dict[str, Any]
 """Nested parameters: dicts by name, lists by layer number, leaves at the end."""
@@ -41,6 +43,8 @@ class ParamInfo:
       sources: the checkpoint tensors that fill it.
       init: initialiser of random weights.
       dtype: the dtype's name, or None for the model's compute dtype.
+      quantizable: a weight of `linear`, `absorb` or `expert_mlp`, which may be a `QuantizedTensor`.
+      storage: how it is quantised, or None for a plain array.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +52,8 @@ class ParamInfo:
     sources: tuple[Source, ...]
     init: Literal["normal", "ones", "zeros"] = "normal"
     dtype: str | None = None
+    quantizable: bool = False
+    storage: Storage | None = None
 
 
 def parameter_table(config: ModelConfig) -> Tree:
@@ -66,8 +72,7 @@ def parameter_table(config: ModelConfig) -> Tree:
         }
     }
     if not config.tie_word_embeddings:
-        head = f"{config.tensor_prefix}lm_head.weight"
-        table["lm_head"] = {"weight": _leaf(head, (vocab, hidden), ("vocab", "embed"))}
+        table["lm_head"] = _linear(f"{config.tensor_prefix}lm_head", vocab, hidden, ("vocab", "embed"))
     return table
 
 
@@ -76,13 +81,30 @@ def map_table(function: Callable[[ParamInfo], Any], table: Tree) -> Tree:
     return jax.tree.map(function, table, is_leaf=lambda node: isinstance(node, ParamInfo))
 
 
+def with_storage(table: Tree, choose: Callable[[ParamInfo], Storage | None]) -> Tree:
+    """The table with `choose(info)` as the storage of every quantisable parameter."""
+    return map_table(
+        lambda info: replace(info, storage=choose(info)) if info.quantizable else info,
+        table,
+    )
+
+
 def abstract_parameters(table: Tree, dtype: str) -> Tree:
     """`jax.ShapeDtypeStruct`s of the parameters, to plan and compile without data."""
-    return map_table(lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype or dtype), table)
+
+    def leaf(info: ParamInfo) -> jax.ShapeDtypeStruct | QuantizedTensor:
+        if info.storage is not None:
+            return abstract_tensor(info.storage, info.shape)
+        return jax.ShapeDtypeStruct(info.shape, info.dtype or dtype)
+
+    return map_table(leaf, table)
 
 
 def random_parameters(table: Tree, key: jax.Array, dtype: str, scale: float = 1.0) -> Tree:
     """Random weights: normal with standard deviation scale / sqrt(fan in), ones for norms.
+
+    Quantised parameters get random codes and one scale that gives them the same deviation, without ever
+    being floating-point numbers.
 
     Args:
       table: of `parameter_table`, or a part of it.
@@ -92,8 +114,10 @@ def random_parameters(table: Tree, key: jax.Array, dtype: str, scale: float = 1.
     """
     infos, structure = jax.tree.flatten(table, is_leaf=lambda node: isinstance(node, ParamInfo))
 
-    def draw(info: ParamInfo, one: jax.Array) -> jax.Array:
+    def draw(info: ParamInfo, one: jax.Array) -> jax.Array | QuantizedTensor:
         kind = jnp.dtype(info.dtype or dtype)
+        if info.storage is not None:
+            return random_tensor(info.storage, info.shape, one, scale / math.sqrt(info.shape[-1]))
         if info.init == "ones":
             return jnp.ones(info.shape, kind)
         if info.init == "zeros":
@@ -170,9 +194,14 @@ def _moe(config: ModelConfig, prefix: str) -> Tree:
         "gate": gate,
         "experts": {
             "gate_up_proj": ParamInfo(
-                (experts, 2 * width, hidden), ("expert", "mlp", "embed"), tuple(gate_up)
+                (experts, 2 * width, hidden),
+                ("expert", "mlp", "embed"),
+                tuple(gate_up),
+                quantizable=True,
             ),
-            "down_proj": ParamInfo((experts, hidden, width), ("expert", "embed", "mlp"), tuple(down)),
+            "down_proj": ParamInfo(
+                (experts, hidden, width), ("expert", "embed", "mlp"), tuple(down), quantizable=True
+            ),
         },
     }
     if config.n_shared_experts:
@@ -190,7 +219,7 @@ def _norm(name: str, width: int) -> Tree:
 
 
 def _linear(name: str, out: int, into: int, axes: tuple[str, str], bias: bool = False) -> Tree:
-    table: Tree = {"weight": _leaf(f"{name}.weight", (out, into), axes)}
+    table: Tree = {"weight": replace(_leaf(f"{name}.weight", (out, into), axes), quantizable=True)}
     if bias:
         table["bias"] = ParamInfo((out,), (axes[0],), (Source(f"{name}.bias"),), "zeros")
     return table

@@ -7,16 +7,18 @@ beyond the weights themselves at most one more tensor is in memory.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from mla_jax.checkpoints.index import TensorIndex
-from mla_jax.checkpoints.progress import ByteProgress
 from mla_jax.errors import CheckpointError, shown
+from mla_jax.progress import ByteProgress
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
+E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 CHUNK_BYTES = 8 << 20
 _ALIGNMENT = 64
 _MOST_NAMED = 20
@@ -26,26 +28,42 @@ _MOST_NAMED = 20
 class Piece:
     """A checkpoint tensor and the part of its target that it fills.
 
-    index: leading coordinates of the target; rows: (start, stop) of the axis after them, or None for all.
+    Attributes:
+      name: of the tensor.
+      index: leading coordinates of the target.
+      rows: (start, stop) of the axis after them, or None for all.
+      shapes: shapes that the tensor may have where that is not the part's own: other spellings of the same
+        elements in the same order.
+      repeat: how many rows of the target each stored row fills; the last one may fill fewer.
     """
 
     name: str
     index: tuple[int, ...] = ()
     rows: tuple[int, int] | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    repeat: int = 1
 
-    def shape_in(self, target: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the checkpoint tensor must have."""
+    def shapes_in(self, target: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The shapes that the checkpoint tensor may have."""
+        if self.shapes is not None:
+            return self.shapes
         rest = target[len(self.index) :]
-        return rest if self.rows is None else (self.rows[1] - self.rows[0], *rest[1:])
+        return (rest if self.rows is None else (self.rows[1] - self.rows[0], *rest[1:]),)
 
 
 @dataclass(frozen=True)
 class Target:
-    """An array to be made: shape, dtype name, and the pieces that fill it completely."""
+    """An array to be made: shape, dtype name, and the pieces that fill it completely.
+
+    stored: the dtypes that the pieces may have in the file; raw: their bytes are taken as they are, whatever
+    the dtype is called, instead of being converted.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     pieces: tuple[Piece, ...]
+    stored: tuple[str, ...] = FLOAT_DTYPES
+    raw: bool = False
 
 
 def check(index: TensorIndex, targets: Sequence[Target], ignore: Callable[[str], str | None]) -> None:
@@ -59,24 +77,28 @@ def check(index: TensorIndex, targets: Sequence[Target], ignore: Callable[[str],
     Raises:
       CheckpointError: everything missing, unknown, misshapen or of an unusable dtype, in one message.
     """
-    needed = {piece.name: piece.shape_in(target.shape) for target in targets for piece in target.pieces}
-    missing = [f"{name} {shape}" for name, shape in needed.items() if name not in index]
+    needed = {
+        piece.name: (piece.shapes_in(target.shape), target.stored)
+        for target in targets
+        for piece in target.pieces
+    }
+    missing = [f"{name} {shapes[0]}" for name, (shapes, _) in needed.items() if name not in index]
     unknown = [name for name in index.names() if name not in needed and ignore(name) is None]
     misshapen, unusable = [], []
-    for name, shape in needed.items():
+    for name, (shapes, dtypes) in needed.items():
         if name in index:
             info = index.info(name)
-            if info.shape != shape:
-                misshapen.append(f"{name}: expected {shape}, got {info.shape}")
-            if info.dtype not in FLOAT_DTYPES:
-                unusable.append(f"{name}: expected {', '.join(FLOAT_DTYPES)}, got {info.dtype}")
+            if info.shape not in shapes:
+                misshapen.append(f"{name}: expected {' or '.join(map(str, shapes))}, got {info.shape}")
+            if info.dtype not in dtypes:
+                unusable.append(f"{name}: expected {', '.join(dtypes)}, got {info.dtype}")
     problems = [
         f"{len(found)} {kind}: {_list(found)}"
         for kind, found in (
             ("tensors are missing", missing),
             ("tensors are not part of the model", unknown),
             ("tensors have another shape", misshapen),
-            ("tensors have another dtype (quantised containers are not supported yet)", unusable),
+            ("tensors have another dtype", unusable),
         )
         if found
     ]
@@ -106,17 +128,36 @@ def stream(
         for target in targets:
             array = _aligned(target.shape, np.dtype(jnp.dtype(target.dtype)))
             for piece in target.pieces:
-                part = array[piece.index] if piece.index else array
-                _fill(index, piece.name, part if piece.rows is None else part[slice(*piece.rows)])
+                part = array[(*piece.index, ...)]
+                part = part if piece.rows is None else part[slice(*piece.rows)]
+                _fill(index, piece, part, target.raw)
                 bar.advance(index.info(piece.name).nbytes)
             yield array
 
 
-def _fill(index: TensorIndex, name: str, out: np.ndarray) -> None:
+def _fill(index: TensorIndex, piece: Piece, out: np.ndarray, raw: bool) -> None:
     """`out` is a whole number of leading slices of its target and so C-contiguous."""
+    file, info = index.file(piece.name), index.info(piece.name)
+    if raw:
+        file.read_elements(piece.name, 0, out.reshape(-1).view(np.uint8))
+    elif piece.repeat > 1:
+        rows = -(-out.shape[0] // piece.repeat)
+        stored = np.empty((rows, *out.shape[1:]), out.dtype)
+        _fill(index, replace(piece, repeat=1), stored, raw)
+        np.copyto(out, np.repeat(stored, piece.repeat, axis=0)[: out.shape[0]])
+    elif info.dtype == "U8":
+        # e8m0 scales under the name of their bytes.
+        codes = np.empty(out.size, np.uint8)
+        file.read_elements(piece.name, 0, codes)
+        np.copyto(out, codes.view(E8M0).reshape(out.shape), casting="unsafe")
+    else:
+        _convert(index, piece.name, out)
+
+
+def _convert(index: TensorIndex, name: str, out: np.ndarray) -> None:
     file, info = index.file(name), index.info(name)
     if info.numpy_dtype == out.dtype:
-        file.read_into(name, out)
+        file.read_elements(name, 0, out)
         return
     assert info.numpy_dtype is not None, "checked: a float dtype"
     flat = out.reshape(-1)

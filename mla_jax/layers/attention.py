@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from custom_calls.absorb import absorb
 from custom_calls.mla_attention import Keys
+from custom_calls.quantized_tensor import QuantizedTensor
 from custom_calls.registry import Kernels
 from mla_jax.cache import LatentCache
 from mla_jax.config import ModelConfig
@@ -127,11 +128,15 @@ class MLAAttention(nnx.Module):
         width = config.qk_nope_head_dim + config.qk_rope_head_dim
         return flat.reshape(x.shape[0], config.num_attention_heads, width)
 
-    def _kv_b(self) -> jax.Array:
-        """kv_b_proj per head: (heads, nope key rows then v value rows, kv_lora_rank); a free reshape."""
-        config = self.config
+    def _kv_b(self) -> jax.Array | QuantizedTensor:
+        """kv_b_proj as `absorb` takes it: per head (heads, nope key rows then v value rows, kv_lora_rank), a
+        free reshape; a quantised one as it is, because its blocks may span heads.
+        """
+        config, weight = self.config, self.kv_b_proj.weight.get_value()
+        if isinstance(weight, QuantizedTensor):
+            return weight
         rows = config.qk_nope_head_dim + config.v_head_dim
-        return self.kv_b_proj.weight[...].reshape(config.num_attention_heads, rows, config.kv_lora_rank)
+        return weight.reshape(config.num_attention_heads, rows, config.kv_lora_rank)
 
     def _absorbed(
         self, appended: Appended, meta: AttentionMetadata, keys: Keys

@@ -14,7 +14,7 @@ from custom_calls.rmsnorm import rmsnorm, rmsnorm_residual
 
 
 class Linear(nnx.Module):
-    """y = x weight^T (+ bias) with `weight` (out, in)."""
+    """y = x weight^T (+ bias) with `weight` (out, in), an array or a `QuantizedTensor`."""
 
     def __init__(self, params: Mapping[str, Any], *, kernels: Kernels = "auto") -> None:
         self.weight = nnx.Param(params["weight"])
@@ -25,7 +25,7 @@ class Linear(nnx.Module):
         self, x: Float[Array, "tokens in"], out_dtype: str | None = None
     ) -> Float[Array, "tokens out"]:
         bias = None if self.bias is None else self.bias[...]
-        return linear(x, self.weight[...], bias, out_dtype=out_dtype, kernels=self.kernels)
+        return linear(x, self.weight.get_value(), bias, out_dtype=out_dtype, kernels=self.kernels)
 
 
 class RMSNorm(nnx.Module):

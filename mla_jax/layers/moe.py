@@ -77,7 +77,10 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Stacked expert weights: gate_up_proj (experts, 2 width, hidden), down_proj (experts, hidden, width)."""
+    """Stacked expert weights: gate_up_proj (experts, 2 width, hidden), down_proj (experts, hidden, width).
+
+    Both arrays, or both `QuantizedTensor`s.
+    """
 
     def __init__(self, params: Mapping[str, Any], *, kernels: Kernels = "auto") -> None:
         self.gate_up_proj = nnx.Param(params["gate_up_proj"])
@@ -90,7 +93,7 @@ class Experts(nnx.Module):
         ids: Int[Array, "tokens k"],
         weights: Float[Array, "tokens k"],
     ) -> Float[Array, "tokens hidden"]:
-        gate_up, down = self.gate_up_proj[...], self.down_proj[...]
+        gate_up, down = self.gate_up_proj.get_value(), self.down_proj.get_value()
         return expert_mlp(x, gate_up, down, ids, weights, kernels=self.kernels)
 
 

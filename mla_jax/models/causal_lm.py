@@ -13,7 +13,7 @@ from mla_jax.cache import LatentCache
 from mla_jax.config import ModelConfig
 from mla_jax.layers import DecoderLayer, Embedding, Linear, RMSNorm, RopeState
 from mla_jax.paging import AttentionMetadata
-from mla_jax.parameters import abstract_parameters, parameter_table, random_parameters
+from mla_jax.parameters import Tree, abstract_parameters, parameter_table, random_parameters
 from mla_jax.rope import RopeTable
 
 
@@ -70,18 +70,25 @@ class MLAForCausalLM(nnx.Module):
         self.lm_head = None if config.tie_word_embeddings else Linear(params["lm_head"], kernels=kernels)
 
     @staticmethod
-    def init(config: ModelConfig, key: jax.Array, *, kernels: Kernels = "auto") -> "MLAForCausalLM":
-        """Random weights of `config.dtype`."""
-        params = random_parameters(parameter_table(config), key, config.dtype)
-        table = RopeTable.from_config(config.rope, config.max_position_embeddings)
-        return MLAForCausalLM(config, params, table, kernels=kernels)
+    def init(
+        config: ModelConfig, key: jax.Array, *, table: Tree | None = None, kernels: Kernels = "auto"
+    ) -> "MLAForCausalLM":
+        """Random weights of `config.dtype`; `table` as for `abstract`."""
+        params = random_parameters(table or parameter_table(config), key, config.dtype)
+        rope = RopeTable.from_config(config.rope, config.max_position_embeddings)
+        return MLAForCausalLM(config, params, rope, kernels=kernels)
 
     @staticmethod
-    def abstract(config: ModelConfig, *, kernels: Kernels = "auto") -> "MLAForCausalLM":
-        """Shapes and dtypes only: plans memory and compiles without data."""
-        params = abstract_parameters(parameter_table(config), config.dtype)
-        table = RopeTable.abstract(config.rope, config.max_position_embeddings)
-        return MLAForCausalLM(config, params, table, kernels=kernels)
+    def abstract(
+        config: ModelConfig, *, table: Tree | None = None, kernels: Kernels = "auto"
+    ) -> "MLAForCausalLM":
+        """Shapes and dtypes only: plans memory and compiles without data.
+
+        `table` is `parameter_table(config)`, perhaps with the storage of quantised parameters.
+        """
+        params = abstract_parameters(table or parameter_table(config), config.dtype)
+        rope = RopeTable.abstract(config.rope, config.max_position_embeddings)
+        return MLAForCausalLM(config, params, rope, kernels=kernels)
 
     def __call__(
         self, tokens: Int[Array, " tokens"], cache: LatentCache | None, meta: AttentionMetadata
