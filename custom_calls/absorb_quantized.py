@@ -11,7 +11,7 @@ import numpy as np
 
 from custom_calls.absorb_contract import CONTRACT_CODES, Contract, per_head_product
 from custom_calls.op import Arrays, Op, map_rows
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize
+from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.absorb_quantized.v1"
 
@@ -57,6 +57,9 @@ def _native(
     container: Container,
     block: tuple[int, int],
 ) -> Arrays:
+    if is_fnuz(data):
+        static = {"contract": contract, "row_offset": row_offset, "rows": rows, "x_offset": x_offset}
+        return _reference(x, data, scale, container=container, block=block, **static)
     result = _abstract(x, data, scale, contract=contract, rows=rows, container=container, block=block)[0]
     y = jax.ffi.ffi_call(TARGET, result)(
         x,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.op import Arrays, Op, map_rows, varying_like
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize
+from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.expert_mlp_quantized.v1"
 
@@ -56,6 +56,8 @@ def _reference(
 
 
 def _native(x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+    if is_fnuz(rest[0]) or is_fnuz(rest[2]):
+        return _reference(x, *rest, gate_up_layout=gate_up_layout, down_layout=down_layout)
     attributes = {}
     for name, (container, block) in (("gate_up", gate_up_layout), ("down", down_layout)):
         attributes[f"{name}_code"] = np.int64(CODES[container])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.op import Arrays, Op, map_rows
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize
+from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.linear_quantized.v1"
 TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
@@ -59,6 +59,8 @@ def _native(
     container: Container,
     block: tuple[int, int],
 ) -> Arrays:
+    if is_fnuz(data):
+        return _reference(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
     result = jax.ShapeDtypeStruct((x.shape[0], _rows(data)), out_dtype)
     call = jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)
     attributes = {

@@ -1,6 +1,6 @@
 """`QuantizedTensor`: codes, scales and everything that is needed to read them, as one pytree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -52,6 +52,8 @@ class QuantizedTensor:
     | fp8_channel | float8_e4m3fn (..., N, K)       | float32 (..., N)                   | (1, 0)   |
     | fp8_tensor  | float8_e4m3fn (..., N, K)       | float32 (...)                      | (0, 0)   |
     | int4_group  | uint8 (..., N, K/2), value + 8  | float32 or bfloat16 (..., N, K/g)  | (1, g)   |
+
+    FP8 data are OCP e4m3fn, or e4m3fnuz after `to_fnuz`: the dtype says which.
 
     value[n, k] = code[n, k] * scale[n // b, k // c]; last blocks may be ragged. Two codes a byte: the even
     index is in the low nibble (`packing`).
@@ -124,6 +126,30 @@ def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> jax.Array:
     return (codes * scale.astype(jnp.float32)).astype(dtype)
 
 
+def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
+    """OCP e4m3fn codes as the FNUZ codes of gfx942: the load step for FP8 weights there.
+
+    The same bits mean half as much in e4m3fnuz, so scales double. Minus zero (0x80) is FNUZ's only NaN and
+    becomes zero; OCP's NaN (0x7f, 0xff) becomes that NaN.
+
+    Raises:
+      LayoutError: the tensor is not FP8.
+    """
+    if tensor.data.dtype != jnp.float8_e4m3fn:
+        raise LayoutError(f"to_fnuz: expected float8_e4m3fn data, got {tensor.data.dtype}")
+    bits = jax.lax.bitcast_convert_type(tensor.data, jnp.uint8)
+    is_nan = (bits & np.uint8(0x7F)) == np.uint8(0x7F)
+    bits = jnp.where(bits == np.uint8(0x80), np.uint8(0), bits)
+    bits = jnp.where(is_nan, np.uint8(0x80), bits)
+    data = jax.lax.bitcast_convert_type(bits, jnp.float8_e4m3fnuz)
+    return replace(tensor, data=data, scale=tensor.scale * np.float32(2))
+
+
+def is_fnuz(data: jax.Array) -> bool:
+    """Whether FP8 codes are gfx942's: the CPU's kernels leave those to the reference."""
+    return bool(data.dtype == jnp.float8_e4m3fnuz)
+
+
 def scale_shape(container: Container, shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     """Shape of the row-major scales of values (..., N, K)."""
     if container == "fp8_tensor":
@@ -153,8 +179,8 @@ def _check(tensor: QuantizedTensor) -> None:
     check_choice(name, "scale_layout", tensor.scale_layout, get_args(ScaleLayout))
     if tensor.rounding is not None:
         check_choice(name, "rounding", tensor.rounding, ROUNDINGS)
-    data_dtype = "uint8" if tensor.packing == "low_nibble_first" else "float8_e4m3fn"
-    check_dtype(name, "data", tensor.data, (data_dtype,))
+    packed = tensor.packing == "low_nibble_first"
+    check_dtype(name, "data", tensor.data, ("uint8",) if packed else ("float8_e4m3fn", "float8_e4m3fnuz"))
     check_dtype(name, "scale", tensor.scale, _SCALE_DTYPES[tensor.container])
     allowed = {
         "mxfp4": block == (1, MXFP4_GROUP),

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from custom_calls.registry import KERNELS, Kernels, check_environment
+from mla_jax.absorbed import AbsorbWeights, absorbed_weight, check_absorb_weights
 from mla_jax.arguments import dtype_name
 from mla_jax.checkpoints.hub import Source, locate
 from mla_jax.checkpoints.index import TensorIndex
@@ -34,6 +35,7 @@ def load(
     revision: str | None = None,
     dtype: Any = "auto",
     kernels: Kernels = "auto",
+    absorb_weights: AbsorbWeights = "auto",
     abstract: bool = False,
     progress: bool = True,
 ) -> tuple[MLAForCausalLM, ModelConfig]:
@@ -48,6 +50,8 @@ def load(
       dtype: compute dtype: "auto" is the checkpoint's own ("float16" is computed in float32, which holds
         every float16 value), "float32" or "bfloat16"; or one of these as a dtype, such as `jnp.bfloat16`.
       kernels: "auto", "native" or "reference", for every op of the model.
+      absorb_weights: how kv_b_proj is held, which every step's absorbed products read; "auto": in the
+        checkpoint's own bytes. See `mla_jax.absorbed`.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 
@@ -60,6 +64,7 @@ def load(
     """
     asked = compute_dtype(dtype)
     check_kernels(kernels)
+    check_absorb_weights(absorb_weights)
     source = locate(path_or_id, revision)
     config = read_config(source.folder, asked)
     if abstract:
@@ -68,7 +73,7 @@ def load(
         if quantization is not None:
             table = with_storage(table, quantization.expected)
         return MLAForCausalLM.abstract(config, table=table, kernels=kernels), config
-    return read_model(source, config, kernels, progress=progress), config
+    return read_model(source, config, kernels, absorb_weights, progress=progress), config
 
 
 def compute_dtype(asked: Any) -> str:
@@ -97,15 +102,22 @@ def read_config(folder: Path, dtype: str) -> ModelConfig:
 
 
 def read_model(
-    source: Source, config: ModelConfig, kernels: Kernels, *, progress: bool = True
+    source: Source,
+    config: ModelConfig,
+    kernels: Kernels,
+    absorb_weights: AbsorbWeights = "auto",
+    *,
+    progress: bool = True,
 ) -> MLAForCausalLM:
     """The model that `config` (of `read_config`) describes, with the checkpoint's weights."""
-    params = _read_parameters(source.with_weights(), config, progress)
+    params = _read_parameters(source.with_weights(), config, absorb_weights, progress)
     table = RopeTable.from_config(config.rope, config.max_position_embeddings)
     return MLAForCausalLM(config, params, table, kernels=kernels)
 
 
-def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[str, object]:
+def _read_parameters(
+    folder: Path, config: ModelConfig, absorb_weights: AbsorbWeights, progress: bool
+) -> dict[str, object]:
     is_info = lambda node: isinstance(node, ParamInfo)  # noqa: E731
     infos, structure = jax.tree.flatten(parameter_table(config), is_leaf=is_info)
     with TensorIndex(folder) as index:
@@ -116,7 +128,13 @@ def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[
             ignore=lambda name: ignored_because(name, config),
             progress=progress,
         )
-        return jax.tree.unflatten(structure, [one.assemble(arrays) for one in planned])
+        params = []
+        for one in planned:
+            param = one.assemble(arrays)
+            if one.info.absorbed:
+                param = absorbed_weight(param, absorb_weights, config.dtype)
+            params.append(param)
+        return jax.tree.unflatten(structure, params)
 
 
 def ignored_because(name: str, config: ModelConfig) -> str | None:

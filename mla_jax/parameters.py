@@ -44,6 +44,7 @@ class ParamInfo:
       init: initialiser of random weights.
       dtype: the dtype's name, or None for the model's compute dtype.
       quantizable: a weight of `linear`, `absorb` or `expert_mlp`, which may be a `QuantizedTensor`.
+      absorbed: kv_b_proj, which `absorb_weights` may store otherwise.
       storage: how it is quantised, or None for a plain array.
     """
 
@@ -53,6 +54,7 @@ class ParamInfo:
     init: Literal["normal", "ones", "zeros"] = "normal"
     dtype: str | None = None
     quantizable: bool = False
+    absorbed: bool = False
     storage: Storage | None = None
 
 
@@ -147,7 +149,8 @@ def attention_table(config: ModelConfig, prefix: str = "") -> Tree:
     )
     table["kv_a_layernorm"] = _norm(f"{prefix}kv_a_layernorm", rank)
     kv_width = heads * (config.qk_nope_head_dim + config.v_head_dim)
-    table["kv_b_proj"] = _linear(f"{prefix}kv_b_proj", kv_width, rank, ("heads", "kv_lora"))
+    kv_b_proj = _linear(f"{prefix}kv_b_proj", kv_width, rank, ("heads", "kv_lora"))
+    table["kv_b_proj"] = {"weight": replace(kv_b_proj["weight"], absorbed=True)}
     out_width = heads * config.v_head_dim
     table["o_proj"] = _linear(f"{prefix}o_proj", hidden, out_width, ("embed", "heads"), bias)
     return table
