@@ -81,7 +81,7 @@ def decode_e8m0(scale: jax.Array) -> jax.Array:
 def mxfp4_scale(magnitude_bits: jax.Array, rounding: Rounding) -> jax.Array:
     """e8m0 byte of a group whose largest magnitude has these float32 bits (sign cleared), as uint32.
 
-    An infinity gives what the largest finite number would, one more for rceil; NaN gives 255.
+    An infinity gives what 2^128 would, one more for rceil; NaN gives 255.
     """
     exponent = magnitude_bits >> _u32(23)
     mantissa = magnitude_bits & _u32(0x7FFFFF)

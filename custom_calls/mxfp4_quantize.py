@@ -30,8 +30,9 @@ def mxfp4_quantize(
 
     The group's scale follows from its largest magnitude by `rounding` (see `element_formats.Rounding`),
     clamped to [2^-127, 2^127]; elements are rounded to nearest, ties to the even code, and saturate at +-6.
-    A group of zeros gets byte 0. An infinity becomes +-6 times its scale, which decodes to an infinity
-    or a large number by the rule; a group with a NaN gets byte 255 (NaN) and codes 0.
+    A group of zeros gets byte 0. An infinity counts as 2^128 in the choice of the scale (one step more for
+    rceil) and becomes +-6 times it, which is an infinity again; the numbers beside it lose precision.
+    A group with a NaN gets byte 255 (NaN) and codes 0.
 
     Args:
       x: (..., K) float32 or bfloat16, K even; a last group shorter than 32 is filled up with zeros.
@@ -72,7 +73,7 @@ def _reference(x: jax.Array, *, rounding: Rounding) -> Arrays:
     # Widened as bits: XLA's conversion to float32 may flush subnormal numbers.
     bits = bits.astype(jnp.uint32) << np.uint32(16) if x.dtype == jnp.bfloat16 else bits
     bits = jnp.pad(bits, [(0, 0)] * (x.ndim - 1) + [(0, fill)])
-    groups = bits.reshape(*x.shape[:-1], -1, MXFP4_GROUP)
+    groups = bits.reshape(*x.shape[:-1], (width + fill) // MXFP4_GROUP, MXFP4_GROUP)
     largest = jnp.max(groups & np.uint32(0x7FFFFFFF), axis=-1)
     scale = mxfp4_scale(largest, rounding)
     codes = encode_e2m1(groups, scale[..., None]).reshape(*x.shape[:-1], width + fill)[..., :width]

@@ -78,8 +78,8 @@ class QuantizedTensor:
     scale_layout: ScaleLayout = "row_major"
 
     def __post_init__(self) -> None:
-        # Transformations rebuild pytrees around things that are no arrays (None, axis numbers, shardings).
-        if hasattr(self.data, "dtype") and hasattr(self.scale, "dtype"):
+        # Transformations rebuild pytrees around things that are no arrays (axis numbers, shardings, descriptions).
+        if hasattr(self.data, "ndim") and hasattr(self.scale, "ndim"):
             _check(self)
 
     @property

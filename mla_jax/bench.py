@@ -1,0 +1,265 @@
+"""`mla-jax bench`: tokens per second beside the bytes they need and the rate at which this machine reads bytes."""
+
+import os
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mla_jax.cache import init_cache
+from mla_jax.config import ModelConfig
+from mla_jax.cost import decode_cost, weight_bytes
+from mla_jax.errors import RequestError
+from mla_jax.loading import load
+from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, freeze, prefill
+from mla_jax.paging import AttentionMetadata, PageTable, advance
+from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
+from mla_jax.presets import PRESETS, preset_file
+from mla_jax.quant import FP8, MXFP4, Storage
+
+WEIGHTS: dict[str, Storage | None] = {"mxfp4": MXFP4, "fp8": FP8, "bf16": None}
+
+_READ_BYTES = 1 << 28
+_READ_ROUNDS = 5
+
+
+def bench(
+    model: str | None = None,
+    *,
+    config: str | None = None,
+    weights: str | None = None,
+    prompt: int = 512,
+    decode: int = 32,
+    batch: int = 1,
+    depth: int = 0,
+) -> dict[str, Any]:
+    """Measures prefill and decode.
+
+    Args:
+      model: a checkpoint; or
+      config: a preset's name or a config.json, with random weights.
+      weights: "mxfp4", "fp8" or "bf16" (default) of random weights: of every linear layer but the output head
+        and the routers.
+      prompt: tokens of each sequence's prefill; 0 leaves it out.
+      decode: decode steps that are timed; 0 leaves them out.
+      batch: sequences.
+      depth: tokens that each sequence already has before the timed steps.
+
+    Returns:
+      A dict with the keys prefill_tokens_per_s, decode_tokens_per_s (all sequences together; None where left
+      out), bytes_per_step, flop_per_step, read_gb_per_s, share_of_read_rate (of decode), load_s, compile_s,
+      peak_rss_bytes, and what was measured.
+
+    Raises:
+      RequestError: both or neither of model and config, sizes out of range, or more memory than there is.
+    """
+    for name, value, low in (
+        ("prompt", prompt, 0),
+        ("decode", decode, 0),
+        ("batch", batch, 1),
+        ("depth", depth, 0),
+    ):
+        if value < low:
+            raise RequestError(f"{name}: expected at least {low}, got {value}")
+    if (model is None) == (config is None):
+        raise RequestError("bench: expected a MODEL or --config, and not both")
+    started = time.perf_counter()
+    frozen, table = _from_checkpoint(model, weights) if model is not None else _random(str(config), weights)
+    jax.block_until_ready(frozen)
+    load_s = time.perf_counter() - started
+    settings = frozen.config
+    needed = depth + prompt + decode + 1
+    if needed > settings.max_context:
+        raise RequestError(f"bench: {needed} tokens of one sequence: {settings.context_reason}")
+    cost = decode_cost(settings, table, batch, depth + decode // 2, settings.dtype)
+    read = read_rate()
+    prefill_s, prefill_compile = _time_prefill(frozen, prompt, batch)
+    decode_s, decode_compile = _time_decode(frozen, decode, batch, depth)
+    return {
+        "model": model or config,
+        "weights": "checkpoint" if model else weights or "bf16",
+        "prompt": prompt,
+        "decode": decode,
+        "batch": batch,
+        "depth": depth,
+        "prefill_tokens_per_s": prompt * batch / prefill_s if prefill_s else None,
+        "decode_tokens_per_s": batch / decode_s if decode_s else None,
+        "weight_bytes": weight_bytes(table, settings.dtype),
+        "bytes_per_step": cost.bytes,
+        "flop_per_step": cost.flop,
+        "read_gb_per_s": read / 1e9,
+        "share_of_read_rate": cost.bytes / decode_s / read if decode_s else None,
+        "load_s": load_s,
+        "compile_s": prefill_compile + decode_compile,
+        "peak_rss_bytes": _peak_rss(),
+    }
+
+
+def read_rate() -> float:
+    """Bytes per second at which all cores together read memory that no cache holds; the best of a few rounds."""
+    threads = os.cpu_count() or 1
+    parts = [np.ones(_READ_BYTES // 8, np.uint64) for _ in range(threads)]
+    best = 0.0
+    for _ in range(_READ_ROUNDS):
+        workers = [threading.Thread(target=np.bitwise_or.reduce, args=(part,)) for part in parts]
+        started = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - started))
+    return best
+
+
+def _from_checkpoint(model: str, weights: str | None) -> tuple[FrozenModel, Tree]:
+    if weights is not None:
+        raise RequestError("weights: a checkpoint has its own; expected --weights only with --config")
+    loaded, _ = load(model)
+    frozen = freeze(loaded)
+    return frozen, _table_of(frozen)
+
+
+def _table_of(frozen: FrozenModel) -> Tree:
+    """The parameter table with the storage that the arrays have."""
+    from custom_calls.quantized_tensor import QuantizedTensor
+
+    def stored(info: ParamInfo, array: Any) -> ParamInfo:
+        if not isinstance(array, QuantizedTensor):
+            return info
+        kind = Storage(array.container, array.block, array.scale.dtype.name, array.rounding)
+        return replace(info, storage=kind)
+
+    return jax.tree.map(
+        stored,
+        parameter_table(frozen.config),
+        frozen.params,
+        is_leaf=lambda node: isinstance(node, ParamInfo),
+    )
+
+
+def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
+    if weights is not None and weights not in WEIGHTS:
+        raise RequestError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if config not in PRESETS and not os.path.isfile(config):
+        raise RequestError(f"config: expected a config.json or one of {', '.join(PRESETS)}, got {config!r}")
+    path = preset_file(config) if config in PRESETS else Path(config)
+    settings = replace(ModelConfig.from_file(path), quantization=None)
+    if settings.dtype == "float16":
+        settings = replace(settings, dtype="float32")
+    storage = WEIGHTS[weights or "bf16"]
+    head = f"{settings.tensor_prefix}lm_head.weight"
+    table = with_storage(
+        parameter_table(settings), lambda info: None if info.sources[0].name == head else storage
+    )
+    needed, free = weight_bytes(table, settings.dtype), _available_bytes()
+    if free is not None and needed > free:
+        raise RequestError(
+            f"{config} with {weights or 'bf16'} weights needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available"
+        )
+    # A fast generator: what the numbers are does not matter, how long they take does.
+    key = jax.random.key(0, impl="unsafe_rbg")
+    return freeze(MLAForCausalLM.init(settings, key, table=table)), table
+
+
+def _time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:
+    if prompt == 0:
+        return 0.0, 0.0
+    table, cache = _pool(frozen, prompt, batch)
+    none, new = jnp.zeros(batch, jnp.int32), jnp.full(batch, prompt, jnp.int32)
+    meta = AttentionMetadata.extend(table, none, new)
+    tokens = _tokens(frozen, prompt * batch)
+    step, compile_s = _compiled(prefill, frozen, tokens, cache, meta)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        logits, cache = step(frozen, tokens, cache, meta)
+        jax.block_until_ready(logits)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), compile_s
+
+
+def _time_decode(frozen: FrozenModel, steps: int, batch: int, depth: int) -> tuple[float, float]:
+    if steps == 0:
+        return 0.0, 0.0
+    table, cache = _pool(frozen, depth + steps + 1, batch)
+    # The rows of earlier tokens are zeros: attention reads them like any others.
+    meta = AttentionMetadata.extend(
+        table, jnp.full(batch, depth, jnp.int32), jnp.ones(batch, jnp.int32), num_tokens=batch
+    )
+    tokens = _tokens(frozen, batch)
+
+    def one(
+        model: FrozenModel, tokens: jax.Array, cache: Any, meta: AttentionMetadata
+    ) -> tuple[jax.Array, Any, AttentionMetadata]:
+        logits, cache = decode_step(model, tokens, cache, meta)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache, advance(meta)
+
+    step, compile_s = _compiled(one, frozen, tokens, cache, meta)
+    tokens, cache, meta = step(frozen, tokens, cache, meta)
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        tokens, cache, meta = step(frozen, tokens, cache, meta)
+        jax.block_until_ready(tokens)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), compile_s
+
+
+def _compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=2).lower(*args).compile()
+    return compiled, time.perf_counter() - started
+
+
+def _pool(frozen: FrozenModel, tokens: int, batch: int) -> tuple[PageTable, Any]:
+    cache = init_cache(frozen.config, num_tokens=batch * (tokens + 64), page_size=64)
+    return PageTable.allocate(cache, batch, tokens), cache
+
+
+def _tokens(frozen: FrozenModel, count: int) -> jax.Array:
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.integers(0, frozen.config.vocab_size, count), jnp.int32)
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _peak_rss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def format_report(found: dict[str, Any]) -> str:
+    """The measurements as lines of text."""
+    lines = [
+        f"{found['model']}, {found['weights']} weights ({found['weight_bytes'] / 1e9:.2f} GB), batch {found['batch']}, "
+        f"depth {found['depth']}"
+    ]
+    if found["prefill_tokens_per_s"] is not None:
+        lines.append(f"prefill of {found['prompt']}: {found['prefill_tokens_per_s']:.1f} tokens/s")
+    if found["decode_tokens_per_s"] is not None:
+        lines.append(
+            f"decode: {found['decode_tokens_per_s']:.2f} tokens/s; a step reads {found['bytes_per_step'] / 1e6:.1f} MB "
+            f"and computes {found['flop_per_step'] / 1e9:.2f} GFLOP: {100 * found['share_of_read_rate']:.0f} % of "
+            f"the {found['read_gb_per_s']:.1f} GB/s at which this machine reads memory"
+        )
+    lines.append(
+        f"load {found['load_s']:.1f} s, compile {found['compile_s']:.1f} s, peak memory "
+        f"{found['peak_rss_bytes'] / 1e9:.2f} GB"
+    )
+    return "\n".join(lines)
