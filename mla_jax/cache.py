@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from custom_calls.checks import CACHE_DTYPES
 from custom_calls.rope_append_latent import RopeLayout
+from mla_jax.arguments import as_integer, dtype_name
 from mla_jax.config import ModelConfig
-from mla_jax.errors import ShapeError
+from mla_jax.errors import ShapeError, shown
 from mla_jax.pytree import pytree
 
 MAX_SLOTS = 2**31 - 2
@@ -68,11 +69,14 @@ class LatentCache:
         return replace(self, kv=kv)
 
 
-def cache_dtype(name: str, compute_dtype: str) -> jnp.dtype[Any]:
-    """Resolves "auto" (the compute dtype), "fp8" and dtype names; raises `ShapeError` for others."""
+def cache_dtype(asked: Any, compute_dtype: str) -> jnp.dtype[Any]:
+    """Resolves "auto" (the compute dtype), "fp8", dtypes and their names; raises `ShapeError` for others."""
+    name = dtype_name(asked) or ""
     resolved = compute_dtype if name == "auto" else _DTYPE_NAMES.get(name, name)
     if resolved not in CACHE_DTYPES:
-        raise ShapeError(f"cache dtype: expected 'auto', {', '.join(CACHE_DTYPES)} or 'fp8', got {name!r}")
+        raise ShapeError(
+            f"cache dtype: expected 'auto', {', '.join(CACHE_DTYPES)} or 'fp8', got {shown(asked)}"
+        )
     return jnp.dtype(resolved)
 
 
@@ -81,7 +85,7 @@ def init_cache(
     *,
     num_tokens: int,
     page_size: int = 16,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     scales: jax.Array | None = None,
 ) -> LatentCache:
     """An empty pool with room for `num_tokens` tokens, rounded up to whole pages.
@@ -90,15 +94,13 @@ def init_cache(
       config: the model's; its `dtype` is what "auto" stands for.
       num_tokens: tokens of all sequences together, >= 1.
       page_size: tokens per page, >= 1. Every page size gives the same tokens.
-      dtype: "auto", "float32", "bfloat16" or "fp8" (float8_e4m3fn).
+      dtype: "auto", "float32", "bfloat16" or "fp8" (float8_e4m3fn); or a dtype, such as `jnp.bfloat16`.
       scales: (num_layers, 2) float32 for fp8; ones by default, as production caches use.
 
     Raises:
       ShapeError: naming argument, expected and got.
     """
-    for name, value in (("num_tokens", num_tokens), ("page_size", page_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ShapeError(f"init_cache: argument '{name}': expected an integer >= 1, got {value!r}")
+    num_tokens, page_size = _size("num_tokens", num_tokens), _size("page_size", page_size)
     resolved = cache_dtype(dtype, config.dtype)
     num_pages = -(-num_tokens // page_size)
     if num_pages * page_size > MAX_SLOTS:
@@ -120,3 +122,10 @@ def init_cache(
         kv_lora_rank=config.kv_lora_rank,
         rope_layout=config.rope.layout,
     )
+
+
+def _size(name: str, value: Any) -> int:
+    size = as_integer(value)
+    if size is None or size < 1:
+        raise ShapeError(f"init_cache: argument '{name}': expected an integer >= 1, got {shown(value)}")
+    return size

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
     group = parser.add_argument_group("model")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     group.add_argument("--kernels", default="auto", choices=("auto", "native", "reference"))
     group.add_argument("--page-size", type=int, default=16, help="tokens of a cache page (default 16)")
@@ -127,6 +128,7 @@ def _llm(options: argparse.Namespace) -> "LLM":
 
     return LLM(
         options.model,
+        revision=options.revision,
         dtype=options.dtype,
         kernels=options.kernels,
         page_size=options.page_size,

@@ -95,9 +95,8 @@ class TextSequence:
         if event.logprobs is not None:
             self.logprobs.append(event.logprobs)
         self.finish_reason = event.finish_reason
-        ended_by_token = event.finish_reason == "stop" and event.token_id in self._stop_token_ids
-        text = "" if ended_by_token else self._feed(event.token_id)
-        if self.finish_reason is not None and self._stop.stopped_by is None:
+        text = "" if event.token_id in self._stop_token_ids else self._feed(event.token_id)
+        if self.finish_reason is not None:
             text += self._flush()
         self._text.append(text)
         return StreamPiece(text, event.token_id, self.prompt_tps, self.generation_tps, self.finish_reason)
@@ -141,5 +140,4 @@ class TextSequence:
         text = self._stop.feed(self._detokenizer.flush())
         if self._stop.stopped_by is not None:
             self.finish_reason = "stop"
-            return text
         return text + self._stop.flush()

@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import os
 import secrets
 import sys
 import threading
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.registry import KERNELS, Kernels
+from custom_calls.registry import Kernels
+from mla_jax.arguments import as_integer
 from mla_jax.cache import MAX_SLOTS, cache_dtype
 from mla_jax.checkpoints.generation_config import GenerationDefaults
-from mla_jax.checkpoints.hub import resolve as resolve_checkpoint
+from mla_jax.checkpoints.hub import locate
 from mla_jax.completion import Completion, StreamPiece, TextSequence
 from mla_jax.config import ModelConfig
 from mla_jax.engine import Engine, EngineLimits, Event, Request
@@ -35,7 +36,7 @@ from mla_jax.errors import (
     shown,
 )
 from mla_jax.kernel_table import KernelRow, format_table, kernel_table
-from mla_jax.loading import load
+from mla_jax.loading import check_kernels, compute_dtype, read_config, read_model
 from mla_jax.models import FrozenModel, MLAForCausalLM, forward, freeze
 from mla_jax.progress import TokenProgress
 from mla_jax.sampling_params import ResolvedParams, SamplingParams, resolve
@@ -69,13 +70,14 @@ class LLM:
 
     Args:
       path_or_model: a Hugging Face folder or hub id, or a model in memory.
+      revision: branch, tag or commit of a hub id; settings, tokenizer and weights are of one commit.
       tokenizer: an object with `encode`, `decode` and `eos_token_id`; by default the checkpoint's own.
         A model in memory without one takes and returns token ids. Ids past its last one (`vocab_size`, or
         its length where that is more) are never drawn.
-      dtype: compute dtype, "auto" (the checkpoint's), "float32" or "bfloat16".
+      dtype: compute dtype, "auto" (the checkpoint's), "float32" or "bfloat16", or one of these as a dtype.
       kernels: "auto", "native" or "reference"; for a model in memory "auto" is what it was made with.
       page_size: tokens of a cache page; every size gives the same tokens.
-      kv_cache_dtype: "auto" (the compute dtype), "float32", "bfloat16" or "fp8".
+      kv_cache_dtype: "auto" (the compute dtype), "float32", "bfloat16" or "fp8", or a dtype.
       max_model_len: tokens of one sequence; by default the model's context as far as 1 GiB of cache reach.
       max_num_seqs: sequences that run at the same time.
       max_total_tokens: tokens of all running sequences together; more requests wait their turn.
@@ -91,36 +93,38 @@ class LLM:
 
     def __init__(
         self,
-        path_or_model: str | Path | MLAForCausalLM | FrozenModel,
+        path_or_model: str | os.PathLike[str] | MLAForCausalLM | FrozenModel,
         *,
+        revision: str | None = None,
         tokenizer: TokenizerLike | None = None,
-        dtype: str = "auto",
+        dtype: Any = "auto",
         kernels: Kernels = "auto",
         page_size: int = 16,
-        kv_cache_dtype: str = "auto",
+        kv_cache_dtype: Any = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_total_tokens: int | None = None,
     ) -> None:
-        if kernels not in KERNELS:
-            raise KernelUnavailableError(
-                f"kernels: expected one of {', '.join(KERNELS)}, got {shown(kernels)}"
-            )
+        check_kernels(kernels)
+        asked_dtype = compute_dtype(dtype)
         self._defaults: GenerationDefaults | None = None
         self.tokenizer = _checked_tokenizer(tokenizer)
         self._why_no_tokenizer = "a model in memory has none"
         sizes = (page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens)
-        if isinstance(path_or_model, str | Path):
-            folder = resolve_checkpoint(path_or_model, weights=False)
+        if isinstance(path_or_model, str | os.PathLike):
+            source = locate(path_or_model, revision)
             # What can be refused without the weights is refused before they are read.
             self.kernels = _usable_kernels(kernels)
-            _limits(load(folder, dtype=dtype, kernels=kernels, abstract=True)[1], *sizes)
+            config = read_config(source.folder, asked_dtype)
+            _limits(config, *sizes)
             if tokenizer is None:
-                self.tokenizer, self._why_no_tokenizer = _own_tokenizer(folder)
-            self._defaults = GenerationDefaults.from_folder(folder)
-            self.model = freeze(load(path_or_model, dtype=dtype, kernels=kernels)[0])
+                self.tokenizer, self._why_no_tokenizer = _own_tokenizer(source.folder)
+            self._defaults = GenerationDefaults.from_folder(source.folder)
+            self.model = freeze(read_model(source, config, kernels))
         else:
-            self.model = _model_in_memory(path_or_model, dtype, kernels)
+            self.model = _model_in_memory(path_or_model, asked_dtype, kernels)
+            if revision is not None:
+                raise CheckpointError(f"revision: expected none for a model in memory, got {shown(revision)}")
             self.kernels = _usable_kernels(self.model.kernels)
         self.config: ModelConfig = self.model.config
         self.limits = _limits(self.config, *sizes)
@@ -159,13 +163,8 @@ class LLM:
           RequestError: a malformed request, or one that can never fit; nothing has been generated then.
         """
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
-        requests = self._requests(encoded, params)
-        for request in requests:
-            self._check(request)
-        live: list[_Live] = []
+        live = self._start(self._requests(encoded, params))
         try:
-            for request in requests:
-                live.append(self._start(*request))
             with TokenProgress([one.sequence for one in live], enabled=progress) as bar:
                 for one in live:
                     self._finish(one, bar)
@@ -220,7 +219,9 @@ class LLM:
         requests = self._requests([self._encode(prompt)], params)
         if len(requests) != 1:
             raise RequestError(f"n: expected 1 for a stream, got {len(requests)}")
-        self._check(requests[0])
+        # It is queued when the first piece is asked for: a stream that nobody reads takes no place.
+        with self._using_engine() as engine:
+            engine.check(requests[0][0])
         return self._stream(requests[0])
 
     def logits(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -250,7 +251,7 @@ class LLM:
         return results
 
     def _stream(self, request: _Asked) -> Iterator[StreamPiece]:
-        live = self._start(*request)
+        (live,) = self._start([request])
         try:
             while True:
                 with self._lock:
@@ -263,16 +264,22 @@ class LLM:
         finally:
             self._drop(live)
 
-    def _check(self, asked: _Asked) -> None:
+    def _start(self, asked: list[_Asked]) -> list[_Live]:
+        """Queues every request, or none where the engine refuses one."""
+        started: list[_Live] = []
         with self._using_engine() as engine:
-            engine.check(asked[0])
-
-    def _start(self, request: Request, stop: tuple[str, ...], silent: frozenset[int]) -> _Live:
-        with self._using_engine() as engine:
-            sequence = TextSequence(request.prompt, self.tokenizer, stop, silent)
-            live = _Live(engine.add(request), sequence)
-            self._live[live.request_id] = live
-            return live
+            try:
+                for request, stop, silent in asked:
+                    sequence = TextSequence(request.prompt, self.tokenizer, stop, silent)
+                    live = _Live(engine.add(request), sequence)
+                    self._live[live.request_id] = live
+                    started.append(live)
+            except BaseException:
+                for live in started:
+                    del self._live[live.request_id]
+                    engine.abort(live.request_id)
+                raise
+        return started
 
     def _finish(self, live: _Live, bar: TokenProgress) -> None:
         while live.sequence.finish_reason is None:
@@ -481,10 +488,10 @@ def _checked_tokenizer(tokenizer: Any) -> TokenizerLike | None:
 
 def _vocab_limit(tokenizer: TokenizerLike | None) -> int | None:
     """Where the tokenizer's ids end. transformers' `vocab_size` leaves added tokens out, its length does not."""
-    size = getattr(tokenizer, "vocab_size", None)
-    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+    size = as_integer(getattr(tokenizer, "vocab_size", None))
+    if size is None or size < 1:
         return None
-    return max(int(size), len(tokenizer) if hasattr(tokenizer, "__len__") else 0)  # type: ignore[arg-type]
+    return max(size, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)  # type: ignore[arg-type]
 
 
 def _model_in_memory(model: Any, dtype: str, kernels: Kernels) -> FrozenModel:
@@ -513,7 +520,7 @@ def _usable_kernels(kernels: Kernels) -> tuple[KernelRow, ...]:
 def _limits(
     config: ModelConfig,
     page_size: int,
-    kv_cache_dtype: str,
+    kv_cache_dtype: Any,
     max_model_len: int | None,
     max_num_seqs: int | None,
     max_total_tokens: int | None,
@@ -522,8 +529,8 @@ def _limits(
     page_size = _size("page_size", page_size)
     seqs = DEFAULT_MAX_NUM_SEQS if max_num_seqs is None else _size("max_num_seqs", max_num_seqs)
     width = config.kv_lora_rank + config.qk_rope_head_dim
-    itemsize = jnp.dtype(cache_dtype(kv_cache_dtype, config.dtype)).itemsize
-    affordable = max(DEFAULT_CACHE_BYTES // (width * itemsize * config.num_hidden_layers), 1)
+    resolved = cache_dtype(kv_cache_dtype, config.dtype)
+    affordable = max(DEFAULT_CACHE_BYTES // (width * resolved.itemsize * config.num_hidden_layers), 1)
     if max_total_tokens is not None:
         max_total_tokens = affordable = _size("max_total_tokens", max_total_tokens)
     if max_model_len is None:
@@ -545,11 +552,12 @@ def _limits(
         max_num_seqs=seqs,
         max_total_tokens=max_total_tokens,
         page_size=page_size,
-        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_dtype=resolved.name,
     )
 
 
 def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    size = as_integer(value)
+    if size is None or size < 1:
         raise RequestError(f"{name}: expected an integer >= 1, got {shown(value)}")
-    return int(value)
+    return size

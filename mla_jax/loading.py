@@ -1,19 +1,22 @@
 """`load`: a Hugging Face checkpoint becomes a Flax model."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from custom_calls.registry import KERNELS, Kernels, check_environment
+from mla_jax.arguments import dtype_name
 from mla_jax.checkpoints.containers import require_supported_container
-from mla_jax.checkpoints.hub import resolve
+from mla_jax.checkpoints.hub import Source, locate
 from mla_jax.checkpoints.index import TensorIndex
 from mla_jax.checkpoints.streaming import Piece, Target, stream
 from mla_jax.config import ModelConfig
-from mla_jax.errors import ConfigError, KernelUnavailableError
+from mla_jax.errors import ConfigError, KernelUnavailableError, shown
 from mla_jax.models import MLAForCausalLM
 from mla_jax.parameters import ParamInfo, parameter_table
 from mla_jax.rope import RopeTable
@@ -25,10 +28,10 @@ _LAYER = re.compile("[1-9][0-9]{0,9}")
 
 
 def load(
-    path_or_id: str | Path,
+    path_or_id: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     kernels: Kernels = "auto",
     abstract: bool = False,
     progress: bool = True,
@@ -39,9 +42,10 @@ def load(
 
     Args:
       path_or_id: a folder with config.json and safetensors, or a hub id.
-      revision: branch, tag or commit of a hub id.
+      revision: branch, tag or commit of a hub id. It is looked up once: settings and weights are of one
+        commit, even if a branch moves meanwhile.
       dtype: compute dtype: "auto" is the checkpoint's own ("float16" is computed in float32, which holds
-        every float16 value), "float32" or "bfloat16".
+        every float16 value), "float32" or "bfloat16"; or one of these as a dtype, such as `jnp.bfloat16`.
       kernels: "auto", "native" or "reference", for every op of the model.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
@@ -53,27 +57,47 @@ def load(
       CheckpointError, ConfigError, UnsupportedModelError: one sentence; missing, unknown and misshapen
         tensors are listed together.
     """
-    if dtype not in COMPUTE_DTYPES:
-        raise ConfigError(f"dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}")
-    if kernels not in KERNELS:
-        raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
-    if kernels != "reference":
-        check_environment()
-    folder = resolve(path_or_id, revision, weights=False)
-    stored = ModelConfig.from_file(folder / "config.json")
-    require_supported_container(stored)
-    config = replace(stored, dtype=_compute_dtype(dtype, stored.dtype))
+    asked = compute_dtype(dtype)
+    check_kernels(kernels)
+    source = locate(path_or_id, revision)
+    config = read_config(source.folder, asked)
     if abstract:
         return MLAForCausalLM.abstract(config, kernels=kernels), config
-    params = _read_parameters(resolve(path_or_id, revision), config, progress)
+    return read_model(source, config, kernels, progress=progress), config
+
+
+def compute_dtype(asked: Any) -> str:
+    """The name of a compute dtype that a caller asks for: one of `COMPUTE_DTYPES`. Raises `ConfigError`."""
+    name = dtype_name(asked)
+    if name not in COMPUTE_DTYPES:
+        raise ConfigError(f"dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {shown(asked)}")
+    return name
+
+
+def check_kernels(kernels: Any) -> None:
+    """Raises `KernelUnavailableError` for an unknown choice, or where the environment forbids the choice."""
+    if not isinstance(kernels, str) or kernels not in KERNELS:
+        raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {shown(kernels)}")
+    if kernels != "reference":
+        check_environment()
+
+
+def read_config(folder: Path, dtype: str) -> ModelConfig:
+    """The configuration of a checkpoint that can be run, with its compute dtype; no weight is looked at."""
+    stored = ModelConfig.from_file(folder / "config.json")
+    require_supported_container(stored)
+    if dtype == "auto":
+        dtype = "float32" if stored.dtype == "float16" else stored.dtype
+    return replace(stored, dtype=dtype)
+
+
+def read_model(
+    source: Source, config: ModelConfig, kernels: Kernels, *, progress: bool = True
+) -> MLAForCausalLM:
+    """The model that `config` (of `read_config`) describes, with the checkpoint's weights."""
+    params = _read_parameters(source.with_weights(), config, progress)
     table = RopeTable.from_config(config.rope, config.max_position_embeddings)
-    return MLAForCausalLM(config, params, table, kernels=kernels), config
-
-
-def _compute_dtype(asked: str, stored: str) -> str:
-    if asked != "auto":
-        return asked
-    return "float32" if stored == "float16" else stored
+    return MLAForCausalLM(config, params, table, kernels=kernels)
 
 
 def _read_parameters(folder: Path, config: ModelConfig, progress: bool) -> dict[str, object]:

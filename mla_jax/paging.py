@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from mla_jax.cache import LatentCache
+from mla_jax.cache import MAX_SLOTS, LatentCache
 from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
 from mla_jax.pytree import pytree
 
@@ -30,6 +30,11 @@ class SlotMapping:
     slots: Int[Array, " tokens"]
     num_slots: int
     page_size: int
+
+    @property
+    def stored(self) -> Bool[Array, " tokens"]:
+        """(T,) whether each new token is stored."""
+        return (self.slots >= 0) & (self.slots < self.num_slots)
 
 
 @pytree(data=("pages", "ref_counts"), static=("num_pages", "page_size"))
@@ -69,6 +74,11 @@ class PageTable:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ShapeError(f"PageTable: argument '{name}': expected an integer >= 1, got {value!r}")
         max_pages = -(-max_len // cache.page_size)
+        if max_pages * cache.page_size > MAX_SLOTS:
+            raise ShapeError(
+                f"PageTable: argument 'max_len': expected at most {MAX_SLOTS} tokens in whole pages of "
+                f"{cache.page_size}, got {max_len}"
+            )
         return PageTable(
             pages=jnp.full((num_seqs, max_pages), cache.num_pages, jnp.int32),
             ref_counts=jnp.zeros((cache.num_pages,), jnp.int32),
@@ -109,12 +119,14 @@ class PageTable:
           The table with free pages taken in ascending order.
 
         Raises:
-          ShapeError: seq_lens or num_new are not (num_seqs,) integers.
+          ShapeError: seq_lens or num_new are not (num_seqs,) integers, or, outside jit, not all >= 0. Inside
+          jit a negative num_new allocates nothing, and `AttentionMetadata.extend` gives such a sequence NaN.
           PoolExhaustedError: outside jit, when the pool or a row of the table is too small. Inside jit
           the entry stays without a page: its tokens are not stored and attention to them is NaN.
         """
         held = _lengths("PageTable.append", "seq_lens", seq_lens, self.num_seqs)
-        total = held + _lengths("PageTable.append", "num_new", num_new, self.num_seqs)
+        new = _lengths("PageTable.append", "num_new", num_new, self.num_seqs)
+        total = held + new
         needed = jnp.where(total > held, -(-total // self.page_size), 0)
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)[None, :]
         # Pages of tokens that are already held are not replaced: a sequence that lost them stays unreadable.
@@ -142,7 +154,15 @@ class PageTable:
         return replace(self, pages=pages, ref_counts=counts)
 
     def free(self, released: Any) -> "PageTable":
-        """Takes all pages from the sequences in `released`: an index, or a (num_seqs,) bool mask."""
+        """Takes all pages from the sequences in `released`: an index, or a (num_seqs,) bool mask.
+
+        A sequence that is freed reads as NaN until it gets pages again. Freeing one without pages changes
+        nothing.
+
+        Raises:
+          ShapeError: neither an index nor a mask; outside jit, an index outside [0, num_seqs). Inside jit
+          such an index frees nothing.
+        """
         mask = _as_mask(released, self.num_seqs)
         leaving = jnp.where(mask[:, None], self.pages, self.num_pages)
         counts = self.ref_counts.at[leaving.reshape(-1)].add(-1, mode="drop")
@@ -165,23 +185,29 @@ class PageTable:
           (table, cache).
 
         Raises:
-          PoolExhaustedError: outside jit, when no page is free for the tail.
+          ShapeError: outside jit, two equal rows, a row outside [0, num_seqs) or a length outside
+          [0, capacity]. Inside jit a `target` that is no row, or is `source`, changes nothing; for any other
+          mistake `target` is left without pages, so that attention to it is NaN.
+          PoolExhaustedError: outside jit, when no page is free for the tail. Inside jit target's entry stays
+          without a page.
         """
         check_pool("PageTable.fork", self, cache)
-        source, target = jnp.asarray(source, jnp.int32), jnp.asarray(target, jnp.int32)
-        length = jnp.asarray(seq_len, jnp.int32)
-        rows = self.num_seqs
-        possible = (source >= 0) & (source < rows) & (target >= 0) & (target < rows) & (source != target)
-        possible = possible & (length >= 0) & (length <= self.capacity)
+        rows, capacity = self.num_seqs, self.capacity
+        source = _scalar("PageTable.fork", "source", source)
+        target = _scalar("PageTable.fork", "target", target)
+        length = _scalar("PageTable.fork", "seq_len", seq_len)
+        writes = (target >= 0) & (target < rows) & (target != source)
+        reads = (source >= 0) & (source < rows) & (length >= 0) & (length <= capacity)
+        possible = writes & reads
         if known(possible) and not bool(possible):
             raise ShapeError(
-                f"PageTable.fork: expected two different rows in [0, {rows}) and a length in [0, {self.capacity}], "
+                f"PageTable.fork: expected two different rows in [0, {rows}) and a length in [0, {capacity}], "
                 f"got source {int(source)}, target {int(target)}, seq_len {int(length)}"
             )
-        table = self.free(jnp.arange(self.num_seqs, dtype=jnp.int32) == target)
+        table = self.free((jnp.arange(rows, dtype=jnp.int32) == target) & writes)
         whole, tail = length // self.page_size, length % self.page_size
         entry = jnp.arange(self.max_pages, dtype=jnp.int32)
-        own = table.pages[source]
+        own = jnp.where(possible, table.pages[jnp.clip(source, 0, rows - 1)], self.num_pages)
         last = own[jnp.clip(whole, 0, self.max_pages - 1)]
         # A tail that never got a page is not copied: target's entry stays without one as well.
         has_tail = (tail > 0) & (last < self.num_pages)
@@ -195,7 +221,8 @@ class PageTable:
         copied = jnp.where(entry == whole, copy_to, self.num_pages)
         pages = jnp.where(entry < whole, own, copied)
         counts = table.ref_counts.at[pages].add(1, mode="drop")
-        table = replace(table, pages=table.pages.at[target].set(pages), ref_counts=counts)
+        row = jnp.where(writes, target, rows)  # past the last: dropped
+        table = replace(table, pages=table.pages.at[row].set(pages, mode="drop"), ref_counts=counts)
         copy_from = jnp.clip(last, 0, self.num_pages - 1)
         return table, cache.with_kv(_copy_page(cache.kv, copy_from, copy_to))
 
@@ -274,21 +301,26 @@ class AttentionMetadata:
             inside jit is not known and must be given.
 
         Raises:
-          ShapeError: on shapes, on lengths that the table cannot hold, or on an unknown T.
+          ShapeError: on shapes, on negative lengths, on lengths that the table cannot hold, or on a T that is
+          unknown or too small. Inside jit, where values are not known, such a sequence gets a length that no
+          row of the table can hold: its logits are NaN, in this step and in those that `advance` makes of it.
         """
-        before = _lengths("AttentionMetadata.extend", "seq_lens", seq_lens, table.num_seqs)
-        new = _lengths("AttentionMetadata.extend", "num_new", num_new, table.num_seqs)
-        known = _concrete(before), _concrete(new)
+        op = "AttentionMetadata.extend"
+        before = _lengths(op, "seq_lens", seq_lens, table.num_seqs)
+        new = _lengths(op, "num_new", num_new, table.num_seqs)
         if num_tokens is None:
-            if known[1] is None:
+            if not known(new):
                 raise ShapeError(
-                    "AttentionMetadata.extend: argument 'num_tokens': expected the static number of rows "
-                    "inside jit, where sum(num_new) is not known, got None"
+                    f"{op}: argument 'num_tokens': expected the static number of rows inside jit, where "
+                    "sum(num_new) is not known, got None"
                 )
-            num_tokens = int(known[1].sum())
-        if known[0] is not None and known[1] is not None:
-            _check_lengths(table, known[0], known[1], num_tokens)
-        starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+            num_tokens = int(np.asarray(new).sum(dtype=np.int64))
+        if known(before) and known(new):
+            _check_lengths(table, np.asarray(before, np.int64), np.asarray(new, np.int64), num_tokens)
+        # Bounded before it is summed: what was not checked must not overflow into a plausible number.
+        counted = jnp.clip(new, 0, num_tokens + 1)
+        starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(counted, dtype=jnp.int32)])
+        lost = (before < 0) | (new < 0) | (new > table.capacity - before) | (starts[1:] > num_tokens)
         rows = jnp.arange(num_tokens, dtype=jnp.int32)
         sequence = jnp.searchsorted(starts, rows, side="right").astype(jnp.int32) - 1
         owned = rows < starts[-1]
@@ -297,13 +329,14 @@ class AttentionMetadata:
         # Padding asks for the row past the table, which has no page: the sentinel slot.
         mapping = table.slots(jnp.where(owned, row, table.num_seqs), positions)
         _refuse_when_known(
-            jnp.any(owned & (mapping.slots >= mapping.num_slots)),
+            jnp.any(owned & ~mapping.stored),
             lambda: (
-                "AttentionMetadata.extend: the table has no pages for some of the new tokens; call "
+                f"{op}: the table has no pages for some of the new tokens; call "
                 "table.append(seq_lens, num_new) first"
             ),
         )
-        return AttentionMetadata(positions, mapping, table, starts, before + new)
+        lens = jnp.where(lost, table.capacity + 1, before + new)
+        return AttentionMetadata(positions, mapping, table, starts, lens)
 
 
 def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = None) -> AttentionMetadata:
@@ -372,10 +405,6 @@ def _copy_page(kv: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array
     return jax.lax.cond(target < kv.shape[1], write, lambda pool: pool, kv)
 
 
-def _concrete(value: Any) -> np.ndarray | None:
-    return np.asarray(value) if known(value) else None
-
-
 def known(value: Any) -> bool:
     """Whether a value can be looked at now: not inside jit."""
     return not isinstance(value, jax.core.Tracer)
@@ -387,15 +416,53 @@ def _refuse_when_known(failed: Any, message: Any) -> None:
 
 
 def _as_mask(released: Any, num_seqs: int) -> jax.Array:
-    value = jnp.asarray(released)
+    value = released if isinstance(released, jax.Array) else np.asarray(released)
     if value.dtype == jnp.bool_ and value.shape == (num_seqs,):
-        return value
+        return jnp.asarray(value)
     if value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
-        return jnp.arange(num_seqs, dtype=jnp.int32) == value.astype(jnp.int32)
+        if known(value) and not 0 <= int(value) < num_seqs:
+            raise ShapeError(
+                f"PageTable.free: argument 'released': expected an index in [0, {num_seqs}), got {int(value)}"
+            )
+        return jnp.arange(num_seqs, dtype=jnp.int32) == jnp.asarray(value).astype(jnp.int32)
     raise ShapeError(
         f"PageTable.free: argument 'released': expected an index or a bool mask of shape ({num_seqs},), "
         f"got {value.dtype} of shape {value.shape}"
     )
+
+
+def _scalar(op: str, name: str, value: Any) -> jax.Array:
+    number = _int32(op, name, value, "an integer")
+    if number.shape != ():
+        raise ShapeError(f"{op}: argument '{name}': expected an integer, got shape {number.shape}")
+    return number
+
+
+def _lengths(op: str, name: str, value: Any, num_seqs: int) -> jax.Array:
+    """(num_seqs,) int32; not negative where that is known."""
+    lengths = _int32(op, name, value, f"integers of shape ({num_seqs},)")
+    if lengths.shape != (num_seqs,):
+        raise ShapeError(
+            f"{op}: argument '{name}': expected integers of shape ({num_seqs},), got {lengths.dtype} of "
+            f"shape {lengths.shape}"
+        )
+    if known(lengths) and (np.asarray(lengths) < 0).any():
+        raise ShapeError(
+            f"{op}: argument '{name}': expected lengths >= 0, got {np.asarray(lengths).tolist()}"
+        )
+    return lengths
+
+
+def _int32(op: str, name: str, value: Any, expected: str) -> jax.Array:
+    # JAX would wrap NumPy's int64 to int32 without a word.
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ShapeError(
+            f"{op}: argument '{name}': expected {expected}, got {array.dtype} of shape {array.shape}"
+        )
+    if isinstance(array, np.ndarray) and (array.astype(np.int32) != array).any():
+        raise ShapeError(f"{op}: argument '{name}': expected {expected} in int32, got {array.tolist()}")
+    return jnp.asarray(array).astype(jnp.int32)
 
 
 def _shortage(needed: jax.Array, table: PageTable) -> int:
@@ -403,22 +470,7 @@ def _shortage(needed: jax.Array, table: PageTable) -> int:
     return int(jnp.sum(jnp.maximum(needed - held, 0)))
 
 
-def _lengths(op: str, name: str, value: Any, num_seqs: int) -> jax.Array:
-    lengths = jnp.asarray(value)
-    if lengths.shape != (num_seqs,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ShapeError(
-            f"{op}: argument '{name}': expected integers of shape ({num_seqs},), got {lengths.dtype} of "
-            f"shape {lengths.shape}"
-        )
-    return lengths.astype(jnp.int32)
-
-
 def _check_lengths(table: PageTable, before: np.ndarray, new: np.ndarray, num_tokens: int) -> None:
-    if (before < 0).any() or (new < 0).any():
-        raise ShapeError(
-            f"AttentionMetadata.extend: expected lengths >= 0, got seq_lens {before.tolist()}, "
-            f"num_new {new.tolist()}"
-        )
     too_long = np.flatnonzero(before + new > table.capacity)
     if too_long.size:
         i = int(too_long[0])

@@ -1,12 +1,17 @@
 """Sampling from logits: temperature, top-k, top-p, min-p; one row independent of the others."""
 
+import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mla_jax.errors import ShapeError
+from mla_jax.errors import RequestError, ShapeError
+from mla_jax.paging import known
 
 
 def sample(
@@ -28,14 +33,17 @@ def sample(
       logits: (rows, vocab) float.
       key: one `jax.random.key` for all rows, or (rows,) keys, which make a row's draw independent of
         the rows around it.
-      temperature: 0 takes the most likely token (the lowest id among equals) and ignores the key.
-      top_p: in (0, 1]; 1 is off. top_k: >= 0; 0 is off. min_p: in [0, 1]; 0 is off.
+      temperature: finite, >= 0; 0 takes the most likely token (the lowest id among equals) and ignores the
+        key.
+      top_p: in (0, 1]; 1 is off. top_k: an integer >= 0; 0 is off. min_p: in [0, 1]; 0 is off.
 
     Returns:
-      (rows,) int32; -1 for a row without a finite maximum (NaN, or nothing but -inf).
+      (rows,) int32; -1 for a row without a finite maximum (NaN, or nothing but -inf), and for a row with a
+      limit outside its range that could not be refused, because inside jit its value is not known.
 
     Raises:
-      ShapeError: logits or a limit of the wrong shape.
+      ShapeError: logits or a limit of the wrong shape or dtype.
+      RequestError: a limit outside its range, where its value is known.
     """
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ShapeError(
@@ -43,15 +51,9 @@ def sample(
             f"shape {logits.shape}"
         )
     rows, vocab = logits.shape
-    limits = {
-        name: _per_row(name, value, rows, kind)
-        for name, value, kind in (
-            ("temperature", temperature, jnp.float32),
-            ("top_p", top_p, jnp.float32),
-            ("top_k", top_k, jnp.int32),
-            ("min_p", min_p, jnp.float32),
-        )
-    }
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    limits = {name: _per_row(name, value, rows, vocab) for name, value in given.items()}
+    usable = functools.reduce(operator.and_, (LIMIT_RANGES[name][1](value) for name, value in limits.items()))
     values = logits.astype(jnp.float32)
     greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
     warm = limits["temperature"] > 0
@@ -73,7 +75,7 @@ def sample(
 
     sampled = jax.lax.cond(jnp.any(warm), draw, lambda: greedy)
     # NaN anywhere, or no finite maximum: there is no most likely token, and 0 must not pass for one.
-    answerable = jnp.isfinite(peak[:, 0])
+    answerable = jnp.isfinite(peak[:, 0]) & usable
     return jnp.where(answerable, jnp.where(warm, sampled, greedy), jnp.int32(-1))
 
 
@@ -97,13 +99,37 @@ def _draw_limited(scaled: jax.Array, noise: jax.Array, limits: dict[str, jax.Arr
     return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
-def _per_row(name: str, value: Any, rows: int, kind: Any) -> jax.Array:
-    array = jnp.asarray(value, kind)
+LIMIT_RANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    # Comparisons with NaN are false: NaN is outside every range.
+    "temperature": ("finite numbers >= 0", lambda x: (x >= 0) & (x < float("inf"))),
+    "top_p": ("numbers in (0, 1]", lambda x: (x > 0) & (x <= 1)),
+    "top_k": ("integers >= 0", lambda x: x >= 0),
+    "min_p": ("numbers in [0, 1]", lambda x: (x >= 0) & (x <= 1)),
+}
+"""What each limit of `sample` may be, in words and as a test of numbers or arrays."""
+
+
+def _per_row(name: str, value: Any, rows: int, vocab: int) -> jax.Array:
+    expected, in_range = LIMIT_RANGES[name]
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    kinds = (jnp.integer,) if name == "top_k" else (jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise ShapeError(f"sample: argument '{name}': expected {expected}, got dtype {array.dtype}")
     if array.shape not in ((), (rows,)):
         raise ShapeError(
             f"sample: argument '{name}': expected a number or shape ({rows},), got shape {array.shape}"
         )
-    return jnp.broadcast_to(array, (rows,))
+    if known(array):
+        array = np.asarray(array)
+        with np.errstate(over="ignore", under="ignore"):
+            # More than the vocabulary is as good as all of it, and int32 can hold that.
+            rounded = np.minimum(array, vocab) if name == "top_k" else array.astype(np.float32)
+        wrong = array[~in_range(rounded)]
+        if wrong.size:
+            raise RequestError(f"sample: argument '{name}': expected {expected}, got {wrong.flat[0]}")
+        array = rounded
+    kind = jnp.int32 if name == "top_k" else jnp.float32
+    return jnp.broadcast_to(jnp.asarray(array, kind), (rows,))
 
 
 def _gumbel(key: jax.Array, rows: int, vocab: int) -> jax.Array:

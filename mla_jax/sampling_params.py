@@ -6,12 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mla_jax.arguments import as_integer
 from mla_jax.errors import RequestError, shown
 
 MAX_LOGPROBS = 20
 
 MAX_SEED = 2**32 - 1
 """JAX ignores the upper half of a longer seed unless 64-bit mode is on: two seeds would be one."""
+
+MAX_N = 16_384
+"""More answers than are served at a time wait their turn, so no engine is too small for a large n. But every
+answer is queued at once and kept until the last one ends: more than this is a slip, and would fill the host's
+memory before the first token."""
 
 # Logits divided by less than this overflow float32; the outcome would be greedy anyway.
 _MIN_TEMPERATURE = 1e-5
@@ -34,7 +40,7 @@ class SamplingParams:
       stop_token_ids: ids that end the answer, beside the model's EOS ids.
       ignore_eos: whether to go on after the model's EOS ids.
       logprobs: how many of the likeliest tokens to report at every step, 0 to 20; None reports none.
-      n: how many answers to one prompt, >= 1.
+      n: how many answers to one prompt, 1 to 16384. Those that do not fit beside each other wait their turn.
 
     Raises:
       RequestError: a value is of the wrong type (a bool is no number) or out of range; the message
@@ -66,8 +72,8 @@ class SamplingParams:
             _fail("ignore_eos", "True or False", self.ignore_eos)
         self._set("logprobs", _integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS))
         if self.n is None:
-            _fail("n", "an integer >= 1", self.n)
-        self._set("n", _integer("n", self.n, low=1))
+            _fail("n", f"an integer from 1 to {MAX_N}", self.n)
+        self._set("n", _integer("n", self.n, low=1, high=MAX_N))
 
     def _set(self, name: str, value: object) -> None:
         # Plain Python values in a frozen object: NumPy's scalars and lists would not be hashable or equal.
@@ -164,10 +170,9 @@ def _first(*values: Any) -> Any:
 def _integer(name: str, value: Any, *, low: int, high: int | None = None, hint: str = "") -> int | None:
     if value is None:
         return None
-    if not isinstance(value, bool) and isinstance(value, numbers.Integral):
-        number = int(value)
-        if low <= number and (high is None or number <= high):
-            return number
+    number = as_integer(value)
+    if number is not None and low <= number and (high is None or number <= high):
+        return number
     _fail(
         name,
         f"an integer >= {low}{hint}" if high is None else f"an integer from {low} to {high}",

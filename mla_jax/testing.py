@@ -23,9 +23,9 @@ class InPlaceReport:
 def assert_in_place(jitted: Any, *args: Any, **kwargs: Any) -> InPlaceReport:
     """Asserts that a jitted step updates its latent cache in place.
 
-    Reads the compiled module: every cache among the arguments must be aliased to a result (donated),
-    no instruction may copy an array of a cache's shape, and the temporaries must be smaller than one
-    cache.
+    Reads the compiled module: every cache among the arguments must be aliased to a result (donated), no
+    instruction may copy an array that has as many bytes as a cache, whatever its type or shape, and both the
+    temporaries and the results that are not aliased must be smaller than one cache.
 
     Args:
       jitted: a `jax.jit` function; donate the cache (`donate_argnames=("cache",)`).
@@ -44,39 +44,55 @@ def assert_in_place(jitted: Any, *args: Any, **kwargs: Any) -> InPlaceReport:
         raise ValueError("assert_in_place: expected a LatentCache among the arguments, got none")
     compiled = jitted.lower(*args, **kwargs).compile()
     memory = compiled.memory_analysis()
-    pools = [cache.kv for cache in caches]
-    cache_bytes = sum(pool.size * pool.dtype.itemsize for pool in pools)
-    copies = tuple(line for pool in pools for line in _copies_of(compiled.as_text(), pool))
+    cache_bytes = sum(cache.nbytes for cache in caches)
+    smallest = min(cache.nbytes for cache in caches)
+    copies = tuple(_copies(compiled.as_text(), smallest))
     report = InPlaceReport(cache_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes, copies)
     if copies:
-        raise AssertionError("the compiled step copies the cache:\n  " + "\n  ".join(copies))
+        raise AssertionError(
+            f"the compiled step copies the cache, or an array of its {smallest} bytes:\n  "
+            + "\n  ".join(copies)
+        )
     if report.alias_bytes < cache_bytes:
         raise AssertionError(
             f"the compiled step aliases {report.alias_bytes} bytes, the cache has {cache_bytes}: is it donated?"
         )
-    smallest = min(pool.size * pool.dtype.itemsize for pool in pools)
     if report.temp_bytes >= smallest:
         raise AssertionError(
             f"the compiled step needs {report.temp_bytes} bytes of temporaries, the cache has {smallest}; "
             "compile for a larger cache if these are activations"
         )
+    fresh_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    if fresh_bytes >= smallest:
+        raise AssertionError(
+            f"the compiled step returns {fresh_bytes} bytes beside what it updates in place, the cache has "
+            f"{smallest}; compile for a larger cache if these are results of its own"
+        )
     return report
 
 
-_HLO_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn"}
+_COPY = re.compile(r"= \(?([a-z][a-z0-9]*)\[([0-9,]*)\].* (?:copy|copy-start)\(")
 
 
-def _copies_of(hlo: str, pool: jax.Array) -> list[str]:
-    """Copy instructions whose result has as many elements of the pool's type as the pool.
+def _copies(hlo: str, num_bytes: int) -> list[str]:
+    """Copy instructions whose result has at least `num_bytes`, of any type: a bitcast hides no copy.
 
-    Any other instruction that materialised a second pool (a fusion, a conversion) would need a
-    temporary of its size, which the caller checks; a fused scatter into the pool itself needs none.
+    Any other instruction that materialised a second pool (a fusion, a conversion) would need a temporary or a
+    result of its size, which the caller checks; a fused scatter into the pool itself needs none.
     """
     found = []
-    kind = _HLO_DTYPE[pool.dtype.name]
-    pattern = re.compile(rf"= \(?{kind}\[([0-9,]*)\].* (copy|copy-start)\(")
     for line in hlo.splitlines():
-        match = pattern.search(line)
-        if match is not None and math.prod(map(int, filter(None, match.group(1).split(",")))) == pool.size:
-            found.append(line.strip())
+        match = _COPY.search(line)
+        if match is not None:
+            count = math.prod(map(int, filter(None, match.group(2).split(","))))
+            if count * _bits(match.group(1)) >= 8 * num_bytes:
+                found.append(line.strip())
     return found
+
+
+def _bits(hlo_type: str) -> int:
+    """Width of an HLO element type: f32, bf16, u8, s4, f8e4m3fn, c64, ...; pred is a byte, a token nothing."""
+    if hlo_type == "pred":
+        return 8
+    width = re.match(r"[a-z]+([0-9]+)", hlo_type)
+    return int(width.group(1)) if width else 0

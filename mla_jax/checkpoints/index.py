@@ -19,9 +19,9 @@ _MOST_NAMED = 20
 class TensorIndex:
     """All tensors of a folder, each with the open file that holds it.
 
-    An index file decides where there is one; it must name every tensor of every shard it lists, and
-    nothing else. Shards lie in the folder itself. (In the hub's cache they are links to blobs elsewhere:
-    links are followed, but names with folders in them are not.)
+    A single `model.safetensors` decides where there is one, even beside an index, as in transformers.
+    Otherwise the index does; it must name every tensor of every shard it lists, and nothing else. Shards
+    lie in the folder itself.
 
     Args:
       folder: of the checkpoint.
@@ -36,10 +36,10 @@ class TensorIndex:
         self._where: dict[str, SafetensorsFile] = {}
         try:
             index = self.folder / INDEX_FILE
-            if os.path.exists(index):  # Path.exists raises for names that are too long
-                self._open_shards(index)
-            elif os.path.exists(self.folder / SINGLE_FILE):
+            if os.path.exists(self.folder / SINGLE_FILE):  # Path.exists raises for names that are too long
                 self._take(SINGLE_FILE)
+            elif os.path.exists(index):
+                self._open_shards(index)
             else:
                 raise CheckpointError(_why_nothing(self.folder))
         except BaseException:
@@ -115,7 +115,12 @@ def _weight_map(index: Path) -> dict[str, str]:
             f"{index}: weight_map: expected an object with tensor names, got {shown(weight_map)}"
         )
     for tensor, shard in weight_map.items():
-        # A path would let an index read files that are not part of the checkpoint.
+        # The index is content of the checkpoint: a path in it would read files that are not part of one.
+        # Links are another matter. The hub's cache consists of links to blobs in another folder, and a link
+        # that a user places is the user's business, so they are followed wherever they lead. What an
+        # unpacked checkpoint could do with one is bounded by `SafetensorsFile`: only a regular file is
+        # opened (never a device, nor a pipe that would block), and only one that is a whole safetensors
+        # file with this model's tensors is read beyond its header.
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
                 f"{index}: tensor {shown(tensor)}: expected the name of a .safetensors file in the same folder, "

@@ -21,6 +21,11 @@ def read_json_object(
       error: raised for everything that is wrong with the file; the message starts with its path.
       max_bytes: larger files are refused unread.
     """
+    return parse_json_object(read_json_text(path, error, max_bytes), str(path), error)
+
+
+def read_json_text(path: str | os.PathLike[str], error: type[MlaJaxError], max_bytes: int) -> bytes:
+    """The bytes of a JSON file, for those who have more than one parser for it; arguments as above."""
     path = Path(path)
     # Not Path.is_file: it raises for names that are too long. Anything but a file, a pipe say, may block.
     if not os.path.isfile(path):
@@ -32,7 +37,7 @@ def read_json_object(
         raise error(f"{path}: cannot be read: {failure}") from failure
     if len(text) > max_bytes:
         raise error(f"{path}: expected at most {max_bytes} bytes of JSON, got more")
-    return parse_json_object(text, str(path), error)
+    return text
 
 
 def parse_json_object(text: bytes, where: str, error: type[MlaJaxError]) -> dict[str, Any]:

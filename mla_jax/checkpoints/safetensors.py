@@ -33,9 +33,11 @@ class SafetensorsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
+        # O_NONBLOCK: should a pipe take the file's place after the check, opening it must not wait.
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
+            # Before opening, since that alone may do something to a device; and through links.
+            _require_regular(os.stat(self.path), self.path)
             self._fd = os.open(self.path, flags)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: cannot be opened: {error}") from error
@@ -137,8 +139,7 @@ class SafetensorsFile:
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         where = str(self.path)
         status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{where}: expected a regular file")
+        _require_regular(status, self.path)
         if status.st_size < 8:
             raise CheckpointError(f"{where}: file is truncated: it has {status.st_size} of 8 length bytes")
         size = np.empty(8, np.uint8)
@@ -172,3 +173,8 @@ class SafetensorsFile:
                     f"{self.path}: reading {shown(name)}: the file has become shorter since it was opened"
                 )
             view, offset = view[count:], offset + count
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: expected a regular file")

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.checkpoints.index import TensorIndex
-from mla_jax.checkpoints.progress import ByteProgress
 from mla_jax.errors import CheckpointError, shown
+from mla_jax.progress import ByteProgress
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 CHUNK_BYTES = 8 << 20

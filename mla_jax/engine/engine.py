@@ -2,7 +2,9 @@
 
 A request is admitted when a row is free and the pool can hold its prompt and all of its `max_tokens`;
 until then it waits, first come, first served. Admission reserves, so a running request never runs out of
-pages and is never preempted.
+pages and is never preempted. Requests with the same prompt that wait one after the other, as the n samples of
+one prompt do, are prefilled once: the others fork the first one's rows as far as they can be admitted, and
+share its whole pages. What they reserve is what they would need alone.
 """
 
 from collections import deque
@@ -12,10 +14,12 @@ import jax
 import numpy as np
 
 from mla_jax.cache import init_cache
-from mla_jax.engine.programs import TOP_LOGPROBS, Drawn, EngineState, Programs, bucket_of, buckets
+from mla_jax.engine.logprobs import TOP_LOGPROBS, top_logprobs
+from mla_jax.engine.programs import Drawn, EngineState, Programs, bucket_of, buckets
 from mla_jax.engine.request import Event, FinishReason, Request, Running
 from mla_jax.errors import NumericsError, RequestError
 from mla_jax.models.frozen import Model, freeze
+from mla_jax.sampling import LIMIT_RANGES
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class Engine:
 
     @property
     def max_programs(self) -> int:
-        """Programs that this engine can ever compile, with and without log-probabilities."""
-        return 2 + 2 * (len(self.prefill_buckets) + len(self.decode_buckets))
+        """Programs that this engine can ever compile: admit, release, fork and draw, and one a bucket."""
+        return 4 + len(self.prefill_buckets) + len(self.decode_buckets)
 
     def compiled_programs(self) -> dict[str, int]:
         """Programs compiled since this engine was made, by kind."""
@@ -126,6 +130,10 @@ class Engine:
             )
         if request.max_tokens < 1:
             raise RequestError(f"max_tokens: expected at least 1, got {request.max_tokens}")
+        for name, (expected, in_range) in LIMIT_RANGES.items():
+            value = getattr(request, name)
+            if not in_range(value):
+                raise RequestError(f"{name}: expected {expected}, got {value}")
         if request.logprobs is not None and not 0 <= request.logprobs <= TOP_LOGPROBS:
             raise RequestError(f"logprobs: expected 0 to {TOP_LOGPROBS}, got {request.logprobs}")
         if self._pages_of(request) > self._num_pages:
@@ -169,10 +177,13 @@ class Engine:
     def _pages_of(self, request: Request) -> int:
         return -(-self._reserve(request) // self.limits.page_size)
 
-    def _admit_next(self) -> Running | None:
+    def _admit_next(self, source: Running | None = None) -> Running | None:
+        """Gives the next request its row and pages, if there are enough; only a copy of `source`, where given."""
         if not self._waiting or len(self._running) >= self.limits.max_num_seqs:
             return None
         request_id, request = self._waiting[0]
+        if source is not None and request.prompt != source.request.prompt:
+            return None
         pages = self._pages_of(request)
         if pages > self._free_pages:
             return None
@@ -189,8 +200,13 @@ class Engine:
             "top_k": np.int32(min(request.top_k, self.model.config.vocab_size)),
             "min_p": np.float32(request.min_p),
         }
-        reserve = np.int32(self._reserve(request))
-        self._state = self._programs.admit(self._state, np.int32(row), reserve, settings)
+        reserve, at = np.int32(self._reserve(request)), np.int32(row)
+        if source is None:
+            self._state = self._programs.admit(self._state, at, reserve, settings)
+        else:
+            self._state = self._programs.admit(self._state, at, np.int32(0), settings)
+            self._state = self._programs.fork(self._state, np.int32(source.row), at, reserve)
+            running.prefilled = len(request.prompt)
         return running
 
     def _prefill(self, running: Running) -> list[Event]:
@@ -198,39 +214,38 @@ class Engine:
         chunk = prompt[running.prefilled : running.prefilled + self.prefill_buckets[-1]]
         tokens = np.zeros((bucket_of(len(chunk), self.prefill_buckets),), np.int32)
         tokens[: len(chunk)] = chunk
-        drawn, self._state = self._programs.prefill(
-            self.model,
-            self._state,
-            tokens,
-            np.int32(running.row),
-            np.int32(len(chunk)),
-            np.int32(running.prefilled + len(chunk) == len(prompt)),
-            vocab_limit=self.vocab_limit,
-            logprobs=running.request.logprobs is not None,
+        logits, self._state = self._programs.prefill(
+            self.model, self._state, tokens, np.int32(running.row), np.int32(len(chunk))
         )
         running.prefilled += len(chunk)
         if running.prefilled < len(prompt):
             return []
-        return self._events([running], drawn)
+        # Copies before any token is drawn: a request that ends with its first gives its pages back.
+        ready = [running]
+        while (copy := self._admit_next(running)) is not None:
+            ready.append(copy)
+        events = []
+        for one in ready:
+            drawn, self._state = self._programs.draw(
+                self._state, np.int32(one.row), logits, np.int32(self.vocab_limit)
+            )
+            events += self._events([one], drawn)
+        return events
 
     def _decode(self, running: list[Running]) -> list[Event]:
         size = bucket_of(len(running), self.decode_buckets)
         rows = np.full((size,), self.limits.max_num_seqs, np.int32)
         rows[: len(running)] = [one.row for one in running]
-        drawn, self._state = self._programs.decode(
-            self.model,
-            self._state,
-            rows,
-            vocab_limit=self.vocab_limit,
-            logprobs=any(one.request.logprobs is not None for one in running),
-        )
+        drawn, self._state = self._programs.decode(self.model, self._state, rows, np.int32(self.vocab_limit))
         return self._events(running, drawn)
 
     def _events(self, running: list[Running], drawn: Drawn) -> list[Event]:
-        host = jax.device_get(drawn)
+        tokens = jax.device_get(drawn.tokens)
+        asked = any(one.request.logprobs is not None for one in running)
+        logits = jax.device_get(drawn.logits) if asked else None
         events = []
         for i, one in enumerate(running):
-            token = int(host.tokens[i])
+            token = int(tokens[i])
             if token < 0:
                 self._finish(one)
                 raise NumericsError(
@@ -245,7 +260,8 @@ class Engine:
                 len(one.request.prompt) + one.generated >= self.limits.max_model_len
             ):
                 reason = "length"
-            logprobs = _logprobs(host, i, token, one.request.logprobs)
+            count = one.request.logprobs
+            logprobs = None if count is None or logits is None else top_logprobs(logits[i], token, count)
             events.append(Event(one.request_id, token, logprobs, reason))
             if reason is not None:
                 self._finish(one)
@@ -255,10 +271,3 @@ class Engine:
         del self._running[running.request_id]
         self._free_pages += running.pages
         self._state = self._programs.release(self._state, np.int32(running.row))
-
-
-def _logprobs(host: Drawn, i: int, token: int, count: int | None) -> dict[int, float] | None:
-    if count is None or host.top_ids is None or host.top_logprobs is None or host.logprob is None:
-        return None
-    top = zip(host.top_ids[i][:count], host.top_logprobs[i][:count], strict=True)
-    return {**{int(t): float(p) for t, p in top}, token: float(host.logprob[i])}

@@ -1,8 +1,9 @@
 """The engine's jitted programs and the device state that they pass on.
 
-Two kinds of program exist: a prefill of one sequence's next chunk, for each token bucket, and a decode
+Two kinds of program run the model: a prefill of one sequence's next chunk, for each token bucket, and a decode
 step of some rows, for each row bucket. A sequence's prefill never shares a program run with another's,
-and decode rows do not see each other, so results do not depend on who else is being served.
+and decode rows do not see each other, so results do not depend on who else is being served. The first token
+after a prompt is drawn by a program of its own, so that copies of a sequence draw theirs from the same logits.
 """
 
 import functools
@@ -19,9 +20,6 @@ from mla_jax.models.frozen import FrozenModel
 from mla_jax.paging import AttentionMetadata, PageTable, advance
 from mla_jax.pytree import pytree
 from mla_jax.sampling import sample
-
-TOP_LOGPROBS = 20
-"""Most likely tokens that a step can report."""
 
 
 @pytree(
@@ -80,15 +78,13 @@ class EngineState:
         )
 
 
-@pytree(data=("tokens", "logprob", "top_ids", "top_logprobs"))
+@pytree(data=("tokens", "logits"))
 @dataclass(frozen=True)
 class Drawn:
-    """A step's result by row of the step; the last three are None unless log-probabilities were asked for."""
+    """A step's result by row of the step: tokens (rows,), and the logits (rows, vocab) that they were drawn from."""
 
     tokens: jax.Array
-    logprob: jax.Array | None
-    top_ids: jax.Array | None
-    top_logprobs: jax.Array | None
+    logits: jax.Array
 
 
 def admit(
@@ -110,31 +106,36 @@ def release(state: EngineState, row: jax.Array) -> EngineState:
     return replace(state, table=state.table.free(mine), seq_lens=jnp.where(mine, 0, state.seq_lens))
 
 
-def prefill_chunk(
-    model: FrozenModel,
-    state: EngineState,
-    tokens: jax.Array,
-    row: jax.Array,
-    num_new: jax.Array,
-    is_last: jax.Array,
-    *,
-    vocab_limit: int,
-    logprobs: bool,
-) -> tuple[Drawn, EngineState]:
-    """Appends `num_new` of `tokens` (a bucket, padded) to a row and draws the token after them.
+def fork(state: EngineState, source: jax.Array, target: jax.Array, reserve: jax.Array) -> EngineState:
+    """Makes an admitted row without pages continue from all tokens of `source`, with pages for `reserve` tokens."""
+    length = state.seq_lens[source]
+    table, cache = state.table.fork(state.cache, source, target, length)
+    mine = jnp.arange(state.seq_lens.shape[0], dtype=jnp.int32) == target
+    seq_lens = jnp.where(mine, length, state.seq_lens)
+    table = table.append(seq_lens, jnp.where(mine, reserve - length, 0))
+    return replace(state, cache=cache, table=table, seq_lens=seq_lens)
 
-    The draw counts where `is_last` (() int32, 0 or 1) says that the prompt ends with this chunk.
-    """
+
+def prefill_chunk(
+    model: FrozenModel, state: EngineState, tokens: jax.Array, row: jax.Array, num_new: jax.Array
+) -> tuple[jax.Array, EngineState]:
+    """Appends `num_new` of `tokens` (a bucket, padded) to a row; returns the logits (1, vocab) after them."""
     held = state.seq_lens[row][None]
     own = replace(state.table, pages=state.table.pages[row][None])
     meta = AttentionMetadata.extend(own, held, num_new[None], num_tokens=tokens.shape[0])
     logits, cache = prefill(model, tokens, state.cache, meta)
-    state = replace(state, cache=cache, seq_lens=state.seq_lens.at[row].set(held[0] + num_new))
-    return _draw(state, row[None], logits, is_last, vocab_limit, logprobs)
+    return logits, replace(state, cache=cache, seq_lens=state.seq_lens.at[row].set(held[0] + num_new))
+
+
+def draw_first(
+    state: EngineState, row: jax.Array, logits: jax.Array, vocab_limit: jax.Array
+) -> tuple[Drawn, EngineState]:
+    """Draws a row's token from its prompt's logits (1, vocab)."""
+    return _draw(state, row[None], logits, vocab_limit)
 
 
 def decode_rows(
-    model: FrozenModel, state: EngineState, rows: jax.Array, *, vocab_limit: int, logprobs: bool
+    model: FrozenModel, state: EngineState, rows: jax.Array, vocab_limit: jax.Array
 ) -> tuple[Drawn, EngineState]:
     """One token for each of `rows`; row numbers past the last are padding and change nothing."""
     total = state.seq_lens.shape[0]
@@ -153,16 +154,11 @@ def decode_rows(
     logits, cache = decode_step(model, state.last_tokens[at], state.cache, meta)
     seq_lens = state.seq_lens.at[rows].set(meta.seq_lens, mode="drop")
     state = replace(state, cache=cache, seq_lens=seq_lens)
-    return _draw(state, rows, logits, jnp.int32(1), vocab_limit, logprobs)
+    return _draw(state, rows, logits, vocab_limit)
 
 
 def _draw(
-    state: EngineState,
-    rows: jax.Array,
-    logits: jax.Array,
-    counts: jax.Array,
-    vocab_limit: int,
-    logprobs: bool,
+    state: EngineState, rows: jax.Array, logits: jax.Array, vocab_limit: jax.Array
 ) -> tuple[Drawn, EngineState]:
     at = jnp.minimum(rows, state.seq_lens.shape[0] - 1)
     # Ids past the tokenizer's last exist only to round the vocabulary up; they are never drawn.
@@ -183,14 +179,12 @@ def _draw(
     state = replace(
         state,
         last_tokens=state.last_tokens.at[rows].set(tokens, mode="drop"),
-        drawn=state.drawn.at[rows].add(counts, mode="drop"),
+        drawn=state.drawn.at[rows].add(1, mode="drop"),
     )
-    if not logprobs:
-        return Drawn(tokens, None, None, None), state
-    every = jax.nn.log_softmax(logits, axis=-1)
-    top_logprobs, top_ids = jax.lax.top_k(every, min(TOP_LOGPROBS, every.shape[1]))
-    chosen = jnp.take_along_axis(every, tokens[:, None], axis=-1)[:, 0]
-    return Drawn(tokens, chosen, top_ids, top_logprobs), state
+    return Drawn(tokens, logits), state
+
+
+_KINDS = ("admit", "release", "fork", "prefill", "draw", "decode")
 
 
 class Programs:
@@ -199,9 +193,10 @@ class Programs:
     def __init__(self) -> None:
         self.admit = jax.jit(admit, donate_argnums=(0,))
         self.release = jax.jit(release, donate_argnums=(0,))
-        static = ("vocab_limit", "logprobs")
-        self.prefill: Callable[..., Any] = jax.jit(prefill_chunk, donate_argnums=(1,), static_argnames=static)
-        self.decode: Callable[..., Any] = jax.jit(decode_rows, donate_argnums=(1,), static_argnames=static)
+        self.fork = jax.jit(fork, donate_argnums=(0,))
+        self.prefill: Callable[..., Any] = jax.jit(prefill_chunk, donate_argnums=(1,))
+        self.draw: Callable[..., Any] = jax.jit(draw_first, donate_argnums=(0,))
+        self.decode: Callable[..., Any] = jax.jit(decode_rows, donate_argnums=(1,))
 
         # JAX shares compiled programs between engines of one process; each engine counts what is new.
         self._before = self._sizes()
@@ -211,7 +206,7 @@ class Programs:
         return {name: size - self._before[name] for name, size in self._sizes().items()}
 
     def _sizes(self) -> dict[str, int]:
-        return {name: getattr(self, name)._cache_size() for name in ("admit", "release", "prefill", "decode")}
+        return {name: getattr(self, name)._cache_size() for name in _KINDS}
 
 
 @functools.cache

@@ -45,7 +45,6 @@ class DecoderLayer(nnx.Module):
         attended, cache = self.self_attn(self.input_layernorm(x), cache, meta)
         normed, x = self.post_attention_layernorm.add(attended, x)
         if isinstance(self.mlp, MoE):
-            mapping = meta.slot_mapping
-            live = None if mapping is None else mapping.slots < mapping.num_slots
+            live = None if meta.slot_mapping is None else meta.slot_mapping.stored
             return x + self.mlp(normed, live), cache
         return x + self.mlp(normed), cache

@@ -6,13 +6,14 @@ the pool in place; without donation JAX copies it once, and the caller's cache s
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mla_jax.cache import LatentCache
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.models.causal_lm import MLAForCausalLM
 from mla_jax.models.frozen import FrozenModel, Model
-from mla_jax.paging import AttentionMetadata
+from mla_jax.paging import AttentionMetadata, known
 
 
 def forward(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length vocab"]:
@@ -49,22 +50,24 @@ def prefill(
 
     Returns:
       (logits (num_seqs, vocab_size) float32 of each sequence's last new token, zeros for a sequence
-      without new tokens; the pool with the new rows).
+      without new tokens; the pool with the new rows). NaN for a sequence whose answer is not known: longer
+      than the model's context or its row of the page table, or without pages for some of its tokens.
 
     Raises:
-      ShapeError, LayoutError: naming argument, expected and got.
+      ShapeError, LayoutError: naming argument, expected and got; a sequence longer than the model's context
+      is one where lengths are known, outside jit.
     """
     module = _module(model)
     ids = _token_ids("prefill", tokens, ("T",))
     _check_step("prefill", module, ids, cache, meta)
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
-    if ids.shape[0] == 0:
-        return jnp.zeros((meta.num_seqs, module.config.vocab_size), jnp.float32), cache_after
     starts, ends = meta.query_start_loc[:-1], meta.query_start_loc[1:]
-    last = jnp.clip(ends - 1, 0, ids.shape[0] - 1)
-    logits = _answerable(module.logits(hidden[last]), module, meta)
-    return jnp.where((ends > starts)[:, None], logits, jnp.float32(0)), cache_after
+    logits = jnp.zeros((meta.num_seqs, module.config.vocab_size), jnp.float32)
+    if ids.shape[0] > 0:
+        last = jnp.clip(ends - 1, 0, ids.shape[0] - 1)
+        logits = jnp.where((ends > starts)[:, None], module.logits(hidden[last]), logits)
+    return _answerable(logits, module, meta), cache_after
 
 
 def decode_step(
@@ -78,10 +81,11 @@ def decode_step(
       meta: of `advance`, with one row a sequence.
 
     Returns:
-      (logits (num_seqs, vocab_size) float32, the pool with the new rows).
+      (logits (num_seqs, vocab_size) float32, the pool with the new rows). NaN as for `prefill`, and for a
+      sequence whose one row is not its own: metadata of a prefill of as many tokens as sequences.
 
     Raises:
-      ShapeError, LayoutError: naming argument, expected and got.
+      ShapeError, LayoutError: as `prefill`; outside jit also on metadata in which row i is not sequence i's.
     """
     module = _module(model)
     ids = _token_ids("decode_step", tokens, ("num_seqs",))
@@ -91,9 +95,17 @@ def decode_step(
             f"{meta.num_tokens} rows; call mla_jax.advance(meta) after a prefill"
         )
     _check_step("decode_step", module, ids, cache, meta)
+    starts = meta.query_start_loc
+    if known(starts) and (np.asarray(starts) != np.arange(meta.num_seqs + 1)).any():
+        raise ShapeError(
+            f"decode_step: argument 'meta': expected one row for each of {meta.num_seqs} sequences, got "
+            f"{np.diff(np.asarray(starts)).tolist()} rows for them; call mla_jax.advance(meta) after a prefill"
+        )
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
-    return _answerable(module.logits(hidden), module, meta), cache_after
+    in_place = starts == jnp.arange(meta.num_seqs + 1, dtype=jnp.int32)
+    own = (in_place[:-1] & in_place[1:])[:, None]
+    return _answerable(jnp.where(own, module.logits(hidden), jnp.float32(jnp.nan)), module, meta), cache_after
 
 
 def _answerable(logits: jax.Array, module: MLAForCausalLM, meta: AttentionMetadata) -> jax.Array:
@@ -145,6 +157,8 @@ def _check_step(
             f"{op}: argument 'meta': the page table lets a sequence grow to {table.capacity} tokens, the "
             f"model's context is {limit}: {reason}"
         )
+    if known(meta.seq_lens) and meta.num_seqs > 0:
+        _check_context(op, module, int(np.asarray(meta.seq_lens).max()))
     if cache.num_layers != module.config.num_hidden_layers:
         raise ShapeError(
             f"{op}: argument 'cache': expected {module.config.num_hidden_layers} layers, got {cache.num_layers}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from mla_jax.checkpoints.json_files import parse_json_object, read_json_object
+from mla_jax.checkpoints.json_files import parse_json_object, read_json_object, read_json_text
 from mla_jax.errors import RequestError, TemplateError, TokenizerError, shown
 from mla_jax.text.chat_template import ChatTemplate
 from mla_jax.text.protocol import TokenizerLike
@@ -273,13 +273,7 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_TOKENIZER_BYTES + 1)
-    except OSError as failure:
-        raise TokenizerError(f"{path}: cannot be read: {failure}") from failure
-    if len(text) > MAX_TOKENIZER_BYTES:
-        raise TokenizerError(f"{path}: expected at most {MAX_TOKENIZER_BYTES} bytes, got more")
+    text = read_json_text(path, TokenizerError, MAX_TOKENIZER_BYTES)
     values = parse_json_object(text, str(path), TokenizerError)
     try:
         backend = tokenizers.Tokenizer.from_buffer(text)
