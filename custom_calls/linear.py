@@ -145,4 +145,5 @@ LINEAR = Op(
     reference=_reference,
     native=_native,
     batch=_batch,
+    native_note=f"more than {MAX_NATIVE_ROWS} rows go to XLA's own dot, which is as fast or faster there",
 )

@@ -58,8 +58,8 @@ def mla_attention(
     Returns:
       out: (T, H, R) of q's dtype; logsumexp: (T, H) float32, natural logarithm of the scaled scores.
       No visible key, or a row that no sequence owns: 0 and -inf. A visible key whose page number is
-      outside the pool, or a layer outside [0, layers): NaN in both, so that a broken page table
-      cannot pass for an answer.
+      outside the pool, a layer outside [0, layers), or any row of a sequence longer than max_pages *
+      page_size: NaN in both, so that a broken page table cannot pass for an answer.
 
     Raises:
       ShapeError: naming argument, expected and got.
@@ -130,18 +130,25 @@ def _reference(
     num_rows, num_heads, rank = q_latent.shape
     num_seqs, max_pages = pages.shape
     _, num_pages, page_size, _ = kv.shape
-    empty = (
-        jnp.zeros(q_latent.shape, q_latent.dtype),
-        jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32),
-    )
-    if num_rows == 0 or num_seqs == 0 or max_pages == 0 or num_pages == 0:
-        return empty
+    if num_rows == 0 or num_seqs == 0:
+        return (
+            jnp.zeros(q_latent.shape, q_latent.dtype),
+            jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32),
+        )
 
     sequence, owned = rows_of_sequences(query_start_loc, num_rows)
-    before = seq_lens[sequence] - (query_start_loc[sequence + 1] - query_start_loc[sequence])
+    capacity = min(max_pages * page_size, np.iinfo(np.int32).max)
+    too_long = owned & (seq_lens > capacity)[sequence]
+    held = jnp.clip(seq_lens, 0, capacity)[sequence]
+    before = held - (query_start_loc[sequence + 1] - query_start_loc[sequence])
     row_in_sequence = jnp.arange(num_rows, dtype=jnp.int32) - query_start_loc[sequence]
     visible = before + row_in_sequence + 1 if keys == "all" else before
-    visible = jnp.where(owned, jnp.clip(visible, 0, max_pages * page_size), 0)
+    visible = jnp.where(owned, jnp.clip(visible, 0, capacity), 0)
+    if max_pages == 0 or num_pages == 0:  # There is no key: who should see one has no answer.
+        broken = too_long | (visible > 0)
+        out = jnp.where(broken[:, None, None], jnp.nan, jnp.zeros(q_latent.shape, jnp.float32))
+        logsumexp = jnp.where(broken[:, None], jnp.nan, jnp.full((num_rows, num_heads), -jnp.inf))
+        return out.astype(q_latent.dtype), logsumexp.astype(jnp.float32)
 
     query = jnp.concatenate([q_latent, q_rope], axis=-1).astype(jnp.float32)
     pages_per_step = max(1, _BLOCK_KEYS // page_size)
@@ -175,7 +182,7 @@ def _reference(
         jnp.full((num_rows, num_heads), -jnp.inf, jnp.float32),
         jnp.zeros((num_rows, num_heads), jnp.float32),
         jnp.zeros(q_latent.shape, jnp.float32),
-        jnp.zeros((num_rows,), bool),
+        too_long,
     )
     inputs = (query, kv, layer, scales, pages, query_start_loc, seq_lens)
     start = tuple(varying_like(value, *inputs) for value in start)

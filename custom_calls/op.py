@@ -7,6 +7,7 @@ platform that is being lowered for: one jitted function lowers for cpu, rocm and
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ class Op:
       batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
         vmap with a clear sentence.
       not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
+      native_note: what else the native form does than call its targets, as a part of a sentence, or "".
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Op:
         native: Callable[..., Arrays],
         batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
         not_differentiable: str | None = None,
+        native_note: str = "",
     ) -> None:
         self.name = name
         self.targets = tuple(targets)
@@ -57,6 +60,7 @@ class Op:
         self.native = native
         self._batch = batch
         self._not_differentiable = not_differentiable
+        self._native_note = native_note
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._run_eagerly)
@@ -76,7 +80,10 @@ class Op:
 
     def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
         """What this op runs on `platform`, and why; `warn=False` only asks."""
-        return registry.choose(self.name, self.targets, platform, kernels, warn=warn)
+        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn)
+        if found.implementation == "native" and self._native_note:
+            return replace(found, reason=f"{found.reason}; {self._native_note}")
+        return found
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
         return _jitted(self.primitive, tuple(sorted(params.items())))(*arrays)

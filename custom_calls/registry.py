@@ -34,7 +34,7 @@ _REGISTRATION_PLATFORM = {"cpu": "cpu", "cuda": "CUDA", "rocm": "ROCM"}
 
 @dataclass(frozen=True)
 class Library:
-    """Outcome of probing one platform's native library."""
+    """Outcome of probing one platform's native library; `reason` says what it is, or why it is of no use."""
 
     platform: str
     module: str | None
@@ -104,7 +104,9 @@ def probe(
             register(target, capsule, platform=_REGISTRATION_PLATFORM[platform])
     except Exception as error:
         return absent(f"{module_name} cannot be registered: {type(error).__name__}: {error}")
-    return Library(platform, module_name, frozenset(capsules), f"{module_name}", abi)
+    isa = f", running its {abi['isa']} code" if abi.get("isa") else ""
+    reason = f"{module_name}, built for {platform}{isa}"
+    return Library(platform, module_name, frozenset(capsules), reason, abi)
 
 
 def check_environment() -> None:
@@ -122,7 +124,8 @@ def check_environment() -> None:
 def library(platform: str) -> Library:
     """The native library of a lowering platform, probed once per process."""
     if platform not in LIBRARIES:
-        return Library(platform, None, frozenset(), f"no native library exists for platform {platform!r}", {})
+        reason = f"no native library exists for platform {platform!r}, only for {', '.join(LIBRARIES)}"
+        return Library(platform, None, frozenset(), reason, {})
     return probe(platform, LIBRARIES[platform])
 
 

@@ -16,6 +16,8 @@ MAX_NATIVE_ROWS = 127
 """With more rows than this the native form is XLA's own fusion: it can reuse an operand's memory in place,
 and fresh results of that size cost more in page faults than the arithmetic does."""
 
+_NOTE = f"more than {MAX_NATIVE_ROWS} rows go to XLA's own fusion, which is faster there"
+
 
 def rmsnorm(
     x: jax.Array, weight: jax.Array, *, eps: float, offset: int = 0, kernels: Kernels = "auto"
@@ -110,6 +112,7 @@ RMSNORM: Op = Op(
     reference=_reference,
     native=_native,
     batch=lambda arrays, batched, static: map_rows(RMSNORM, arrays, batched, static),
+    native_note=_NOTE,
 )
 
 RMSNORM_RESIDUAL: Op = Op(
@@ -119,4 +122,5 @@ RMSNORM_RESIDUAL: Op = Op(
     reference=_reference_residual,
     native=_native,
     batch=lambda arrays, batched, static: map_rows(RMSNORM_RESIDUAL, arrays, batched, static),
+    native_note=_NOTE,
 )

@@ -24,7 +24,7 @@ struct Tile {
   int64_t row0, rows;     // Query rows: token * heads + head.
   int64_t token0, first;  // First token of the sequence; keys that its first query sees.
   int64_t keys;           // Length of the sequence.
-  int64_t bad_key;        // First key on a page that does not exist.
+  int64_t bad_key;        // First key on a page that does not exist; -1: the table has too few.
   int64_t splits;         // Key splits that some row of the tile sees.
   int64_t partial;        // Number of (tile, split) pairs before this tile.
 };
@@ -35,8 +35,10 @@ int64_t Visible(const MlaAttentionArgs& args, const Tile& tile, int64_t row) {
   return Clamp(args.cached_only ? tile.first : tile.first + 1 + i, 0, tile.keys);
 }
 
-// First key whose page id is out of range, or a number past every key.
+// First key whose page id is out of range, or a number past every key; -1 where the sequence is
+// longer than its row of the table, so that no number of keys that a query sees is right.
 int64_t FirstBadKey(const MlaAttentionArgs& args, int64_t sequence, int64_t keys) {
+  if (args.seq_lens[sequence] > keys) return -1;
   if (args.cache == nullptr) return 0;
   const int32_t* table = args.page_table + sequence * args.max_pages;
   for (int64_t p = 0; p * args.page_size < keys; ++p) {

@@ -232,6 +232,41 @@ def test_a_visible_page_outside_the_pool_gives_nan(
     assert np.isfinite(np.asarray(out)[~np.array(wanted)]).all()
 
 
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("keys", ["all", "cached"])
+@pytest.mark.parametrize("held", ["capacity + 1", INT_MAX])
+def test_a_sequence_longer_than_its_table_is_nan_in_every_row(
+    held: int | str, keys: str, page_size: int, rng: Rng
+) -> None:
+    """In the rows that see none of the missing keys as well, and in nobody else's."""
+    call = make([(2, 9), (3, 40), (0, 4), (1, 30)], 3, 8, 2, page_size, keys=keys, behind=1)(
+        rng, "float32", "float32"
+    )
+    kv = normal(rng, call.arrays["kv"].shape)
+    pages = rng.integers(0, kv.shape[1], call.arrays["pages"].shape).astype(np.int32)
+    capacity = pages.shape[1] * page_size
+    full = call.changed(kv=kv, pages=pages, seq_lens=np.array([9, capacity, 4, 30], np.int32))
+    longer = capacity + 1 if held == "capacity + 1" else held
+    over = full.changed(seq_lens=np.array([9, longer, longer, 30], np.int32))
+    native, reference = (TestMlaAttention.call(over, kernels) for kernels in ("native", "reference"))
+    for got, whole in ((native, "native"), (reference, "reference")):
+        want = TestMlaAttention.check_call(full, whole)
+        for value, alone in zip(got, want, strict=True):
+            value, alone = np.asarray(value), np.asarray(alone)
+            assert np.isnan(value[2:5]).all()
+            assert same_bits(value[[0, 1, 5, 6]], alone[[0, 1, 5, 6]])
+
+
+@pytest.mark.parametrize("keys", ["all", "cached"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_negative_lengths_hold_nothing(kernels: str, keys: str, rng: Rng) -> None:
+    call = make([(2, 2), (3, 9)], 3, 8, 2, 4, keys=keys)(rng, "float32", "float32")
+    call = call.changed(seq_lens=np.array([-1, INT_MIN], np.int32))
+    out, logsumexp = TestMlaAttention.call(call, kernels)
+    assert not np.asarray(out).any()
+    assert np.isneginf(np.asarray(logsumexp)).all()
+
+
 @pytest.mark.parametrize("layer", [-1, LAYERS, INT_MAX, INT_MIN])
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_layer_outside_the_pool_gives_nan(kernels: str, layer: int, rng: Rng) -> None:
@@ -340,6 +375,29 @@ def test_an_empty_batch_and_an_empty_pool(kernels: str) -> None:
             check(
                 value, want, f"{kernels}: {sequences} sequences, {max_pages} pages, {num_pages} in the pool"
             )
+
+
+@pytest.mark.parametrize(("max_pages", "num_pages"), [(0, 3), (4, 0)])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_keys_that_no_page_can_hold_are_nan(kernels: str, max_pages: int, num_pages: int) -> None:
+    call = Call(
+        {
+            "q_latent": poison((4, 2, 8)),
+            "q_rope": poison((4, 2, 2)),
+            "kv": poison((2, num_pages, 4, 10)),
+            "layer": np.int32(0),
+            "scales": np.ones(2, np.float32),
+            "pages": np.zeros((2, max_pages), np.int32),
+            "query_start_loc": np.array([0, 1, 3], np.int32),
+            "seq_lens": np.array([0, 5], np.int32),
+        },
+        {"softmax_scale": 1.0},
+    )
+    out, logsumexp = TestMlaAttention.call(call, kernels)
+    assert np.isnan(np.asarray(out)).all(axis=(1, 2)).tolist() == [False, True, True, False]
+    assert np.isnan(np.asarray(logsumexp)).all(axis=1).tolist() == [False, True, True, False]
+    assert not np.asarray(out)[[0, 3]].any()
+    assert np.isneginf(np.asarray(logsumexp)[[0, 3]]).all()
 
 
 def test_bfloat16_weights_may_round_but_the_logsumexp_does_not(rng: Rng) -> None:

@@ -121,7 +121,7 @@ def test_an_older_ffi_of_the_same_major_version_is_welcome() -> None:
 
     module = FakeModule(("a", "b"), ffi_api=(RUNTIME[0], 0))
     found = registry.probe("cpu", MODULE, lambda _: module, register)
-    assert found == Library("cpu", MODULE, frozenset({"a", "b"}), MODULE, module.record)
+    assert found == Library("cpu", MODULE, frozenset({"a", "b"}), f"{MODULE}, built for cpu", module.record)
     assert registered == [("a", "cpu"), ("b", "cpu")]
 
 
@@ -150,7 +150,7 @@ def test_a_library_without_an_abi_record() -> None:
 
 def test_the_installed_library_serves_every_op() -> None:
     found = registry.library("cpu")
-    assert found.reason == MODULE, found.reason
+    assert found.reason == f"{MODULE}, built for cpu, running its {found.abi['isa']} code", found.reason
     assert found.targets == {target for op in OPS.values() for target in op.targets}
     assert registry.abi_mismatch(found.abi, "cpu", RUNTIME) is None
     # Built against the oldest supported jaxlib, so that it also runs on newer ones.

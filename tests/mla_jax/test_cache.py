@@ -1,6 +1,7 @@
 """`LatentCache` and `init_cache`: sizes computed next to what they size, dtypes, and named errors."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,10 @@ def test_a_new_pool_is_zero_with_scales_of_one():
         ("bfloat16", "float32", "bfloat16"),
         ("fp8", "bfloat16", "float8_e4m3fn"),
         ("float8_e4m3fn", "float32", "float8_e4m3fn"),
+        (jnp.bfloat16, "float32", "bfloat16"),
+        (np.float32, "bfloat16", "float32"),
+        (jnp.dtype("bfloat16"), "float32", "bfloat16"),
+        (jnp.float8_e4m3fn, "float32", "float8_e4m3fn"),
     ],
 )
 def test_cache_dtype(name, compute, expected):
@@ -80,10 +85,13 @@ def test_cache_dtype(name, compute, expected):
 
 @pytest.mark.parametrize(
     ("name", "compute"),
-    [("float16", "float32"), ("int8", "float32"), ("auto", "float16"), ("float8_e5m2", "float32")],
+    [
+        *(("float16", "float32"), ("int8", "float32"), ("auto", "float16"), ("float8_e5m2", "float32")),
+        *((bad, "float32") for bad in ("", None, 8, float, ["fp8"], {}, np.float16, np.ones(2))),
+    ],
 )
 def test_unusable_cache_dtype_is_named(name, compute):
-    with pytest.raises(ShapeError, match=f"cache dtype: expected 'auto', .*, got '{name}'"):
+    with pytest.raises(ShapeError, match=f"cache dtype: expected 'auto', .*, got {re.escape(repr(name))}"):
         cache_dtype(name, compute)
 
 
@@ -93,6 +101,11 @@ def test_sizes_are_positive_integers(argument, bad):
     sizes = {"num_tokens": 4, "page_size": 4, argument: bad}
     with pytest.raises(ShapeError, match=f"init_cache: argument '{argument}': expected an integer >= 1"):
         init_cache(CONFIG, **sizes)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, jnp.int32])
+def test_sizes_may_be_any_kind_of_integer(kind):
+    assert init_cache(CONFIG, num_tokens=kind(5), page_size=kind(2)).kv.shape == (3, 3, 2, 16)
 
 
 def test_scales_are_checked():

@@ -20,11 +20,22 @@ def test_one_row_an_op_and_no_warning(kernels, platform):
         assert row.reason
         if kernels == "reference":
             assert row.implementation == "reference"
+            assert row.reason == "kernels='reference' was asked for"
         elif platform == "cpu":
             assert row.implementation == "native"
+            assert row.reason.startswith("custom_calls._cpu, built for cpu, running its ")
         else:
             assert row.implementation == {"auto": "reference", "native": "refused"}[kernels]
-            assert f"no native library exists for platform '{platform}'" in row.reason
+            assert f"no native library exists for platform '{platform}', only for cpu" in row.reason
+
+
+def test_an_op_that_hands_over_to_xla_says_when_and_why():
+    for row in kernel_table("auto", "cpu"):
+        kind = {"mla_jax.linear": "dot", "mla_jax.rmsnorm": "fusion", "mla_jax.rmsnorm_residual": "fusion"}
+        handed_over = f"; more than 127 rows go to XLA's own {kind.get(row.op)}, which is " in row.reason
+        assert handed_over == (row.op in kind), row
+    for row in kernel_table("auto", "rocm"):
+        assert "127" not in row.reason
 
 
 def test_the_default_is_this_backend():

@@ -1,6 +1,7 @@
 """The typed path from projections to attention: wrong types cannot pass, right ones give the textbook's numbers."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -301,18 +302,25 @@ def test_appended_rows_of_a_bfloat16_pool_are_rounded_once(rng):
 # Attention ---------------------------------------------------------------------------------------------
 
 
-def attend(c, w, keys, kernels):
-    """Both forms on one step: absorbed over `keys`, expanded over the new tokens, with kv_b per head."""
-    appended = append(c, kernels=kernels)
+@partial(jax.jit, static_argnames=("keys", "kernels"))
+def _attend(unrotated, weight, table, cache, meta, w, keys, kernels):
+    appended = rope_append_latent(
+        unrotated, weight, table, meta.positions, cache, LAYER, meta.slot_mapping, eps=EPS, kernels=kernels
+    )
     heads = w.reshape(HEADS, NOPE + V, RANK)
     exact = jax.lax.Precision.HIGHEST
     q_latent = jnp.einsum("thd,hdr->thr", appended.q[:, :, :NOPE], heads[:, :NOPE], precision=exact)
-    latent, lse = mla_attention(q_latent, appended, c.meta, SCALE, keys=keys, kernels=kernels)
+    latent, lse = mla_attention(q_latent, appended, meta, SCALE, keys=keys, kernels=kernels)
     absorbed = jnp.einsum("thr,hdr->thd", latent, heads[:, NOPE:], precision=exact)
-    rows = appended_rows(appended, c.meta)
+    rows = appended_rows(appended, meta)
     kv = jnp.dot(rows[:, :RANK], w.T, precision=exact)
-    own, own_lse = mla_attention_expanded(appended, rows, kv, c.meta, SCALE, nope=NOPE, v=V, kernels=kernels)
+    own, own_lse = mla_attention_expanded(appended, rows, kv, meta, SCALE, nope=NOPE, v=V, kernels=kernels)
     return (absorbed, lse), (own, own_lse), appended.cache
+
+
+def attend(c, w, keys, kernels):
+    """Both forms on one step: absorbed over `keys`, expanded over the new tokens, with kv_b per head."""
+    return _attend(c.unrotated, c.weight, c.table, c.cache, c.meta, w, keys, kernels)
 
 
 def textbook(c, w, before_rows=None):

@@ -210,13 +210,24 @@ def test_string_path_and_positional_argument():
     assert model.lm_head is None
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "bf16", "", None, "AUTO", jnp.float32, 32, ["auto"]])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float64", "bf16", "", None, "AUTO", jnp.float16, float, 32, ["auto"], np.ones(3)]
+)
 def test_bad_dtype(dtype):
     refused(GOLDENS / "youtu", "dtype: expected one of", kind=ConfigError, dtype=dtype)
     refused(Path("/none"), "dtype: expected one of", kind=ConfigError, dtype=dtype)  # before any file
 
 
-@pytest.mark.parametrize("kernels", ["cuda", "", None, "NATIVE", 1, ["auto"]])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, ml_dtypes.bfloat16, np.dtype(ml_dtypes.bfloat16), jnp.dtype("bfloat16")]
+)
+def test_dtypes_are_as_good_as_their_names(dtype):
+    assert load(GOLDENS / "youtu", dtype=dtype, abstract=True)[1].dtype == "bfloat16"
+    config = load(GOLDENS / "youtu", dtype=np.float32, abstract=True)[1]
+    assert (config.dtype, type(config.dtype)) == ("float32", str)
+
+
+@pytest.mark.parametrize("kernels", ["cuda", "", None, "NATIVE", 1, ["auto"], np.array(["auto"] * 2)])
 def test_bad_kernels(kernels):
     message = "kernels: expected one of auto, native, reference, got "
     refused(GOLDENS / "youtu", message, kind=KernelUnavailableError, kernels=kernels)
@@ -227,6 +238,21 @@ def test_bad_kernels(kernels):
 def test_kernels_reach_the_model(kernels):
     assert load(GOLDENS / "youtu", kernels=kernels)[0].kernels == kernels
     assert load(GOLDENS / "youtu", kernels=kernels, abstract=True)[0].kernels == kernels
+
+
+def test_the_environment_matters_only_where_native_kernels_may_run(monkeypatch):
+    def refuse() -> None:
+        raise KernelUnavailableError("no such instruction set")
+
+    monkeypatch.setattr(loading, "check_environment", refuse)
+    load(GOLDENS / "youtu", kernels="reference", abstract=True)
+    for kernels in ("auto", "native"):
+        refused(GOLDENS / "youtu", "no such", kind=KernelUnavailableError, kernels=kernels, abstract=True)
+
+
+@pytest.mark.parametrize("path", [None, 123, b"folder", ["folder"], {}])
+def test_what_is_no_path_is_a_sentence(path):
+    refused(path, f"checkpoint: expected a folder or a hub id, got {path!r}")
 
 
 def test_no_such_folder(tmp_path):
@@ -419,9 +445,17 @@ def test_hub_id(hub):
     model, _ = mla_jax.load("owner/name", revision="v1", progress=False)
     assert model.lm_head is None
     assert [call["name"] for call in calls] == ["owner/name"] * len(calls)
-    assert {call["revision"] for call in calls} == {"v1"}
+    assert {call["revision"] for call in calls} == {"v1"}  # a stand-in's folder is of no commit
     assert not wants_weights(calls[0])
     assert wants_weights(calls[-1])
+
+
+def test_settings_and_weights_are_of_one_commit(hub, tmp_path):
+    snapshot = tmp_path / "snapshots" / ("c0ffee" + "0" * 34)
+    shutil.copytree(GOLDENS / "youtu", snapshot)
+    calls = hub(snapshot)
+    mla_jax.load("owner/name", revision="main", progress=False)
+    assert [call["revision"] for call in calls] == ["main", snapshot.name]
 
 
 def test_no_weights_are_fetched_for_what_cannot_be_run(hub, v3):

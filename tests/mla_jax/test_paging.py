@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,12 @@ from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
 from mla_jax.paging import AttentionMetadata, PageTable, SlotMapping, advance, check_pool
 
 PAGE_SIZES = [1, 3, 16, 64]
+
+JITTED = {
+    function: jax.jit(function) for function in (PageTable.append, PageTable.free, PageTable.fork, advance)
+}
+FORK, ADVANCE = JITTED[PageTable.fork], JITTED[advance]
+EXTEND = jax.jit(AttentionMetadata.extend, static_argnames="num_tokens")
 
 
 def pool(num_pages: int, page_size: int, layers: int = 1, fill: float = np.nan) -> LatentCache:
@@ -119,6 +127,15 @@ def test_table_sizes_are_positive_integers(argument, bad):
             make(pool(4, 4), **sizes)
 
 
+def test_a_table_has_as_many_slots_as_int32_can_number():
+    assert PageTable.empty(pool(4, 64), 1, 2**31 - 64).capacity == 2**31 - 64
+    for max_len in (2**31 - 63, 2**31, 2**40):
+        with pytest.raises(
+            ShapeError, match=rf"argument 'max_len': expected at most 2147483646 .* of 64, got {max_len}"
+        ):
+            PageTable.empty(pool(4, 64), 1, max_len)
+
+
 # append, free, fork: exhaustive in the small ----------------------------------------------------------
 
 
@@ -151,9 +168,32 @@ def test_append_exhaustively_over_small_lengths(page_size):
     assert refused > 10
 
 
-def test_negative_growth_allocates_nothing():
+def test_negative_growth_is_refused_and_inside_jit_allocates_nothing():
     table = PageTable.empty(pool(4, 2), 2, 4)
-    np.testing.assert_array_equal(table.append(ints(3, 3), ints(-1, 0)).ref_counts, [0, 0, 0, 0])
+    for argument, lengths in (("seq_lens", [(3, -1), (1, 0)]), ("num_new", [(3, 3), (-1, 0)])):
+        with pytest.raises(
+            ShapeError, match=rf"PageTable.append: argument '{argument}': expected lengths >= 0, got \["
+        ):
+            table.append(*(ints(*pair) for pair in lengths))
+    grown = jax.jit(PageTable.append)(table, ints(3, 3), ints(-1, 0))
+    np.testing.assert_array_equal(grown.ref_counts, [0, 0, 0, 0])
+
+
+def test_numbers_beyond_int32_are_not_wrapped():
+    """JAX turns NumPy's 2^32 + 1 into 1."""
+    table, big = PageTable.allocate(pool(4, 2, fill=0.0), 2, 4), np.array([2**32 + 1, 0])
+    for call, argument in (
+        (lambda: table.append(big, [0, 0]), "seq_lens"),
+        (lambda: table.append([0, 0], big), "num_new"),
+        (lambda: AttentionMetadata.extend(table, big, [0, 0]), "seq_lens"),
+        (lambda: table.fork(pool(4, 2), big[0], 0, 1), "source"),
+        (lambda: table.fork(pool(4, 2), 0, big[0], 1), "target"),
+        (lambda: table.fork(pool(4, 2), 0, 1, 2**33), "seq_len"),
+        (lambda: table.free(big[0]), "released"),
+        (lambda: table.free(2**40), "released"),
+    ):
+        with pytest.raises(ShapeError, match=f"argument '{argument}': expected (an )?in"):
+            call()
 
 
 def test_append_fills_holes_that_free_left_behind():
@@ -172,6 +212,12 @@ def test_append_exhausted_inside_jit_leaves_the_sentinel():
     np.testing.assert_array_equal(slots.slots, [4, 5, 6, 6])
     # Pages of tokens that are said to be held are never replaced: what they held is gone. New tokens get theirs.
     np.testing.assert_array_equal(grown.free(0).append(ints(0, 4), ints(0, 1)).pages, [[3, 3, 3], [2, 3, 0]])
+
+
+def test_a_partly_filled_page_that_is_gone_is_not_replaced_by_an_empty_one():
+    table = PageTable.empty(pool(3, 2), 1, 4)
+    np.testing.assert_array_equal(table.append(ints(1), ints(1)).pages, [[3, 3]])
+    np.testing.assert_array_equal(table.append(ints(1), ints(2)).pages, [[3, 0]])
 
 
 def test_append_beyond_a_rows_capacity_is_refused_even_with_free_pages():
@@ -205,7 +251,19 @@ def test_free_by_index_and_by_mask():
     # Freeing twice is freeing once: the row has no pages any more.
     np.testing.assert_array_equal(by_index.free(2).ref_counts, by_index.ref_counts)
     assert int(table.free(jnp.ones(3, bool)).num_free()) == 6
-    np.testing.assert_array_equal(table.free(7).pages, table.pages)
+
+
+@pytest.mark.parametrize("row", [-1, 3, 99, -(2**31), 2**31 - 1])
+def test_free_of_no_sequence_is_refused_and_inside_jit_frees_nothing(row):
+    table = PageTable.allocate(pool(6, 1), 3, 2)
+    for index in (row, np.int64(row), ints(row)[0]):
+        with pytest.raises(
+            ShapeError, match=rf"argument 'released': expected an index in \[0, 3\), got {row}"
+        ):
+            table.free(index)
+    freed = jax.jit(PageTable.free)(table, row)
+    np.testing.assert_array_equal(freed.pages, table.pages)
+    np.testing.assert_array_equal(freed.ref_counts, table.ref_counts)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +354,47 @@ def test_fork_without_a_free_page():
     np.testing.assert_array_equal(forked.pages, [[0, 1], [0, 2]])
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "length"),
+    [
+        (-1, 1, 3),
+        (3, 1, 3),
+        (0, -1, 3),
+        (0, 3, 3),
+        (0, -3, 3),
+        (0, 2**31 - 1, 3),
+        (1, 1, 3),
+        (0, 1, -1),
+        (0, 1, 7),
+    ],
+)
+def test_an_impossible_fork_is_refused_and_inside_jit_makes_nobody_readable(source, target, length):
+    """A target that exists loses its pages; nothing else changes, and no page is lost or owned twice."""
+    cache = pool(9, 2)
+    cache = cache.with_kv(jnp.arange(cache.kv.size, dtype=jnp.float32).reshape(cache.kv.shape))
+    table = PageTable.empty(cache, 3, 6).append(ints(0, 0, 0), ints(5, 2, 1))
+    with pytest.raises(
+        ShapeError,
+        match=rf"expected two different rows in \[0, 3\) and a length in \[0, 6\], got source {source}, "
+        rf"target {target}, seq_len {length}",
+    ):
+        table.fork(cache, source, target, length)
+    forked, copied = FORK(table, cache, source, target, length)
+    np.testing.assert_array_equal(copied.kv, cache.kv)
+    expected = table.free(target) if 0 <= target < 3 and target != source else table
+    np.testing.assert_array_equal(forked.pages, expected.pages)
+    np.testing.assert_array_equal(forked.ref_counts, expected.ref_counts)
+
+
+@pytest.mark.parametrize("bad", [1.0, True, np.zeros(1, np.int32), "1"])
+@pytest.mark.parametrize("argument", ["source", "target", "seq_len"])
+def test_fork_names_a_bad_argument(argument, bad):
+    cache = pool(4, 2)
+    numbers = {"source": 0, "target": 1, "seq_len": 1, argument: bad}
+    with pytest.raises(ShapeError, match=f"PageTable.fork: argument '{argument}': expected an integer, got"):
+        PageTable.empty(cache, 2, 4).fork(cache, **numbers)
+
+
 def test_fork_of_an_unallocated_tail_does_not_hand_out_a_strangers_rows():
     """An entry without a page stays without one: reading it is NaN, never another sequence's rows."""
     cache = pool(5, 2, fill=7.0)
@@ -341,6 +440,10 @@ class PagingMachine(RuleBasedStateMachine):
         self.tokens: list[list[float]] = [[] for _ in range(self.num_seqs)]
         self.count = 0
 
+    def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Outside jit for one page size, inside for the others: hundreds of small ops are slow one by one."""
+        return function if self.page_size == 3 else JITTED[function]
+
     def lens(self) -> list[int]:
         return [len(row) for row in self.tokens]
 
@@ -369,20 +472,21 @@ class PagingMachine(RuleBasedStateMachine):
                 self.table.append(ints(*lens), ints(*new))
             return
         self.model.append(lens, new)
-        self.table = self.table.append(ints(*lens), ints(*new))
+        self.table = self.run(PageTable.append)(self.table, ints(*lens), ints(*new))
         # One static T for every history, so that nothing is compiled twice; the rest is padding.
-        self.store(AttentionMetadata.extend(self.table, lens, new, num_tokens=3 * most), new)
+        extend = AttentionMetadata.extend if self.page_size == 3 else EXTEND
+        self.store(extend(self.table, ints(*lens), ints(*new), num_tokens=3 * most), new)
 
     @rule(active=st.tuples(*[st.booleans()] * 3))
     def decode(self, active: tuple[bool, ...]) -> None:
         lens, new = self.lens(), [int(on) for on in active]
-        held = AttentionMetadata.extend(self.table, lens, [0] * 3, num_tokens=1)
+        held = EXTEND(self.table, ints(*lens), ints(0, 0, 0), num_tokens=1)
         if not self.model.can_append(lens, new):
             with pytest.raises(PoolExhaustedError):
                 advance(held, jnp.array(active))
             return
         self.model.append(lens, new)
-        meta = advance(held, jnp.array(active))
+        meta = self.run(advance)(held, jnp.array(active))
         self.table = meta.page_table
         np.testing.assert_array_equal(meta.seq_lens, np.add(lens, new))
         slots = np.asarray(meta.slot_mapping.slots)
@@ -398,7 +502,7 @@ class PagingMachine(RuleBasedStateMachine):
 
     @rule(released=st.integers(0, 2))
     def free(self, released: int) -> None:
-        self.table = self.table.free(released)
+        self.table = self.run(PageTable.free)(self.table, released)
         self.model.rows[released] = []
         self.tokens[released] = []
 
@@ -413,7 +517,8 @@ class PagingMachine(RuleBasedStateMachine):
             with pytest.raises(PoolExhaustedError):
                 self.table.fork(self.cache, source, target, length)
             return
-        self.table, self.cache = self.table.fork(self.cache, source, target, length)
+        fork = self.run(PageTable.fork)
+        self.table, self.cache = fork(self.table, self.cache, source, target, length)
         self.tokens[target] = self.tokens[source][:length]
 
     @invariant()
@@ -466,6 +571,11 @@ def test_slots_of_extreme_positions_and_poisoned_pages():
     broken = dataclasses.replace(table, pages=ints(-1, 4, 99, -(2**31)).reshape(2, 2))
     mapping = broken.slots(ints(0, 0, 1, 1), ints(0, 2, 0, 2))
     np.testing.assert_array_equal(mapping.slots, [8, 8, 8, 8])
+
+
+def test_only_slots_of_the_pool_are_stored():
+    mapping = SlotMapping(ints(-(2**31), -1, 0, 7, 8, 2**31 - 1), 8, 2)
+    assert mapping.stored.tolist() == [False, False, True, True, False, False]
 
 
 def test_extend_by_hand():
@@ -535,14 +645,14 @@ def test_num_tokens_must_be_given_inside_jit():
     [
         (
             {"seq_lens": [0]},
-            r"argument 'seq_lens': expected integers of shape \(2,\), got int32 of shape \(1,\)",
+            r"argument 'seq_lens': expected integers of shape \(2,\), got int\d+ of shape \(1,\)",
         ),
         ({"seq_lens": 3}, "argument 'seq_lens'"),
-        ({"seq_lens": [0.0, 1.0]}, "argument 'seq_lens': expected integers of shape .* got float32"),
+        ({"seq_lens": [0.0, 1.0]}, "argument 'seq_lens': expected integers of shape .* got float"),
         ({"num_new": [[1, 1]]}, "argument 'num_new'"),
         ({"num_new": [True, True]}, "argument 'num_new': expected integers"),
-        ({"seq_lens": [-1, 0]}, r"expected lengths >= 0, got seq_lens \[-1, 0\]"),
-        ({"num_new": [0, -2]}, "expected lengths >= 0"),
+        ({"seq_lens": [-1, 0]}, r"argument 'seq_lens': expected lengths >= 0, got \[-1, 0\]"),
+        ({"num_new": [0, -2]}, r"argument 'num_new': expected lengths >= 0, got \[0, -2\]"),
         ({"seq_lens": [0, 4]}, "sequence 1 would hold 5 tokens, the page table has room for 4"),
         ({"num_tokens": 1}, r"argument 'num_tokens': expected at least sum\(num_new\) = 2, got 1"),
     ],
@@ -552,6 +662,44 @@ def test_extend_names_a_bad_argument(change, message):
     arguments = {"seq_lens": [0, 0], "num_new": [1, 1], **change}
     with pytest.raises(ShapeError, match=f"AttentionMetadata.extend: {message}"):
         AttentionMetadata.extend(table, **arguments)
+
+
+LOST = [
+    # seq_lens, num_new, which sequences have no answer
+    ([1, 0, 4], [2, 0, 3], [False, False, True]),  # the last row of the third has no place in T = 4
+    ([1, 0, 4], [2, 3, 1], [False, True, True]),
+    ([0, 0, 0], [5, 0, 0], [True, True, True]),  # whoever begins past T has no row either
+    ([0, 0, 0], [2**31 - 1, 2**31 - 1, 2], [True, True, True]),
+    ([-1, 0, 4], [2, 0, 1], [True, False, False]),
+    ([1, 2, 4], [1, -2, 1], [False, True, False]),
+    ([1, -(2**31), 4], [1, 0, 1], [False, True, False]),
+    ([1, 2**31 - 1, 4], [1, 1, 1], [False, True, False]),
+    ([1, 6, 4], [1, 1, 1], [False, True, False]),
+    ([1, 5, 4], [1, 1, 1], [False, False, False]),
+    ([6, 0, 4], [0, 0, 1], [False, False, False]),
+]
+
+
+@pytest.mark.parametrize(("held", "new", "lost"), LOST)
+def test_what_extend_cannot_represent_inside_jit_gets_an_impossible_length(held, new, lost):
+    """Longer than any row of the table can hold, now and in every later step."""
+    table = PageTable.allocate(pool(9, 2), 3, 6)
+    meta = EXTEND(table, ints(*held), ints(*new), num_tokens=4)
+    for _ in range(3):
+        got = np.asarray(meta.seq_lens) > table.capacity
+        assert got.tolist() == lost
+        meta = ADVANCE(meta, jnp.array(lost))
+    # Who has an answer has the one that it would have had alone.
+    meta = EXTEND(table, ints(*held), ints(*new), num_tokens=4)
+    starts = np.asarray(meta.query_start_loc)
+    assert (np.diff(starts) >= 0).all()
+    for i in range(3):
+        if not lost[i]:
+            assert meta.seq_lens[i] == held[i] + new[i]
+            rows = slice(int(starts[i]), int(starts[i + 1]))
+            assert meta.positions[rows].tolist() == list(range(held[i], held[i] + new[i]))
+            own = table.slots(jnp.full(new[i], i, jnp.int32), jnp.arange(held[i], held[i] + new[i]))
+            assert meta.slot_mapping.slots[rows].tolist() == own.slots.tolist()
 
 
 def test_extend_without_pages_says_what_to_call():

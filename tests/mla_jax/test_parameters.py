@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -92,8 +93,23 @@ def test_every_dimension_has_a_logical_axis(case):
 
 @pytest.mark.parametrize("case", ["deepseek_v3", "deepseek_v3_tf5"])
 def test_random_parameters(case):
-    config = ModelConfig.from_file(GOLDENS / case)
-    table = parameter_table(config)
+    # Every kind of parameter in few shapes: each shape is a compilation of its own.
+    same = dict.fromkeys(
+        (
+            "vocab_size",
+            "hidden_size",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "intermediate_size",
+            "moe_intermediate_size",
+        ),
+        32,
+    )
+    heads = {"num_attention_heads": 2, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    given = ModelConfig.from_file(GOLDENS / case)
+    rope = replace(given.rope, dim=8)
+    table = parameter_table(replace(given, **same, **heads, rope=rope))
+    assert len(infos(table)) == len(infos(parameter_table(given)))
     params = random_parameters(table, jax.random.key(0), "bfloat16", scale=3.0)
     abstract = abstract_parameters(table, "bfloat16")
     pooled, drawn = [], set()

@@ -1,11 +1,12 @@
-"""The progress line: rewritten on a terminal, printed once elsewhere, or not at all."""
+"""The progress lines: rewritten on a terminal; elsewhere printed once or not at all."""
 
 import io
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from mla_jax.progress import TokenProgress
+from mla_jax.progress import ByteProgress, TokenProgress
 
 
 class Terminal(io.StringIO):
@@ -18,6 +19,9 @@ def clock(monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr("mla_jax.progress.time.perf_counter", lambda: now.seconds)
     return now
+
+
+# Tokens
 
 
 def sequences(*lengths):
@@ -90,3 +94,66 @@ def test_no_time_at_all(clock):
     with TokenProgress(sequences(0), enabled=True, stream=stream):
         pass
     assert stream.getvalue() == "[0/1] 0 tokens in 0.0 s, 0.0 tokens/s\n"
+
+
+# Bytes
+
+
+def test_bytes_on_a_terminal(clock):
+    terminal = Terminal()
+    with ByteProgress("loading", 4_000_000_000, enabled=True, stream=terminal) as bar:
+        clock.seconds += 1
+        bar.advance(1_000_000_000)
+        assert terminal.getvalue() == "\rloading 1.00 of 4.00 GB (25 %), 1.00 GB/s"
+        clock.seconds += 1
+        bar.advance(3_000_000_000)
+    lines = terminal.getvalue().split("\r")
+    assert lines[-1] == "loading 4.00 of 4.00 GB (100 %), 2.00 GB/s\n"
+    assert terminal.getvalue().count("\n") == 1
+
+
+def test_bytes_are_drawn_at_most_ten_times_a_second(clock):
+    terminal = Terminal()
+    with ByteProgress("loading", 1000, enabled=True, stream=terminal) as bar:
+        for _ in range(1000):
+            clock.seconds += 0.001
+            bar.advance(1)
+        assert 5 <= terminal.getvalue().count("\r") <= 10
+
+
+def test_the_line_of_bytes_ends_after_an_error(clock):
+    terminal = Terminal()
+    with pytest.raises(ZeroDivisionError), ByteProgress("loading", 10, enabled=True, stream=terminal):
+        raise ZeroDivisionError
+    assert terminal.getvalue() == "\rloading 0.00 of 0.00 GB (0 %), 0.00 GB/s\n"
+
+
+def test_nothing_to_load(clock):
+    terminal = Terminal()
+    with ByteProgress("loading", 0, enabled=True, stream=terminal):
+        pass
+    assert "(100 %)" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("stream", "enabled"), [(io.StringIO(), True), (Terminal(), False)])
+def test_no_bytes_are_drawn(clock, stream, enabled):
+    with ByteProgress("loading", 10, enabled=enabled, stream=stream) as bar:
+        clock.seconds += 1
+        bar.advance(10)
+    assert stream.getvalue() == ""
+
+
+def test_bytes_on_standard_error(clock, monkeypatch, capsys):
+    def run():
+        with ByteProgress("loading", 10, enabled=True) as bar:
+            clock.seconds += 1
+            bar.advance(10)
+
+    run()
+    assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run()
+    assert terminal.getvalue().startswith("\rloading")
+    monkeypatch.setattr(sys, "stderr", None)  # a process without a console
+    run()

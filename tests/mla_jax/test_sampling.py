@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mla_jax.errors import ShapeError
+from mla_jax.errors import RequestError, ShapeError
 from mla_jax.sampling import sample
 
 DRAWS = 20_000
@@ -220,3 +220,66 @@ def test_limits_are_numbers_or_one_a_row(name, shape):
 def test_a_wrong_number_of_keys_is_refused():
     with pytest.raises(ShapeError, match=r"argument 'key': expected one key or 2 keys, got shape \(3,\)"):
         sample(jnp.zeros((2, 5), jnp.float32), jax.random.split(jax.random.key(0), 3), temperature=1.0)
+
+
+NAN, INF = float("nan"), float("inf")
+RANGES = {
+    "temperature": ("finite numbers >= 0", (0, 0.0, 1, 1e30), (-0.5, -1, NAN, INF, -INF)),
+    "top_p": (r"numbers in \(0, 1\]", (1, 1.0, 1e-6), (0, 0.0, -0.1, 1.1, 2, NAN, INF)),
+    "top_k": ("integers >= 0", (0, 1, 5, 6, 2**31 - 1, 2**40), (-1, -(2**31))),
+    "min_p": (r"numbers in \[0, 1\]", (0, 0.0, 1, 1.0), (-0.1, 1.1, NAN, INF)),
+}
+PAIRS = [(name, value) for name in RANGES for value in RANGES[name][2]]
+
+
+@pytest.mark.parametrize(("name", "value"), PAIRS)
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: x, lambda x: np.array([1, x]), lambda x: jnp.array([1, x])],
+    ids=["number", "numpy", "jax"],
+)
+def test_a_limit_outside_its_range_is_refused_where_it_is_known(name, value, form):
+    logits = jnp.zeros((2, 5), jnp.float32)
+    with pytest.raises(RequestError, match=f"sample: argument '{name}': expected {RANGES[name][0]}, got"):
+        sample(logits, jax.random.key(0), **{"temperature": 1.0, name: form(value)})
+
+    @jax.jit
+    def closed_over(logits):
+        return sample(logits, jax.random.key(0), **{"temperature": 1.0, name: value})
+
+    with pytest.raises(RequestError, match=f"argument '{name}'"):
+        closed_over(logits)
+
+
+@pytest.mark.parametrize(("name", "value"), PAIRS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_limit_outside_its_range_inside_jit_is_no_token(name, value, temperature):
+    logits = jnp.asarray(np.tile(logits_of(P), (3, 1)))
+    limits = {"temperature": temperature, "top_p": 0.9, "top_k": 5, "min_p": 0.01}
+    kinds = {"top_k": jnp.int32}
+    rows = {k: jnp.full((3,), v, kinds.get(k, jnp.float32)) for k, v in limits.items()}
+    clean = run(logits, jax.random.key(3), **rows)
+    assert min(clean.tolist()) >= 0
+    rows[name] = rows[name].at[1].set(value)
+    assert run(logits, jax.random.key(3), **rows).tolist() == [clean[0], -1, clean[2]]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in RANGES[name][1]])
+def test_the_ends_of_every_range_are_in_it(name, value):
+    logits = jnp.asarray(np.tile(logits_of(P), (2, 1)))
+    for form in (value, np.array([value, value])):
+        assert min(sample(logits, jax.random.key(0), **{"temperature": 1.0, name: form}).tolist()) >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_k", 1.0), ("top_k", True), ("top_p", "1"), ("temperature", 1j)]
+)
+def test_a_limit_of_another_kind_is_refused(name, value):
+    with pytest.raises(ShapeError, match=f"argument '{name}': expected .*, got dtype"):
+        sample(jnp.zeros((2, 5), jnp.float32), jax.random.key(0), **{"temperature": 1.0, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 1e39), ("top_p", 1e-60)])
+def test_a_limit_that_float32_rounds_out_of_its_range_is_refused(name, value):
+    with pytest.raises(RequestError, match=rf"argument '{name}': expected .*, got 1e[+-]\d\d$"):
+        sample(jnp.zeros((2, 5), jnp.float32), jax.random.key(0), **{"temperature": 1.0, name: value})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_jax.errors import RequestError
-from mla_jax.sampling_params import ResolvedParams, SamplingParams, resolve
+from mla_jax.sampling_params import MAX_N, ResolvedParams, SamplingParams, resolve
 
 GREEDY = ResolvedParams(
     max_tokens=None,
@@ -40,7 +40,7 @@ def defaults(**values):
         ("min_p", [-0.1, 1.01, math.nan, False, "0"], r"a number in \[0, 1\]"),
         ("seed", [-1, 2**32, True, 1.5], "an integer from 0 to 4294967295"),
         ("logprobs", [-1, 21, True, 1.0], "an integer from 0 to 20"),
-        ("n", [0, -1, True, None, 1.0], "an integer >= 1"),
+        ("n", [0, -1, True, None, 1.0, MAX_N + 1, 10**30], "an integer from 1 to 16384"),
         ("ignore_eos", [None, 0, 1, "yes"], "True or False"),
         ("stop", [None, 3, b"a", True], "a string or a sequence of strings"),
         ("stop_token_ids", [None, 3, "12", b"12"], "a sequence of token ids"),

@@ -10,7 +10,7 @@ from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig, RopeConfig, RouterConfig
 from mla_jax.models import MLAForCausalLM, decode_step, freeze, prefill
 from mla_jax.paging import AttentionMetadata, PageTable, advance
-from mla_jax.testing import assert_in_place
+from mla_jax.testing import _copies, assert_in_place
 
 KERNELS = ["reference", "native"]
 CONFIG = ModelConfig(
@@ -133,6 +133,66 @@ def test_a_temporary_of_the_pools_size_is_refused():
 
     with pytest.raises(AssertionError, match=r"bytes of temporaries|copies the cache"):
         assert_in_place(step, cache)
+
+
+UNSIGNED = {"float32": jnp.uint32, "bfloat16": jnp.uint16, "fp8": jnp.uint8}
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_copy_under_another_type_or_shape_is_a_copy(dtype, flat):
+    _, cache, _, _ = plan("native", dtype)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(cache):
+        codes = jax.lax.bitcast_convert_type(cache.kv, UNSIGNED[dtype])
+        turned = jnp.flip(codes.reshape(-1) if flat else codes, axis=0)
+        return cache.with_kv(jax.lax.bitcast_convert_type(turned.reshape(codes.shape), cache.kv.dtype))
+
+    with pytest.raises(AssertionError, match="copies the cache, or an array of its") as raised:
+        assert_in_place(step, cache)
+    assert "copy" in str(raised.value).splitlines()[1]
+
+
+def test_a_second_pool_among_the_results_is_refused():
+    _, cache, _, _ = plan("native")
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(cache):
+        return cache.with_kv(cache.kv.at[0, 0].set(1.0)), jnp.zeros_like(cache.kv)
+
+    with pytest.raises(
+        AssertionError, match="beside what it updates in place|copies the cache|of temporaries"
+    ):
+        assert_in_place(step, cache)
+
+
+def instruction(result, opcode):
+    return f'%a.1 = {result} {opcode}(%b), metadata={{op_name="copy"}}'
+
+
+@pytest.mark.parametrize("kind", ["copy", "copy-start"])
+@pytest.mark.parametrize(
+    ("result", "num_bytes"),
+    [
+        ("f32[2,8]{1,0}", 64),
+        ("u8[64]{0}", 64),
+        ("bf16[4,8]{1,0}", 64),
+        ("f8e4m3fn[8,8]{1,0:T(8,128)}", 64),
+        ("s4[128]{0:E(4)}", 64),
+        ("pred[64]{0}", 64),
+        ("c64[8]{0}", 64),
+        ("u16[2,4,4]{2,1,0}", 64),
+        ("(u16[32]{0}, u16[32]{0}, u32[]{:S(1)})", 64),
+        ("f64[]", 8),
+        ("token[]", 0),
+    ],
+)
+def test_copies_are_read_by_their_bytes(kind, result, num_bytes):
+    line = instruction(result, kind)
+    assert _copies(f"  {line}\n", num_bytes) == [line]
+    assert _copies(line, num_bytes + 1) == []
+    assert _copies(instruction(result, "fusion"), num_bytes) == []
 
 
 def test_without_a_cache_there_is_nothing_to_assert():

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from mla_jax.checkpoints.hub import SETTINGS, WEIGHTS, resolve
+from mla_jax.checkpoints.hub import SETTINGS, WEIGHTS, Source, locate
 from mla_jax.errors import CheckpointError
 
 
@@ -42,29 +42,29 @@ def response_error(kind: type[Exception]) -> Exception:
     return error
 
 
-def refused(name: str | Path, revision: str | None = None) -> str:
+def refused(name: Any, revision: Any = None) -> str:
     with pytest.raises(CheckpointError) as caught:
-        resolve(name, revision=revision)
+        locate(name, revision=revision)
     return str(caught.value)
 
 
 def test_an_existing_folder_wins(tmp_path, monkeypatch, hub):
     folder = tmp_path / "deepseek-ai" / "DeepSeek-V3"
     folder.mkdir(parents=True)
-    assert resolve(folder) == folder
-    assert resolve(str(folder)) == folder
+    assert locate(folder) == Source(folder)
+    assert locate(str(folder)) == Source(folder)
     monkeypatch.chdir(tmp_path)
-    assert resolve("deepseek-ai/DeepSeek-V3") == Path("deepseek-ai/DeepSeek-V3")
-    assert resolve("deepseek-ai") == Path("deepseek-ai")
+    assert locate("deepseek-ai/DeepSeek-V3") == Source(Path("deepseek-ai/DeepSeek-V3"))
+    assert locate("deepseek-ai") == Source(Path("deepseek-ai"))
     (tmp_path / "link").symlink_to(folder)
-    assert resolve("link") == Path("link")
+    assert locate("link") == Source(Path("link"))
     assert hub.calls == []
 
 
 def test_home_folder(tmp_path, monkeypatch, hub):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
-    assert resolve("~/model") == tmp_path / "model"
+    assert locate("~/model") == Source(tmp_path / "model")
     assert "there is no such folder" in refused("~/none")
     assert "there is no such folder" in refused("~no-such-user-here/model")
     assert hub.calls == []
@@ -108,7 +108,7 @@ def test_paths_are_not_looked_up(tmp_path, monkeypatch, hub, name):
     assert hub.calls == []
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "owner/na\0me", "~\0"])
+@pytest.mark.parametrize("name", ["", "a\0b", "owner/na\0me", "~\0", None, 123, b"folder", ["folder"]])
 def test_names_that_nothing_can_have(hub, name):
     assert "expected a folder or a hub id, got " in refused(name)
     assert hub.calls == []
@@ -117,15 +117,71 @@ def test_names_that_nothing_can_have(hub, name):
 def test_hub_id(tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     hub.outcome = tmp_path
-    assert resolve("deepseek-ai/DeepSeek-V3") == tmp_path
-    assert resolve("deepseek-ai/DeepSeek-V3", revision="abc123") == tmp_path
-    assert resolve("deepseek-ai/DeepSeek-V3", weights=False) == tmp_path
-    (args, kwargs), (_, with_revision), (_, without_weights) = hub.calls
+    found = locate("deepseek-ai/DeepSeek-V3")
+    assert found == Source(tmp_path, "deepseek-ai/DeepSeek-V3", None)
+    assert found.with_weights() == tmp_path
+    assert locate("deepseek-ai/DeepSeek-V3", revision="abc123").revision == "abc123"
+    (args, kwargs), (_, with_weights), (_, with_revision) = hub.calls
     assert args == ("deepseek-ai/DeepSeek-V3",)
-    both = list(SETTINGS + WEIGHTS)
-    assert kwargs == {"revision": None, "allow_patterns": both, "ignore_patterns": ["*/*"]}
+    assert kwargs == {"revision": None, "allow_patterns": list(SETTINGS), "ignore_patterns": ["*/*"]}
+    assert with_weights == kwargs | {"allow_patterns": list(SETTINGS + WEIGHTS)}
     assert with_revision["revision"] == "abc123"
-    assert without_weights["allow_patterns"] == list(SETTINGS)
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize("asked", [None, "main", "v1.0", "f" * 40])
+def test_a_branch_is_looked_up_once(tmp_path, monkeypatch, hub, asked):
+    """A branch may move between settings and weights: what it stood for first is what counts."""
+    monkeypatch.chdir(tmp_path)
+    hub.outcome = tmp_path / "models--owner--name" / "snapshots" / COMMIT
+    found = locate("owner/name", revision=asked)
+    assert found == Source(hub.outcome, "owner/name", COMMIT)
+    found.with_weights()
+    assert [kwargs["revision"] for _, kwargs in hub.calls] == [asked, COMMIT]
+
+
+@pytest.mark.parametrize("place", [f"snapshots/{COMMIT[1:]}", f"other/{COMMIT}", "snapshots/main"])
+def test_other_folders_name_no_commit(tmp_path, monkeypatch, hub, place):
+    monkeypatch.chdir(tmp_path)
+    hub.outcome = tmp_path / place
+    assert locate("owner/name", revision="main").revision == "main"
+
+
+def offline(code: str, folder: Path) -> str:
+    """What code prints with the real client, which is told to stay offline; its cache is folder/home."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def cached_snapshot(home: Path, *files: str) -> Path:
+    """What huggingface_hub leaves behind when it has fetched `files` of the branch main."""
+    storage = home / "hub" / "models--owner--name"
+    snapshot = storage / "snapshots" / COMMIT
+    for folder in (snapshot, storage / "refs", storage / "blobs"):
+        folder.mkdir(parents=True)
+    (storage / "refs" / "main").write_text(COMMIT)
+    for number, name in enumerate(files):
+        (storage / "blobs" / str(number)).write_text("{}")
+        (snapshot / name).symlink_to(Path("..") / ".." / "blobs" / str(number))
+    return snapshot
+
+
+def test_the_real_cache_names_folders_after_commits(tmp_path):
+    """Offline, a branch and the commit that it is pinned to are the same folder."""
+    snapshot = cached_snapshot(tmp_path / "home", "config.json", "model.safetensors")
+    code = (
+        "from mla_jax.checkpoints.hub import locate\n"
+        "for revision in (None, 'main', REVISION):\n"
+        "    found = locate('owner/name', revision)\n"
+        "    assert found.revision == REVISION, found\n"
+        "    assert found.with_weights() == found.folder\n"
+        "print(found.folder)\n"
+    )
+    assert offline(code.replace("REVISION", repr(COMMIT)), tmp_path).strip() == str(snapshot)
 
 
 def test_neither_code_nor_pickles_are_fetched():
@@ -154,8 +210,25 @@ def test_neither_code_nor_pickles_are_fetched():
     ]
 
 
+@pytest.mark.parametrize("revision", ["", 5, b"main", ["main"]])
+def test_revisions_that_nothing_can_have(tmp_path, monkeypatch, hub, revision):
+    monkeypatch.chdir(tmp_path)
+    for name in ("owner/name", tmp_path):
+        assert f"revision: expected a branch, tag or commit, got {revision!r}" in refused(name, revision)
+    assert hub.calls == []
+
+
+def test_a_path_in_bytes_is_refused(tmp_path, hub):
+    class Bytes(os.PathLike):
+        def __fspath__(self):
+            return bytes(tmp_path)
+
+    assert "expected a folder or a hub id, got " in refused(Bytes())
+
+
 def test_a_folder_has_no_revision(tmp_path, hub):
     assert "revision 'main' was given, but a folder has none" in refused(tmp_path, revision="main")
+    assert locate(tmp_path).with_weights() == tmp_path
     assert hub.calls == []
 
 
@@ -171,7 +244,7 @@ def test_a_folder_has_no_revision(tmp_path, hub):
         (response_error(errors.RevisionNotFoundError), "the repository has no such revision"),
         (
             errors.LocalEntryNotFoundError("no cache"),
-            "not in the local hub cache, and the hub cannot be reached",
+            "not completely in the local hub cache, and the hub cannot be reached",
         ),
         (errors.OfflineModeIsEnabled("offline"), "cannot be fetched from the hub: offline"),
         (response_error(errors.HfHubHTTPError), "cannot be fetched from the hub: "),
@@ -188,7 +261,7 @@ def test_failures_of_the_hub(tmp_path, monkeypatch, hub, outcome, message):
     hub.outcome = outcome
     for revision, where in ((None, "owner/name: "), ("v9", "owner/name at revision v9: ")):
         with pytest.raises(CheckpointError, match=f"^{where}.*{message}") as caught:
-            resolve("owner/name", revision=revision)
+            locate("owner/name", revision=revision)
         assert caught.value.__cause__ is outcome
 
 
@@ -196,7 +269,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     hub.outcome = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        resolve("owner/name")
+        locate("owner/name")
 
 
 @pytest.mark.parametrize("name", ["owner/a--b", "own er/name", "owner/.git", "owner/" + "x" * 200, "-/-"])
@@ -210,19 +283,11 @@ def test_names_that_the_client_refuses(tmp_path, monkeypatch, name):
 def test_offline(tmp_path):
     """The real client, told to stay offline, with an empty cache: its error and the one sentence of ours."""
     code = (
-        "from mla_jax.checkpoints.hub import resolve\n"
+        "from mla_jax.checkpoints.hub import locate\n"
         "from mla_jax.errors import CheckpointError\n"
-        "try: resolve('owner/name')\n"
+        "try: locate('owner/name')\n"
         "except CheckpointError as error: print(error)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("owner/name: there is no such folder, it is not in the local hub cache")
-    assert "HF_HUB_OFFLINE is set" in done.stdout
+    said = offline(code, tmp_path)
+    assert said.startswith("owner/name: there is no such folder, it is not completely in the local hub cache")
+    assert "HF_HUB_OFFLINE is set" in said

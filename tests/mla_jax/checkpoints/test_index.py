@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def test_shards(folder):
             index.info("d")
 
 
-def test_the_index_decides_beside_a_single_file(folder):
-    shard(folder, SINGLE_FILE, "stale")
+def test_a_single_file_decides_beside_an_index(folder):
+    """As in transformers."""
+    shard(folder, SINGLE_FILE, "whole")
     with TensorIndex(folder) as index:
-        assert "stale" not in index
+        assert index.names() == ("whole",)
+    (folder / INDEX_FILE).write_text("{")  # not even read
+    with TensorIndex(folder) as index:
+        assert index.names() == ("whole",)
 
 
 def test_files_are_closed(folder):
@@ -132,11 +137,11 @@ def test_one_file_under_two_names(folder):
         "..",
         ".",
         "",
-        "sub/model.safetensors",
-        "./model.safetensors",
-        "sub/../model.safetensors",
-        "model.safetensors/",
-        "//model.safetensors",
+        "sub/one.safetensors",
+        "./one.safetensors",
+        "sub/../one.safetensors",
+        "one.safetensors/",
+        "//one.safetensors",
         "model.bin",
         "model.safetensors.index.json",
         "pytorch_model.bin",
@@ -150,7 +155,7 @@ def test_one_file_under_two_names(folder):
 )
 def test_names_that_are_no_shard_of_this_folder(folder, name):
     (folder / "sub").mkdir()
-    for place in (folder / "model.safetensors", folder / "sub" / "model.safetensors"):
+    for place in (folder / "one.safetensors", folder / "sub" / "one.safetensors"):
         write_safetensors(place, {"a": np.zeros(1, np.float32)})
     write_index(folder, {"a": name})
     refused(folder, INDEX_FILE, "tensor 'a': expected the name of a .safetensors file in the same folder")
@@ -186,6 +191,32 @@ def test_shard_that_is_a_folder(folder):
     (folder / TWO).unlink()
     (folder / TWO).mkdir()
     refused(folder, TWO, "expected a regular file")
+
+
+@pytest.fixture(params=["device", "pipe", "socket", "folder"])
+def special(request, tmp_path_factory):
+    """Something that is there and is no regular file."""
+    path = tmp_path_factory.mktemp("special") / "x"
+    if request.param == "device":
+        return Path(os.devnull).with_name("zero")
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))  # such a name is short, and pytest's paths are not
+    else:
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("name", [SINGLE_FILE, ONE])
+def test_links_to_what_is_no_regular_file_are_not_opened(folder, monkeypatch, special, name):
+    opened = []
+    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(path))
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(special)
+    refused(folder, f"{folder / name}: expected a regular file")
+    assert opened == []  # it might block, or do something to a device
 
 
 @pytest.mark.parametrize("value", [None, {}, [], "a", 1, [["a", ONE]]])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,10 +12,11 @@ from mla_jax.config import RopeConfig, RouterConfig
 from mla_jax.engine import Engine, EngineLimits, Event, Request
 from mla_jax.engine.programs import bucket_of, buckets
 from mla_jax.errors import RequestError
+from mla_jax.rope import RopeTable
 
 CONFIG = mla_jax.ModelConfig(
     model_type="deepseek_v3",
-    vocab_size=61,
+    vocab_size=2049,  # so wide that XLA sums a row in an order that depends on the number of rows
     hidden_size=24,
     num_hidden_layers=2,
     num_attention_heads=3,
@@ -50,7 +52,16 @@ PROMPT_LENGTHS = (1, 5, 16, 17, 33, 40, 2, 9)
 
 @pytest.fixture(scope="module")
 def model():
-    return mla_jax.freeze(mla_jax.MLAForCausalLM.init(CONFIG, jax.random.key(3)))
+    """Weights by NumPy: nothing compiles."""
+    abstract, rng = mla_jax.freeze(mla_jax.MLAForCausalLM.abstract(CONFIG)), np.random.default_rng(3)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.standard_normal(leaf.shape) / np.sqrt(leaf.shape[-1]) if leaf.ndim > 1 else 1.0
+        return jnp.asarray(np.broadcast_to(values, leaf.shape).astype(leaf.dtype))
+
+    table = RopeTable.from_config(CONFIG.rope, CONFIG.max_position_embeddings)
+    params = jax.tree.map(draw, abstract.params)
+    return replace(abstract, params=params, rope_cos=table.cos, rope_sin=table.sin)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +86,21 @@ def tokens(events: list[Event]) -> list[int]:
     return [event.token_id for event in events]
 
 
+run_forward = jax.jit(mla_jax.forward)
+
+
+def whole_logits(model, prompt, answer):
+    """What each token of the answer was drawn from, without a pool; padded, so that it is compiled once."""
+    padded = np.zeros((1, LIMITS.max_model_len), np.int32)
+    padded[0, : len(prompt) + len(answer)] = [*prompt, *answer]
+    return np.asarray(run_forward(model, padded))[0, len(prompt) - 1 : len(prompt) + len(answer) - 1]
+
+
+def said(events: list[Event]) -> list[tuple]:
+    """Everything but the request's number."""
+    return [(event.token_id, event.logprobs, event.finish_reason) for event in events]
+
+
 @pytest.fixture(scope="module")
 def alone(model, prompts):
     """Greedy answers when each request has the engine for itself."""
@@ -83,10 +109,8 @@ def alone(model, prompts):
 
 
 def test_teacher_forcing_agrees(model, prompts, alone) -> None:
-    forward = jax.jit(mla_jax.forward)
     for prompt, answer in zip(prompts, alone, strict=True):
-        logits = np.asarray(forward(model, np.array([prompt + tuple(answer)])))[0]
-        assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == answer
+        assert whole_logits(model, prompt, answer).argmax(-1).tolist() == answer
 
 
 def test_answers_do_not_depend_on_the_batch(model, prompts, alone) -> None:
@@ -100,7 +124,9 @@ def test_answers_do_not_depend_on_the_batch(model, prompts, alone) -> None:
 
 @pytest.mark.parametrize("page_size", [1, 64])
 def test_page_size_changes_nothing(model, prompts, alone, page_size) -> None:
-    engine = Engine(model, replace(LIMITS, page_size=page_size, max_total_tokens=192))
+    # One prefill bucket and two decode buckets: every size is another compilation.
+    sizes = {"max_total_tokens": 128, "max_num_seqs": 2, "min_prefill_bucket": 16}
+    engine = Engine(model, replace(LIMITS, page_size=page_size, **sizes))
     assert [tokens(e) for e in run(engine, [Request(p, 9) for p in prompts])] == alone
 
 
@@ -121,16 +147,129 @@ def test_at_most_max_num_seqs_run_and_the_pool_is_never_overdrawn(model, prompts
 
 def test_programs_are_bounded_and_reused(model, prompts) -> None:
     # Sizes that no other test has, so that nothing is compiled yet.
-    engine = Engine(model, replace(LIMITS, max_total_tokens=100, max_model_len=60))
+    sizes = {"max_total_tokens": 100, "max_model_len": 60, "max_num_seqs": 2, "min_prefill_bucket": 8}
+    engine = Engine(model, replace(LIMITS, **sizes))
     assert sum(engine.compiled_programs().values()) == 0
+    run(engine, [Request(prompts[0], 2)])
     run(engine, [Request(prompt, 9) for prompt in prompts])
     first = engine.compiled_programs()
-    decode = first.pop("decode")
-    assert first == {"admit": 1, "release": 1, "prefill": 3}
-    assert 2 <= decode <= len(engine.decode_buckets) == len(engine.prefill_buckets) == 3
-    assert sum(first.values()) <= engine.max_programs
-    run(engine, [Request(prompt[::-1], 9, temperature=0.7, seed=5) for prompt in prompts])
-    assert engine.compiled_programs() == {**first, "decode": decode}
+    assert first == {"admit": 1, "release": 1, "fork": 0, "prefill": 2, "draw": 1, "decode": 2}
+    assert (len(engine.prefill_buckets), len(engine.decode_buckets)) == (2, 2)
+    again = [
+        Request(p[::-1], 9, temperature=0.7, seed=5, logprobs=i % 3 or None) for i, p in enumerate(prompts)
+    ]
+    run(engine, again)
+    assert engine.compiled_programs() == first
+    run(engine, [Request(prompts[1], 3, temperature=1.0, seed=i) for i in range(4)])
+    after = engine.compiled_programs()
+    assert after == {**first, "fork": 1}
+    assert sum(after.values()) == engine.max_programs == 8
+
+
+# Copies of one prompt ------------------------------------------------------------------------------------
+
+
+def count(engine: Engine, monkeypatch, name: str) -> list:
+    """The arguments of every call of one of the engine's programs from here on."""
+    calls, program = [], getattr(engine._programs, name)
+    monkeypatch.setattr(engine._programs, name, lambda *args: calls.append(args) or program(*args))
+    return calls
+
+
+@pytest.mark.parametrize("length", [0, 2, 4, 5])
+def test_samples_of_one_prompt_are_what_they_would_be_alone(model, prompts, length, monkeypatch) -> None:
+    """Prompts of 1, 16, 33 and 40 tokens: with and without a tail page of 4 tokens, in one and several chunks."""
+    prompt = prompts[length]
+    samples = [Request(prompt, 6 + i, temperature=1.5, seed=i, logprobs=2) for i in range(3)]
+    alone = [run(Engine(model, LIMITS), [sample])[0] for sample in samples]
+    assert len({tuple(tokens(one)) for one in alone}) == 3
+    engine = Engine(model, replace(LIMITS, max_total_tokens=192))
+    chunks, forks = count(engine, monkeypatch, "prefill"), count(engine, monkeypatch, "fork")
+    together = run(engine, samples)
+    assert [said(one) for one in together] == [
+        said(one) for one in alone
+    ]  # tokens, the bits of their log-probabilities, and reasons
+    assert len(chunks) == -(-len(prompt) // LIMITS.max_prefill_tokens)
+    assert len(forks) == 2
+    assert not np.asarray(engine._state.table.ref_counts).any()
+    assert engine._free_pages == engine._num_pages
+
+
+def test_copies_share_the_prompts_whole_pages_and_nothing_else(model, prompts) -> None:
+    engine = Engine(model, replace(LIMITS, max_total_tokens=192))
+    for i in range(3):
+        engine.add(Request(prompts[4], 9, temperature=1.0, seed=i))  # 33 tokens: 8 pages and one token
+    while engine.num_running < 3:
+        engine.step()
+    table = engine._state.table
+    pages = np.asarray(table.pages)[:, :11]  # 33 + 9 tokens
+    assert (pages < table.num_pages).all()
+    assert (pages[:, :8] == pages[0, :8]).all()
+    assert len(set(pages[:, 8:].ravel().tolist())) == 9
+    counts = np.asarray(table.ref_counts)
+    assert sorted(counts[counts > 0].tolist()) == [1] * 9 + [3] * 8
+    assert engine._free_pages == 48 - 3 * 11  # each reserves what it would need alone
+    assert engine._state.seq_lens.tolist() == [33, 33, 33]
+
+
+def test_more_copies_than_rows_and_pages(model, prompts, monkeypatch) -> None:
+    """The pool holds two of them: they come two by two, and the prompt is prefilled for each two."""
+    engine = Engine(model, replace(LIMITS, max_total_tokens=96))
+    samples = [Request(prompts[5], 8, temperature=1.0, seed=i) for i in range(5)]
+    chunks = count(engine, monkeypatch, "prefill")
+    ids = [engine.add(sample) for sample in samples]
+    events: dict[int, list[Event]] = {request_id: [] for request_id in ids}
+    while engine.has_work:
+        for event in engine.step():
+            events[event.request_id].append(event)
+        assert engine.num_running <= 2
+        assert int(engine._state.table.num_free()) >= engine._free_pages >= 0
+    assert len(chunks) == 3 * 3
+    alone = Engine(model, LIMITS)
+    for request_id, sample in zip(ids, samples, strict=True):
+        assert said(events[request_id]) == said(run(alone, [sample])[0])
+
+
+def test_copies_of_a_request_that_ends_with_its_first_token(model, prompts, alone, monkeypatch) -> None:
+    engine = Engine(model, LIMITS)
+    chunks = count(engine, monkeypatch, "prefill")
+    short, long = Request(prompts[3], 1), Request(prompts[3], 9)
+    first, second, third = run(engine, [short, long, short])
+    assert tokens(first) == tokens(third) == alone[3][:1]
+    assert tokens(second) == alone[3]
+    assert len(chunks) == 2  # 17 tokens in chunks of 16
+    assert engine._free_pages == engine._num_pages
+
+
+def test_only_neighbours_in_the_queue_share_and_nobody_is_overtaken(
+    model, prompts, alone, monkeypatch
+) -> None:
+    engine = Engine(model, LIMITS)
+    forks = count(engine, monkeypatch, "fork")
+    order = [1, 2, 1, 1, 2]
+    got = run(engine, [Request(prompts[i], 9) for i in order])
+    assert [tokens(events) for events in got] == [alone[i] for i in order]
+    assert len(forks) <= 1
+    engine = Engine(model, LIMITS)
+    ids = [engine.add(Request(prompts[i], 9)) for i in (1, 2, 1)]
+    assert [event.request_id for event in engine.step()] == ids[:1]
+    assert [event.request_id for event in engine.step()] == ids[1:2]
+
+
+def test_an_aborted_copy_leaves_the_others_alone(model, prompts, alone) -> None:
+    engine = Engine(model, replace(LIMITS, max_total_tokens=192))
+    ids = [engine.add(Request(prompts[4], 9)) for _ in range(3)]
+    events: dict[int, list[int]] = {request_id: [] for request_id in ids}
+    while engine.has_work:
+        for event in engine.step():
+            events[event.request_id].append(event.token_id)
+        if len(events[ids[0]]) == 3:
+            engine.abort(ids[0])
+    assert events[ids[1]] == events[ids[2]] == alone[4]
+    assert not np.asarray(engine._state.table.ref_counts).any()
+
+
+# Ends and samples ----------------------------------------------------------------------------------------
 
 
 def test_stop_ids_and_length(model, prompts, alone) -> None:
@@ -166,16 +305,22 @@ def test_logprobs_are_the_models_own(model, prompts) -> None:
     engine = Engine(model, LIMITS)
     prompt = prompts[2]
     events = run(engine, [Request(prompt, 4, temperature=2.0, seed=1, logprobs=3), Request(prompts[0], 4)])
-    answer = tokens(events[0])
-    logits = np.asarray(jax.jit(mla_jax.forward)(model, np.array([prompt + tuple(answer)])))[0]
+    logits = whole_logits(model, prompt, tokens(events[0]))
     expected = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-    for i, event in enumerate(events[0]):
-        row = expected[len(prompt) - 1 + i]
+    for row, event in zip(expected, events[0], strict=True):
         assert event.logprobs is not None
         assert set(np.argsort(-row)[:3].tolist()) | {event.token_id} == set(event.logprobs)
         for token, value in event.logprobs.items():
             assert value == pytest.approx(row[token], abs=1e-4)
     assert all(event.logprobs is None for event in events[1])
+
+
+def test_logprobs_do_not_depend_on_the_batch(model, prompts) -> None:
+    """To the last bit, as the logits do not."""
+    requests = [Request(prompt, 9, temperature=1.0, seed=3, logprobs=5) for prompt in prompts[:5]]
+    engine = Engine(model, LIMITS)
+    together = [said(one) for one in run(engine, requests)]
+    assert together == [said(run(engine, [request])[0]) for request in requests]
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn(model, prompts) -> None:
@@ -201,11 +346,16 @@ def test_abort_gives_everything_back(model, prompts, alone) -> None:
     ("changes", "message"),
     [
         ({"prompt": ()}, "prompt: expected at least one token, got none"),
-        ({"prompt": (3, 61)}, r"prompt: expected token ids in \[0, 61\), got 61 at position 1"),
+        ({"prompt": (3, 2049)}, r"prompt: expected token ids in \[0, 2049\), got 2049 at position 1"),
         ({"prompt": (-1,)}, r"got -1 at position 0"),
         ({"prompt": (1,) * 64}, "prompt: expected at most 63 tokens"),
         ({"max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
         ({"logprobs": 21}, "logprobs: expected 0 to 20, got 21"),
+        ({"temperature": -0.5}, "temperature: expected finite numbers >= 0, got -0.5"),
+        ({"temperature": float("nan")}, "temperature: expected finite numbers >= 0, got nan"),
+        ({"top_p": 0.0}, r"top_p: expected numbers in \(0, 1\], got 0.0"),
+        ({"top_k": -1}, "top_k: expected integers >= 0, got -1"),
+        ({"min_p": 1.5}, r"min_p: expected numbers in \[0, 1\], got 1.5"),
     ],
 )
 def test_malformed_requests_are_refused(model, changes, message) -> None:

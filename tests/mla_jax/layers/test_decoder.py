@@ -1,5 +1,7 @@
 """The pre-norm residual block: its wiring, and that padding reaches no expert."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +58,15 @@ def test_a_layer_writes_its_own_rows_only_and_ignores_padding(rng, config, index
     written = np.isfinite(rows).all(-1)
     assert np.flatnonzero(written[index]).tolist() == [0, 1, 2, 8, 9]
     assert not written[1 - index].any()
+
+
+@pytest.mark.parametrize("slot", [-1, -(2**31), 16, 2**31 - 1])
+def test_rows_that_are_stored_nowhere_choose_no_expert(rng, config, slot, monkeypatch):
+    layer, seen = layer_of(config, 1, "reference"), []
+    monkeypatch.setattr(MoE, "__call__", lambda self, x, live: seen.append(live) or x)
+    cache = init_cache(config, num_tokens=16, page_size=4)
+    meta = AttentionMetadata.extend(PageTable.allocate(cache, 1, 8), [0], [3])
+    slots = dataclasses.replace(meta.slot_mapping, slots=jnp.array([0, slot, 15], jnp.int32))
+    x = jnp.asarray(rng.standard_normal((3, 18)), jnp.float32)
+    layer(x, cache, dataclasses.replace(meta, slot_mapping=slots))
+    assert seen[0].tolist() == [True, False, True]

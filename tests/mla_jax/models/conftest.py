@@ -2,13 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mla_jax.config import ModelConfig, RopeConfig, RouterConfig, YarnConfig
 from mla_jax.models import FrozenModel, MLAForCausalLM, freeze
+from mla_jax.rope import RopeTable
 
 CONFIG = ModelConfig(
     model_type="deepseek_v3",
@@ -49,13 +52,21 @@ def config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def reference_model() -> FrozenModel:
-    """Weights a little larger than usual; no norm weight is 1 and no bias is 0."""
-    model = freeze(MLAForCausalLM.init(CONFIG, jax.random.key(11), kernels="reference"))
+    """Weights a little larger than usual; no norm weight is 1 and no bias is 0. Drawn by NumPy: nothing compiles."""
+    model = freeze(MLAForCausalLM.abstract(CONFIG, kernels="reference"))
+    rng = np.random.default_rng(12)
 
-    def bump(leaf: jax.Array) -> jax.Array:
-        return leaf * 1.5 if leaf.ndim > 1 else leaf + jnp.linspace(-0.2, 0.2, leaf.size, dtype=leaf.dtype)
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.ndim > 1:
+            values = 1.5 * rng.standard_normal(leaf.shape) / np.sqrt(leaf.shape[-1])
+        else:
+            is_norm = "norm" in jax.tree_util.keystr(path)
+            values = is_norm + np.linspace(-0.2, 0.2, leaf.size)
+        return jnp.asarray(values.astype(leaf.dtype))
 
-    return dataclasses.replace(model, params=jax.tree.map(bump, model.params))
+    params = jax.tree_util.tree_map_with_path(draw, model.params)
+    table = RopeTable.from_config(CONFIG.rope, CONFIG.max_position_embeddings)
+    return dataclasses.replace(model, params=params, rope_cos=table.cos, rope_sin=table.sin)
 
 
 @pytest.fixture(scope="session")

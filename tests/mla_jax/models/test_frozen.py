@@ -16,8 +16,8 @@ def leaves_by_id(tree):
     return [id(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_freeze_and_thaw_share_every_array(config):
-    module = MLAForCausalLM.init(config, jax.random.key(0))
+def test_freeze_and_thaw_share_every_array(native_model):
+    module = native_model.thaw()
     frozen = freeze(module)
     assert isinstance(frozen, FrozenModel)
     owned = {id(leaf) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))}
@@ -36,7 +36,7 @@ def test_freeze_and_thaw_share_every_array(config):
 )
 def test_params_are_nested_as_the_table(config, change):
     config = dataclasses.replace(config, **change)
-    frozen = freeze(MLAForCausalLM.init(config, jax.random.key(0)))
+    frozen = freeze(MLAForCausalLM.abstract(config))
     table = jax.tree.structure(parameter_table(config), is_leaf=lambda node: isinstance(node, ParamInfo))
     assert jax.tree.structure(frozen.params) == table
 

@@ -21,6 +21,8 @@ BOUND = 2e-5
 
 run_forward = jax.jit(forward)
 run_decode = jax.jit(decode_step)
+run_advance = jax.jit(advance)
+run_extend = jax.jit(partial(AttentionMetadata.extend, num_tokens=14))
 
 
 @jax.jit
@@ -133,26 +135,23 @@ def test_batches_of_forward_are_independent(model, config, rng):
         np.testing.assert_allclose(run_forward(model, prompt[None])[0], together[i], rtol=0, atol=BOUND)
 
 
-def test_decode_of_one_is_decode_of_three(model, config, rng):
-    """The same pool, rows of the same table: bitwise the same for the native kernels."""
+def test_decode_of_one_is_decode_of_three(native_model, config, rng):
+    """The same pool, rows of the same table: bitwise the same for the native kernels, and only they promise it."""
     prompts = sequences(config, rng)
     cache = pool(config)
     table = PageTable.allocate(cache, 3, 16)
-    _, cache = feed(model, prompts, SCHEDULES["page_boundaries"], cache, table)
+    _, cache = feed(native_model, prompts, SCHEDULES["page_boundaries"], cache, table)
     meta = AttentionMetadata.extend(table, list(LENGTHS), [0, 0, 0], num_tokens=3)
     tokens = ints(3, 1, 36)
-    together, after = run_decode(model, tokens, cache, advance(meta))
+    together, after = run_decode(native_model, tokens, cache, advance(meta))
     for i in range(3):
         own = dataclasses.replace(table, pages=table.pages[i : i + 1])
         alone_meta = advance(AttentionMetadata.extend(own, [LENGTHS[i]], [0], num_tokens=1))
-        alone, alone_after = run_decode(model, tokens[i : i + 1], cache, alone_meta)
-        if model.kernels == "native":
-            np.testing.assert_array_equal(alone[0], together[i])
-            slot = alone_meta.slot_mapping.slots[0]
-            rows = [pool.kv.reshape(2, -1, 22)[:, slot] for pool in (alone_after, after)]
-            np.testing.assert_array_equal(*rows)
-        else:
-            np.testing.assert_allclose(alone[0], together[i], rtol=0, atol=BOUND)
+        alone, alone_after = run_decode(native_model, tokens[i : i + 1], cache, alone_meta)
+        np.testing.assert_array_equal(alone[0], together[i])
+        slot = alone_meta.slot_mapping.slots[0]
+        rows = [pool.kv.reshape(2, -1, 22)[:, slot] for pool in (alone_after, after)]
+        np.testing.assert_array_equal(*rows)
 
 
 def test_inactive_and_empty_rows_do_not_disturb_the_others(model, config, rng):
@@ -303,6 +302,98 @@ def test_a_sequence_beyond_the_context_is_nan(native_model, config):
         logits, _ = run_decode(short, ints(1, 2, 3), cache, advance(meta))
         assert np.isnan(np.asarray(logits[0])).all() == is_nan
         assert np.isfinite(np.asarray(logits[1])).all()
+
+
+@pytest.mark.parametrize("step", [prefill, decode_step])
+def test_a_sequence_beyond_the_context_is_refused_where_lengths_are_known(native_model, config, step):
+    short = dataclasses.replace(
+        native_model, config=dataclasses.replace(config, model_type="deepseek_v32", index_topk=10)
+    )
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 12)
+    for held, fits in ((9, True), (10, False)):
+        meta = advance(AttentionMetadata.extend(table, [held, 4, 0], [0, 0, 0], num_tokens=3))
+        run = partial(step, short, ints(1, 2, 3), cache, meta)
+        if fits:
+            jax.eval_shape(run)
+            continue
+        sentence = f"{step.__name__}: 11 tokens exceed the model's context of 10: deepseek_v32 attends to its"
+        for traced in (run, lambda run=run: jax.eval_shape(run)):
+            with pytest.raises(ShapeError, match=sentence):
+                traced()
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "lost"),
+    [
+        ((5, 3, 0), (9, 3, 4), [False, False, True]),  # 16 rows, of which 14 were planned
+        ((5, 3, 0), (9, 6, 1), [False, True, True]),
+        ((6, 3, 0), (2**30, 1, 1), [True, True, True]),
+        ((-1, 3, 0), (3, 1, 1), [True, False, False]),
+        ((6, 3, 1), (1, -2, 1), [False, True, False]),
+        ((6, -5, 1), (1, 5, 0), [False, True, False]),
+        ((6, 3, 2**31 - 1), (1, 1, 1), [False, False, True]),
+    ],
+)
+def test_sequences_that_the_rows_do_not_hold_are_nan_now_and_later(model, config, rng, held, new, lost):
+    """T is static: inside jit nothing can refuse more new tokens than it, or lengths that are none."""
+    cache = pool(config)
+    cache = cache.with_kv(jnp.asarray(rng.standard_normal(cache.kv.shape), jnp.float32))
+    table = PageTable.allocate(cache, 3, 16)
+    logits, after = run_chunk(model, np.ones(ROWS, np.int32), cache, table, ints(*held), ints(*new))
+    empty = [n == 0 for n in new]
+    assert np.isnan(np.asarray(logits)).all(axis=1).tolist() == lost
+    finite = np.isfinite(np.asarray(logits)).all(axis=1)
+    assert finite.tolist() == [not one for one in lost]
+    assert not np.asarray(logits)[np.array(empty) & finite].any()
+    meta = run_extend(table, ints(*held), ints(*new))
+    for _ in range(2):
+        meta = run_advance(meta, jnp.ones(3, bool))
+        logits, after = run_decode(model, ints(1, 2, 3), after, meta)
+        assert np.isnan(np.asarray(logits)).all(axis=1).tolist() == lost
+
+
+def test_more_tokens_than_no_rows_at_all_are_nan(native_model, config):
+    cache = pool(config)
+    table = PageTable.allocate(cache, 2, 8)
+
+    @jax.jit
+    def step(new):
+        meta = AttentionMetadata.extend(table, ints(0, 0), new, num_tokens=0)
+        return prefill(native_model, jnp.zeros(0, jnp.int32), cache, meta)[0]
+
+    assert np.isnan(np.asarray(step(ints(0, 1)))).all(axis=1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("new", "own"),
+    [
+        ((3, 0, 0), [False, False, False]),
+        ((0, 1, 2), [False, False, False]),
+        ((1, 0, 2), [True, False, False]),
+        ((1, 1, 1), [True, True, True]),
+        ((1, 1, 0), [True, True, False]),
+        ((0, 0, 0), [False, False, False]),
+    ],
+)
+def test_a_prefills_metadata_of_as_many_rows_as_sequences(model, config, rng, new, own):
+    """Row i has to be sequence i's: refused where it can be seen, NaN inside jit, right where it is."""
+    cache = pool(config)
+    table = PageTable.allocate(cache, 3, 16)
+    prompts = sequences(config, rng, (5, 6, 4))
+    tokens = np.zeros(ROWS, np.int32)
+    tokens[:12] = np.concatenate([prompts[0][:4], prompts[1][:5], prompts[2][:3]])
+    _, cache = run_chunk(model, tokens, cache, table, ints(0, 0, 0), ints(4, 5, 3))
+    meta = AttentionMetadata.extend(table, [4, 5, 3], list(new), num_tokens=3)
+    last = jnp.array([prompt[-1] for prompt in prompts])
+    if not all(own):
+        message = rf"decode_step: argument 'meta': expected one row for each of 3 sequences, got \[{new[0]}, "
+        with pytest.raises(ShapeError, match=message + r".*call mla_jax.advance\(meta\) after a prefill"):
+            decode_step(model, last, cache, meta)
+    logits = np.asarray(run_decode(model, last, cache, meta)[0])
+    assert np.isnan(logits).all(axis=1).tolist() == [not one for one in own]
+    expected = last_logits(model, prompts)
+    np.testing.assert_allclose(logits[own], expected[own], rtol=0, atol=BOUND)
 
 
 def test_empty_batches(model, config):

@@ -4,8 +4,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +23,7 @@ def process():
     process.close()
 
 
-def render(process, template, *, seconds=5.0, max_chars=1000, **variables):
+def render(process, template, *, seconds=60.0, max_chars=1000, **variables):
     return process.render(template, variables, seconds=seconds, max_chars=max_chars)
 
 
@@ -36,17 +36,17 @@ def test_the_child_is_kept(process):
 
 
 @pytest.mark.parametrize(
-    ("template", "kind"),
+    ("template", "kind", "seconds"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "time"),
-        ("{{ 'a' * 10 ** 11 }}", "memory"),
-        ("{{ 'a' * 1001 }}", "output"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "time", 0.3),
+        ("{{ 'a' * 10 ** 11 }}", "memory", 60.0),
+        ("{{ 'a' * 1001 }}", "output", 60.0),
     ],
 )
-def test_a_child_that_hit_a_limit_is_replaced(process, template, kind):
+def test_a_child_that_hit_a_limit_is_replaced(process, template, kind, seconds):
     assert render(process, "{{ 1 }}") == {"text": "1"}
     child = process._process
-    assert render(process, template, seconds=0.3)["error"]["kind"] == kind
+    assert render(process, template, seconds=seconds)["error"]["kind"] == kind
     assert process._process is None
     assert child.returncode is not None
     assert render(process, "{{ 1 }}") == {"text": "1"}
@@ -67,7 +67,13 @@ def test_child_killed_from_outside_is_replaced(process):
 
 def test_child_that_dies_while_it_works(process):
     render(process, "")
-    threading.Timer(0.2, process._process.kill).start()
+    child, pipe = process._process, process._process.stdin
+
+    def killing():
+        pipe.flush()
+        child.kill()
+
+    child.stdin = SimpleNamespace(write=pipe.write, flush=killing, close=pipe.close)
     slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     assert render(process, slow)["error"]["kind"] == "crash"
     assert render(process, "{{ 1 }}") == {"text": "1"}
@@ -115,11 +121,9 @@ def test_close_ends_the_child(process):
 def test_the_child_is_gone_when_the_program_ends():
     code = (
         "from mla_jax.text.template_process import shared_process as s;"
-        "s(400_000_000).render('', {}, seconds=5, max_chars=1); print(s(400_000_000)._process.pid)"
+        "s(400_000_000).render('', {}, seconds=60, max_chars=1); print(s(400_000_000)._process.pid)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
 
@@ -181,7 +185,7 @@ def start_worker(*flags):
 def test_worker_alone_with_warnings_as_errors():
     request = {"template": "{{ a }}", "variables": {"a": 1}, "max_chars": 9, "cpu_seconds": 5}
     with start_worker("-I", "-W", "error") as worker:
-        out, err = worker.communicate(json.dumps(request).encode() + b"\n", timeout=20)
+        out, err = worker.communicate(json.dumps(request).encode() + b"\n")
     assert [json.loads(line) for line in out.splitlines()] == [{"ready": True}, {"text": "1"}]
     assert (err, worker.returncode) == (b"", 0)
 
@@ -195,7 +199,7 @@ def test_worker_imports_neither_jax_nor_this_package():
         [sys.executable, "-I", "-c", code, str(template_process._WORKER)],
         capture_output=True,
         text=True,
-        timeout=20,
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
@@ -206,19 +210,15 @@ def test_orphan_ends_by_its_own_cpu_limit():
     slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     request = {"template": slow, "variables": {}, "max_chars": 9, "cpu_seconds": 0}
     with start_worker("-I") as worker:
-        start = time.monotonic()
-        try:
-            worker.communicate(json.dumps(request).encode() + b"\n", timeout=15)
-        finally:
-            worker.kill()
+        worker.communicate(json.dumps(request).encode() + b"\n")
     assert worker.returncode == -signal.SIGXCPU
-    assert time.monotonic() - start < 15
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the Linux kernel")
 def test_cpu_limit_is_counted_from_each_request(process):
     """A worker that is kept for days must not die of all its work together."""
-    busy = "{% for i in range(300) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"
+    # A short one: 0.9 s make a CPU limit of 1 s, and a crowded machine may take ten times as long.
+    busy = "{% for i in range(100) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"
     render(process, "")
     first, used = process._process.pid, 0.0
     while used < 2.5:

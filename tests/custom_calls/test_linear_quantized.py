@@ -1,0 +1,533 @@
+"""linear over quantised weights: every container, ragged sizes, quantised activations, independence of the batch."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracle
+import oracle_quantized
+import pytest
+from op_base import (
+    KERNELS,
+    Builder,
+    Call,
+    OpTests,
+    Rng,
+    check,
+    integers,
+    normal,
+    same_bits,
+)
+from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
+
+from custom_calls.errors import LayoutError, ShapeError, UnsupportedTransformError
+from custom_calls.linear import linear
+from custom_calls.linear_quantized import TARGET, TARGET_BIAS
+from custom_calls.quantized_tensor import QuantizedTensor, dequantize, to_fnuz
+
+BF16 = ml_dtypes.bfloat16
+BOTH = pytest.mark.parametrize("kernels", KERNELS)
+EACH = pytest.mark.parametrize("layout", LAYOUTS)
+TYPES = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
+
+
+def weight_of(data: Any, scale: Any, container: str, block: tuple[int, int], **named: Any) -> QuantizedTensor:
+    return QuantizedTensor(jnp.asarray(data), jnp.asarray(scale), container, block, **named)
+
+
+def run(
+    x: Any, data: Any, scale: Any, bias: Any = None, *, container: str, block: tuple[int, int], **static: Any
+) -> jax.Array:
+    return linear(x, QuantizedTensor(data, scale, container, block), bias, **static)
+
+
+def make(m: int, n: int, k: int, layout: str, bias: str | None = None, x_scale: float = 1.0) -> Builder:
+    def build(rng: Rng, dtype: str, out_dtype: str) -> Call:
+        data, scale = random_weight(rng, (n, k), layout)
+        container, block = LAYOUTS[layout]
+        arrays = {
+            "x": normal(rng, (m, k), dtype, x_scale),
+            "data": data,
+            "scale": scale,
+            "bias": None if bias is None else normal(rng, (n,), bias),
+        }
+        static = {"out_dtype": out_dtype, "container": container, "block": block}
+        return Call(arrays, static, extreme=x_scale != 1.0)
+
+    return build
+
+
+def cancelling(layout: str) -> Builder:
+    """Sums of huge terms that cancel to almost nothing: only the elementwise bound can hold."""
+
+    def build(rng: Rng, dtype: str, out_dtype: str) -> Call:
+        call = make(5, 7, 128, layout, x_scale=1e15)(rng, dtype, out_dtype)
+        x, data, scale = (call.arrays[name].copy() for name in ("x", "data", "scale"))
+        x[:, 64:] = -x[:, :64]
+        data[:, data.shape[1] // 2 :] = data[:, : data.shape[1] // 2]
+        if scale.ndim == 2 and scale.shape[1] > 1:
+            scale[:, scale.shape[1] // 2 :] = scale[:, : scale.shape[1] // 2]
+        x[:, 5] += normal(rng, (5,), dtype)
+        return call.changed(x=x, data=data, scale=scale)
+
+    return build
+
+
+def tiny_scales(layout: str) -> Builder:
+    """Scales and values around the smallest normal float32, where XLA may flush."""
+
+    def build(rng: Rng, dtype: str, out_dtype: str) -> Call:
+        call = make(3, 9, 64, layout)(rng, dtype, out_dtype)
+        scale = call.arrays["scale"]
+        if scale.dtype == np.uint8:
+            small = rng.integers(0, 4, scale.shape).astype(np.uint8)
+        else:
+            small = np.ldexp(rng.uniform(1, 2, scale.shape), rng.integers(-134, -122, scale.shape)).astype(
+                scale.dtype
+            )
+        return Call({**call.arrays, "scale": small}, call.static, extreme=True)
+
+    return build
+
+
+class TestLinearQuantized(OpTests):
+    function = staticmethod(run)
+    oracle = staticmethod(oracle_quantized.linear)
+    primitive = "mla_jax.linear_quantized"
+    op_name = "linear"
+    variants = TYPES
+    cases = {  # noqa: RUF012
+        **{f"{layout}-M0": make(0, 5, 160, layout) for layout in ("mxfp4", "fp8_block128")},
+        **{f"{layout}-M1": make(1, 37, 160, layout, bias="float32") for layout in LAYOUTS},
+        **{f"{layout}-M4-N1": make(4, 1, 320, layout) for layout in LAYOUTS},
+        **{f"{layout}-M5": make(5, 7, 160, layout, bias="bfloat16") for layout in LAYOUTS},
+        **{f"{layout}-M33": make(33, 67, 192 if "20" not in layout else 180, layout) for layout in LAYOUTS},
+        "fp8_block128-N576": make(2, 576, 130, "fp8_block128"),
+        "fp8_block128-N160-K33": make(6, 160, 33, "fp8_block128"),
+        "fp8_block24x40-K100": make(5, 50, 100, "fp8_block24x40", bias="float32"),
+        "fp8_channel-K1": make(5, 9, 1, "fp8_channel"),
+        "fp8_tensor-K33": make(3, 9, 33, "fp8_tensor"),
+        "mxfp4-K2048": make(2, 5, 2048, "mxfp4"),
+        "fp8_channel-K2050": make(7, 5, 2050, "fp8_channel"),
+        **{f"{layout}-large": make(3, 9, 320, layout, x_scale=1e18) for layout in ("mxfp4", "fp8_channel")},
+        **{
+            f"{layout}-cancelling": cancelling(layout)
+            for layout in ("mxfp4", "fp8_block128", "fp8_tensor", "int4_group32")
+        },
+        **{
+            f"{layout}-tiny": tiny_scales(layout)
+            for layout in ("mxfp4", "fp8_channel", "int4_group32")
+        },
+    }  # fmt: skip
+    errors = {  # noqa: RUF012
+        "x-rank": (
+            {"x": jax.ShapeDtypeStruct((2, 3, 64), "float32")},
+            "argument 'x': expected shape (M, K), got (2, 3, 64)",
+        ),
+        "x-dtype": (
+            {"x": jax.ShapeDtypeStruct((4, 64), "float16")},
+            "argument 'x': expected dtype float32 or bfloat16, got float16",
+        ),
+        "x-width": (
+            {"x": jax.ShapeDtypeStruct((4, 32), "float32")},
+            "argument 'weight': expected shape (N, 32), got (5, 64)",
+        ),
+        "weight-stack": (
+            {"data": jax.ShapeDtypeStruct((1, 5, 32), "uint8"), "scale": jax.ShapeDtypeStruct((1, 5, 2), "uint8")},
+            "argument 'weight': expected shape (N, 64), got (1, 5, 64)",
+        ),
+        "weight-vector": (
+            {"data": jax.ShapeDtypeStruct((32,), "uint8"), "scale": jax.ShapeDtypeStruct((2,), "uint8")},
+            "argument 'weight': expected shape (N, 64), got (64,)",
+        ),
+        "ragged-group": (
+            {
+                "x": jax.ShapeDtypeStruct((4, 34), "float32"),
+                "data": jax.ShapeDtypeStruct((5, 17), "uint8"),
+                "scale": jax.ShapeDtypeStruct((5, 2), "uint8"),
+            },
+            "argument 'weight': expected K to be a multiple of 32 for MXFP4, got 34",
+        ),
+        "bias-size": (
+            {"bias": jax.ShapeDtypeStruct((4,), "float32")},
+            "argument 'bias': expected shape (5), got (4,)",
+        ),
+        "bias-dtype": (
+            {"bias": jax.ShapeDtypeStruct((5,), "int32")},
+            "argument 'bias': expected dtype float32 or bfloat16, got int32",
+        ),
+        "out-dtype": (
+            {"out_dtype": "bfloat16"},
+            "argument 'out_dtype': expected dtype float32, got bfloat16",
+        ),
+        "out-dtype-unknown": (
+            {"x": jax.ShapeDtypeStruct((4, 64), "bfloat16"), "out_dtype": "float16"},
+            "argument 'out_dtype': expected dtype float32 or bfloat16, got float16",
+        ),
+        "activations": (
+            {"activations": "fp8"},
+            "argument 'activations': expected 'bf16' or 'mxfp4', got 'fp8'",
+        ),
+    }  # fmt: skip
+    vmapped = (("x",), ("data", "scale"), ("x", "data", "scale", "bias"))
+    differentiable = ("x", "bias")
+
+    @staticmethod
+    def small(rng: Rng, dtype: str, out_dtype: str) -> Call:
+        return make(4, 5, 64, "mxfp4", bias="float32")(rng, dtype, out_dtype)
+
+    @staticmethod
+    def rows(rng: Rng, *variant: str) -> tuple[Call, list[tuple[Any, Call]]]:
+        call = make(70, 37, 160, "fp8_block24x40")(rng, *variant)
+        at = [slice(0, 1), slice(33, 34), slice(69, 70), slice(0, 3), slice(5, 22), slice(64, 70)]
+        return call, [(rows, call.changed(x=call.arrays["x"][rows])) for rows in at]
+
+
+# ---- the grid: every container x type x M x N x K, one compiled module a container and type ----
+
+GRID_M = (0, 1, 2, 4, 5, 33, 130)
+GRID_N = (1, 7, 37, 300)
+
+
+def grid_k(layout: str) -> tuple[int, ...]:
+    if layout == "int4_group20_bfloat16":
+        return (20, 100, 180, 580)
+    return (32, 64, 192, 576) + ((33, 100) if layout.startswith("fp8") else ())
+
+
+@EACH
+@pytest.mark.parametrize("types", TYPES, ids="-".join)
+def test_every_size_against_the_oracle_and_against_the_batch(
+    layout: str, types: tuple[str, str], rng: Rng
+) -> None:
+    dtype, out_dtype = types
+    calls: dict[tuple[int, int], Call] = {}
+    for number, (n, k) in enumerate((n, k) for n in GRID_N for k in grid_k(layout)):
+        bias = (None, "float32", "bfloat16")[number % 3]
+        calls[n, k] = make(max(GRID_M), n, k, layout, bias)(rng, dtype, out_dtype)
+
+    def everything(given: dict[Any, dict[str, Any]]) -> dict[Any, list[jax.Array]]:
+        return {
+            key: [run(**{**arrays, "x": arrays["x"][:m]}, **calls[key].static, kernels="native") for m in GRID_M]
+            for key, arrays in given.items()
+        }  # fmt: skip
+
+    got = jax.jit(everything)({key: OpTests.device(call) for key, call in calls.items()})
+    for key, call in calls.items():
+        (want,) = TestLinearQuantized.expected(call)
+        *parts, full = (np.asarray(y) for y in got[key])
+        check(full, want, f"linear_quantized {layout} N, K = {key}")
+        for part in parts:
+            # Also shapes: part has as many rows as it was given.
+            assert same_bits(part, full[: len(part)]), f"{layout} N, K = {key}: {len(part)} rows"
+        assert [len(part) for part in parts] == list(GRID_M[:-1])
+
+
+@BOTH
+def test_every_mxfp4_value_reaches_the_product_exactly(kernels: str) -> None:
+    # One code of each row is not zero, so the sum is the value. Scales whose 6 overflows come last.
+    codes, scales = (a.reshape(-1) for a in np.meshgrid(np.arange(16), np.arange(256)))
+    data = np.zeros((4096, 32), np.uint8)
+    data[np.arange(4096), np.arange(4096) % 31] = codes
+    weight = weight_of(oracle_quantized.pack(data), scales.astype(np.uint8)[:, None], "mxfp4", (1, 32))
+    with np.errstate(over="ignore"):
+        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.minimum(scales, 254) - 127)).astype(np.float32)
+    normal_values = (np.abs(want) >= 2.0**-126) | (want == 0)
+    for rows, dtype in ((1, BF16), (3, BF16), (6, BF16), (1, np.float32), (17, np.float32)):
+        x = jnp.ones((rows, 32), dtype)
+        got = np.asarray(linear(x, weight, out_dtype="float32", kernels=kernels))
+        for row in got:
+            assert np.isnan(row[scales == NAN_SCALE]).all()
+            exact = normal_values & (scales != NAN_SCALE)
+            assert np.array_equal(row[exact], want[exact])
+            subnormal = ~normal_values & (scales != NAN_SCALE)
+            assert np.all((row[subnormal] == want[subnormal]) | (row[subnormal] == 0))
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["fp8_channel", "fp8_block128", "fp8_block24x40", "int4_group32"])
+def test_every_code_reaches_the_product_rounded_once(layout: str, kernels: str, rng: Rng) -> None:
+    container, block = LAYOUTS[layout]
+    is_int4 = container == "int4_group"
+    size, width = (16 if is_int4 else 256), 64
+    codes = np.full((size, width), 8 if is_int4 else 0, np.uint8)  # 8 is int4's zero
+    codes[np.arange(size), rng.integers(0, width, size)] = np.arange(size)
+    data = oracle_quantized.pack(codes) if is_int4 else codes.view(FP8)
+    scale = rng.uniform(1e-3, 1, oracle_quantized.scale_shape((size, width), container, block)).astype(np.float32)
+    exact = oracle_quantized.values(data, scale, container, block)
+    with np.errstate(invalid="ignore"):
+        want = oracle.round_to(np.nansum(exact, axis=1) + 0 * exact.sum(axis=1), np.dtype(np.float32))
+    for rows, dtype in ((1, BF16), (2, BF16), (6, BF16), (1, np.float32), (17, np.float32)):
+        got = linear(
+            jnp.ones((rows, width), dtype), weight_of(data, scale, container, block), out_dtype="float32",
+            kernels=kernels,
+        )  # fmt: skip
+        for row in np.asarray(got, np.float64):
+            assert np.array_equal(row, want, equal_nan=True)
+    assert np.isnan(want).sum() == (0 if is_int4 else 2)
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["mxfp4", "fp8_tensor", "int4_group32"])
+def test_bfloat16_ties_round_to_even(layout: str, kernels: str, rng: Rng) -> None:
+    # Codes and scales of one and x of small integers: sums are exact, and many are bfloat16 ties.
+    container, block = LAYOUTS[layout]
+    data, scale = random_weight(rng, (64, 96), layout)
+    if container == "fp8_tensor":
+        data = integers(rng, (64, 96), FP8, 16)
+    scale = np.full(scale.shape, 128 if container == "mxfp4" else 1.0, scale.dtype)
+    x = integers(rng, (33, 96), BF16, 16)
+    got = linear(jnp.asarray(x), weight_of(data, scale, container, block), kernels=kernels)
+    exact = x.astype(np.float64) @ oracle_quantized.values(data, scale, container, block).T
+    assert (exact.astype(np.float32).view(np.uint32) & 0xFFFF == 0x8000).sum() > 100
+    assert same_bits(got, exact.astype(np.float32).astype(BF16))
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_and_infinity_stay_in_their_row(layout: str, dtype: str, kernels: str, rng: Rng) -> None:
+    call = make(7, 9, 160, layout)(rng, dtype, "float32")
+    clean = call.arrays["x"]
+    x = clean.copy()
+    x[2], x[4, 5] = np.nan, np.inf
+    (got,) = TestLinearQuantized.call(call.changed(x=x), kernels)
+    (want,) = TestLinearQuantized.call(call, kernels)
+    assert np.isnan(got[2]).all()
+    # inf times zero is NaN, times anything else an infinity.
+    assert not np.isfinite(got[4]).any()
+    keep = [0, 1, 3, 5, 6]
+    assert same_bits(np.asarray(got)[keep], np.asarray(want)[keep])
+
+
+@BOTH
+@EACH
+def test_a_broken_weight_row_stays_in_its_column(layout: str, kernels: str, rng: Rng) -> None:
+    for m, dtype in ((1, "float32"), (1, "bfloat16"), (4, "bfloat16"), (6, "bfloat16"), (20, "float32")):
+        call = make(m, 30, 160, layout)(rng, dtype, "float32")
+        data, scale = call.arrays["data"].copy(), call.arrays["scale"].copy()
+        if data.dtype == FP8:
+            data.view(np.uint8)[7, 3] = NAN_FP8
+        elif scale.dtype == np.uint8:
+            scale[7, 2] = NAN_SCALE
+        else:
+            scale[7, 2] = np.nan
+        (got,) = TestLinearQuantized.call(call.changed(data=data, scale=scale), kernels)
+        (clean,) = TestLinearQuantized.call(call, kernels)
+        got = np.asarray(got)
+        assert np.isnan(got[:, 7]).all()
+        assert same_bits(np.delete(got, 7, 1), np.delete(np.asarray(clean), 7, 1))
+
+
+@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@EACH
+def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str, str], rng: Rng) -> None:
+    # More rows than a task takes (512), more columns than a panel (64) and than a task (128).
+    call = make(600, 140, 160, layout, bias="float32")(rng, *types)
+    (full,) = TestLinearQuantized.call(call, "native")
+    for rows in (slice(599, 600), slice(510, 514), slice(17, 22), slice(300, 430), slice(0, 513)):
+        (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][rows]), "native")
+        assert same_bits(np.asarray(full)[rows], part), rows
+
+
+# ---- quantised activations ----
+
+
+@BOTH
+@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@pytest.mark.parametrize("m", [0, 1, 4, 33])
+def test_activations_in_mxfp4(m: int, types: tuple[str, str], kernels: str, rng: Rng) -> None:
+    call = make(m, 37, 192, "mxfp4", bias="float32")(rng, *types)
+    # Groups of very different size, zeros among them.
+    x = call.arrays["x"].reshape(m, 6, 32)
+    x = (x * np.array([1, 1e-3, 1e3, 0, 1, 2]).reshape(6, 1).astype(x.dtype)).reshape(m, 192)
+    call = call.changed(x=x, activations="mxfp4")
+    (got,) = TestLinearQuantized.check_call(call, kernels)
+    if m:
+        plain = TestLinearQuantized.call(call.changed(activations="bf16"), kernels)[0]
+        assert not same_bits(got, plain)
+
+
+@BOTH
+def test_activations_that_are_mxfp4_already_change_nothing(kernels: str, rng: Rng) -> None:
+    codes = rng.integers(0, 16, (5, 64)).astype(np.uint8)
+    codes[:, ::32] = 7
+    scale = rng.integers(120, 126, (5, 2)).astype(np.uint8)
+    x = dequantize(weight_of(oracle_quantized.pack(codes), scale, "mxfp4", (1, 32)), "bfloat16")
+    data, weight_scale = random_weight(rng, (9, 64), "mxfp4")
+    weight = weight_of(data, weight_scale, "mxfp4", (1, 32))
+    got = linear(x, weight, activations="mxfp4", kernels=kernels)
+    assert same_bits(got, linear(x, weight, kernels=kernels))
+
+
+def test_activations_are_quantised_for_mxfp4_weights_only(rng: Rng) -> None:
+    x = jnp.ones((2, 160))
+    for layout, (container, block) in LAYOUTS.items():
+        if container == "mxfp4":
+            continue
+        weight = weight_of(*random_weight(rng, (4, 160), layout), container, block)
+        with pytest.raises(LayoutError) as raised:
+            linear(x, weight, activations="mxfp4")
+        assert (
+            str(raised.value) == f"linear: activations='mxfp4' needs an MXFP4 weight, got {container!r}"
+        )
+    with pytest.raises(LayoutError) as raised:
+        linear(x, jnp.ones((4, 160)), activations="mxfp4")
+    assert str(raised.value) == "linear: activations='mxfp4' needs an MXFP4 weight, got float32"
+    with pytest.raises(ShapeError, match="argument 'activations': expected 'bf16' or 'mxfp4', got 'int8'"):
+        linear(x, jnp.ones((4, 160)), activations="int8")  # type: ignore[arg-type]
+
+
+def test_quantised_activations_have_no_derivative(rng: Rng) -> None:
+    weight = weight_of(*random_weight(rng, (4, 64), "mxfp4"), "mxfp4", (1, 32))
+    with pytest.raises(
+        UnsupportedTransformError, match="mla_jax.mxfp4_quantize cannot be differentiated: its rounding"
+    ):
+        jax.grad(lambda x: linear(x, weight, activations="mxfp4").sum())(jnp.ones((2, 64)))
+
+
+def test_quantised_activations_are_two_named_equations(rng: Rng) -> None:
+    weight = weight_of(*random_weight(rng, (4, 64), "mxfp4"), "mxfp4", (1, 32))
+    text = str(jax.make_jaxpr(lambda x, w: linear(x, w, activations="mxfp4"))(jnp.ones((2, 64)), weight))
+    assert re.findall(r"mla_jax\.\w+", text) == ["mla_jax.mxfp4_quantize", "mla_jax.linear_quantized"]
+
+
+# ---- the rest ----
+
+
+@BOTH
+@EACH
+def test_gradients_of_every_container(layout: str, kernels: str, rng: Rng) -> None:
+    call = make(3, 5, 160, layout)(rng, "float32", "float32")
+    container, block = LAYOUTS[layout]
+    weight = weight_of(call.arrays["data"], call.arrays["scale"], container, block)
+    out = normal(rng, (3, 5))
+    got = jax.grad(lambda x: jnp.sum(linear(x, weight, kernels=kernels) * out))(jnp.asarray(call.arrays["x"]))
+    exact = oracle_quantized.values(call.arrays["data"], call.arrays["scale"], container, block)
+    terms = np.abs(out).astype(np.float64) @ np.abs(exact)
+    bound = (oracle.relative(5) + oracle.U) * terms + oracle.FLUSHED
+    assert np.all(np.abs(np.asarray(got, np.float64) - out.astype(np.float64) @ exact) <= bound)
+
+
+@BOTH
+def test_column_major_scales_are_refused(kernels: str, rng: Rng) -> None:
+    data, scale = random_weight(rng, (64, 64), "mxfp4")
+    weight = weight_of(data, scale.T, "mxfp4", (1, 32), scale_layout="column_major")
+    with pytest.raises(LayoutError, match="linear: argument 'weight': expected row_major scales"):
+        linear(jnp.ones((2, 64)), weight, kernels=kernels)
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["fp8_block128", "fp8_channel", "fp8_tensor"])
+def test_fnuz_weights_give_the_same_product(layout: str, kernels: str, rng: Rng) -> None:
+    call = make(5, 37, 160, layout, bias="float32")(rng, "bfloat16", "float32")
+    container, block = LAYOUTS[layout]
+    weight = to_fnuz(weight_of(call.arrays["data"], call.arrays["scale"], container, block))
+    arrays = OpTests.device(call)
+    got = linear(arrays["x"], weight, arrays["bias"], out_dtype="float32", kernels=kernels)
+    check(got, TestLinearQuantized.expected(call)[0], "linear_quantized fnuz")
+
+
+def test_one_jitted_function_takes_every_container(rng: Rng) -> None:
+    traces = []
+
+    @jax.jit
+    def layer(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
+        traces.append(weight.container)
+        return linear(x, weight)
+
+    x = jnp.asarray(normal(rng, (2, 160)))
+    for _ in range(2):
+        for layout in LAYOUTS:
+            layer(x, weight_of(*random_weight(rng, (6, 160), layout), *LAYOUTS[layout]))
+    assert len(traces) == len(LAYOUTS)
+
+
+# ---- the kernel's own checks ----
+
+F32 = np.float32
+
+
+def ffi(
+    x: Any, data: Any, scale: Any, out: Any, bias: Any = None, code: int = 0, block: tuple[int, int] = (1, 32)
+) -> jax.Array:
+    call = jax.ffi.ffi_call(TARGET if bias is None else TARGET_BIAS, jax.ShapeDtypeStruct(*out))
+    named = {"code": np.int64(code), "block_n": np.int64(block[0]), "block_k": np.int64(block[1])}
+    arrays = (x, data, scale) if bias is None else (x, data, scale, bias)
+    return jax.block_until_ready(call(*map(jnp.asarray, arrays), **named))
+
+
+X, DATA, SCALE, OUT = np.ones((3, 64), F32), np.zeros((5, 32), np.uint8), np.zeros((5, 2), np.uint8), ((3, 5), F32)
+FP8_DATA = np.zeros((5, 64), FP8)
+
+FFI_ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "code": ((X, DATA, SCALE, OUT), {"code": 3}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 3"),
+    "code-negative": (
+        (X, DATA, SCALE, OUT), {"code": -1}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got -1"
+    ),
+    "data-type": ((X, FP8_DATA, SCALE, OUT), {}, "argument 'data': expected uint8, got float8_e4m3fn"),
+    "fp8-data-type": (
+        (X, DATA, np.ones((1, 1), F32), OUT), {"code": 1, "block": (0, 0)},
+        "argument 'data': expected float8_e4m3fn, got uint8",
+    ),
+    "scale-type": ((X, DATA, np.ones((5, 2), F32), OUT), {}, "argument 'scale': expected uint8, got float32"),
+    "fp8-scale-type": (
+        (X, FP8_DATA, np.zeros((5, 2), np.uint8), OUT), {"code": 1},
+        "argument 'scale': expected float32 or bfloat16, got uint8",
+    ),
+    "data-rank": (
+        (X, np.zeros(160, np.uint8), SCALE, OUT), {}, "argument 'data': expected at least rank 2, got shape (160)"
+    ),
+    "data-stack": (
+        (X, np.zeros((2, 5, 32), np.uint8), np.zeros((2, 5, 2), np.uint8), OUT), {},
+        "argument 'data': expected one matrix, got shape (2, 5, 32)",
+    ),
+    "block-negative": (
+        (X, DATA, SCALE, OUT), {"block": (-1, 32)}, "argument 'block': expected no negative sizes, got -1 x 32"
+    ),
+    "block-odd": (
+        (X, DATA, SCALE, OUT), {"block": (1, 31)}, "argument 'block': expected an even number of columns, got 31"
+    ),
+    "scale-count": (
+        (X, DATA, np.zeros((5, 3), np.uint8), OUT), {}, "argument 'scale': expected 10 elements, got shape (5, 3)"
+    ),
+    "scale-count-blocks": (
+        (X, FP8_DATA, np.ones((1, 1), F32), OUT), {"code": 1, "block": (4, 48)},
+        "argument 'scale': expected 4 elements, got shape (1, 1)",
+    ),
+    "x-type": (
+        (X.astype(np.float16), DATA, SCALE, OUT), {}, "argument 'x': expected float32 or bfloat16, got float16"
+    ),
+    "x-shape": (
+        (np.ones((3, 32), F32), DATA, SCALE, OUT), {},
+        "argument 'x': expected shape (any, 64), got shape (3, 32)",
+    ),
+    "x-rank": (
+        (np.ones((64,), F32), DATA, SCALE, OUT), {}, "argument 'x': expected shape (any, 64), got shape (64)"
+    ),
+    "y-shape": (
+        (X, DATA, SCALE, ((3, 6), F32)), {}, "argument 'y': expected shape (3, 5), got shape (3, 6)"
+    ),
+    "y-type": (
+        (X, DATA, SCALE, ((3, 5), BF16)), {}, "argument 'y': expected float32 (x is float32), got bfloat16"
+    ),
+    "bias-shape": (
+        (X, DATA, SCALE, OUT), {"bias": np.ones(4, F32)}, "argument 'bias': expected shape (5), got shape (4)"
+    ),
+    "bias-type": (
+        (X, DATA, SCALE, OUT), {"bias": np.ones(5, np.int32)},
+        "argument 'bias': expected float32 or bfloat16, got int32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FFI_ERRORS)
+def test_the_kernel_refuses_wrong_buffers(name: str) -> None:
+    arrays, named, message = FFI_ERRORS[name]
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        ffi(*arrays, **named)
+    op = "linear_quantized_bias" if "bias" in named else "linear_quantized"
+    assert f"mla_jax.{op}: {message}" in str(raised.value)

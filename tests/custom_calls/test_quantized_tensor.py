@@ -1,0 +1,439 @@
+"""QuantizedTensor: a pytree whose fields are checked, and its values, exactly rounded, in every container."""
+
+from dataclasses import fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracle
+import oracle_quantized
+import pytest
+from op_base import Rng, same_bits
+from oracle_quantized import LAYOUTS, random_weight
+
+from custom_calls.errors import LayoutError, ShapeError
+from custom_calls.quantized_tensor import (
+    CODES,
+    CONTAINERS,
+    QuantizedTensor,
+    check_weight,
+    dequantize,
+    is_fnuz,
+    scale_shape,
+    to_fnuz,
+)
+
+BF16, FP8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
+VALUES = jax.jit(dequantize, static_argnums=1)
+EACH = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def tensor(rng: Rng, shape: tuple[int, ...], layout: str, **kwargs: Any) -> QuantizedTensor:
+    data, scale = random_weight(rng, shape, layout)
+    container, block = LAYOUTS[layout]
+    return QuantizedTensor(jnp.asarray(data), jnp.asarray(scale), container, block, **kwargs)
+
+
+def exact(q: QuantizedTensor) -> np.ndarray:
+    scale = np.asarray(q.scale)
+    if q.scale_layout == "column_major":
+        scale = np.swapaxes(scale, -1, -2)
+    return oracle_quantized.values(np.asarray(q.data), scale, q.container, q.block)
+
+
+def check_values(q: QuantizedTensor) -> None:
+    """Rounded to float32, then to bfloat16; bit for bit."""
+    want = oracle.round_to(exact(q), np.dtype(np.float32)).astype(np.float32)
+    assert same_bits(VALUES(q), want)
+    assert same_bits(VALUES(q, "bfloat16"), want.astype(BF16))
+
+
+# ---- values ----
+
+
+@EACH
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+def test_values(layout: str, lead: tuple[int, ...], rng: Rng) -> None:
+    # 130 rows and 200 columns: the last blocks of every layout with blocks are ragged.
+    shape = (*lead, 130, 160 if layout in ("mxfp4", "int4_group32") else 200)
+    q = tensor(rng, shape, layout)
+    assert q.shape == shape and q.ndim == len(shape)
+    check_values(q)
+    if not lead:
+        assert same_bits(dequantize(q), VALUES(q))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "scales"),
+    [(576, 256, (5, 2)), (160, 384, (2, 3)), (160, 130, (2, 2)), (128, 128, (1, 1)), (1, 1, (1, 1)), (129, 7, (2, 1))],
+)  # fmt: skip
+def test_ragged_fp8_blocks(rows: int, columns: int, scales: tuple[int, int], rng: Rng) -> None:
+    q = tensor(rng, (rows, columns), "fp8_block128")
+    assert q.scale.shape == scales
+    # A scale of its own for each block: which block a value belongs to shows in its exponent.
+    powers = np.ldexp(np.float32(1), np.arange(scales[0] * scales[1])).reshape(scales)
+    ones = np.ones((rows, columns), np.float32).astype(FP8)
+    q = QuantizedTensor(jnp.asarray(ones), jnp.asarray(powers), "fp8_block", (128, 128))
+    want = np.repeat(np.repeat(powers, 128, 0)[:rows], 128, 1)[:, :columns]
+    assert same_bits(VALUES(q), want)
+
+
+def test_values_of_every_code() -> None:
+    every = np.arange(256, dtype=np.uint8)
+    scale = np.float32([0.3])
+    q = QuantizedTensor(jnp.asarray(every.view(FP8)[None]), jnp.asarray(scale), "fp8_channel", (1, 0))
+    got, want = np.asarray(VALUES(q))[0], every.view(FP8).astype(np.float32) * scale
+    assert np.isnan(got[[0x7F, 0xFF]]).all() and np.isnan(got).sum() == 2
+    assert np.array_equal(got, want, equal_nan=True)
+    q = QuantizedTensor(jnp.asarray(every[None]), jnp.asarray(np.full((1, 2), 0.3, np.float32)), "int4_group", (1, 256))
+    assert same_bits(
+        VALUES(q)[0], (oracle_quantized.unpack(every).astype(np.float32) - 8) * np.float32(0.3)
+    )
+    codes = np.tile(np.arange(16, dtype=np.uint8), 2)
+    packed = np.broadcast_to(oracle_quantized.pack(codes), (256, 16))
+    q = QuantizedTensor(jnp.asarray(packed), jnp.asarray(every[:, None]), "mxfp4")
+    got = np.asarray(VALUES(q))
+    with np.errstate(over="ignore"):
+        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.arange(255) - 127)[:, None]).astype(np.float32)
+    assert same_bits(got[:255], want) and np.isnan(got[255]).all()
+    narrow = np.asarray(VALUES(q, "bfloat16"))
+    assert same_bits(narrow[:255], want.astype(BF16)) and np.isnan(narrow[255]).all(), "all are exact in bfloat16"
+
+
+@pytest.mark.parametrize("lead", [(), (3,)], ids=str)
+@pytest.mark.parametrize("layout", ["mxfp4", "fp8_block128", "fp8_block24x40", "int4_group32"])
+def test_column_major_scales(layout: str, lead: tuple[int, ...], rng: Rng) -> None:
+    q = tensor(rng, (*lead, 70, 320), layout)
+    scale = jnp.swapaxes(q.scale, -1, -2)
+    transposed = QuantizedTensor(q.data, scale, q.container, q.block, scale_layout="column_major")
+    assert transposed.shape == q.shape
+    assert same_bits(VALUES(transposed), VALUES(q))
+    check_values(transposed)
+
+
+def test_a_vector_of_values(rng: Rng) -> None:
+    for layout in ("mxfp4", "int4_group32", "fp8_channel"):
+        q = tensor(rng, (64,), layout)
+        assert q.shape == (64,) and q.ndim == 1
+        got = VALUES(q)
+        want = VALUES(QuantizedTensor(q.data[None], q.scale[None], q.container, q.block))
+        assert got.shape == (64,) and same_bits(got, want[0])
+
+
+def test_a_ragged_last_mxfp4_group(rng: Rng) -> None:
+    data, scale = rng.integers(0, 256, (5, 34), np.uint8), rng.integers(100, 140, (5, 3)).astype(np.uint8)
+    q = QuantizedTensor(jnp.asarray(data), jnp.asarray(scale), "mxfp4")
+    assert q.shape == (5, 68)
+    check_values(q)
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (0, 3, 64)], ids=str)
+@EACH
+def test_nothing_at_all(layout: str, shape: tuple[int, ...], rng: Rng) -> None:
+    q = tensor(rng, shape, layout)
+    assert VALUES(q).shape == shape and q.shape == shape
+
+
+def test_dtype_of_values(rng: Rng) -> None:
+    with pytest.raises(
+        ShapeError,
+        match="^dequantize: argument 'dtype': expected dtype float32 or bfloat16, got float16$",
+    ):
+        dequantize(tensor(rng, (4, 32), "mxfp4"), "float16")
+
+
+@pytest.mark.parametrize("layout", ["fp8_block128", "fp8_channel", "fp8_tensor"])
+def test_fnuz_codes_hold_the_same_values(layout: str, rng: Rng) -> None:
+    ocp = tensor(rng, (6, 256), layout)
+    every = np.tile(np.arange(256, dtype=np.uint8), (6, 1)).view(FP8)
+    ocp = QuantizedTensor(jnp.asarray(every), ocp.scale, ocp.container, ocp.block)
+    fnuz = to_fnuz(ocp)
+    assert fnuz.data.dtype == ml_dtypes.float8_e4m3fnuz and fnuz.scale.dtype == np.float32
+    assert same_bits(fnuz.scale, np.asarray(ocp.scale) * 2)
+    assert (fnuz.container, fnuz.block, fnuz.shape) == (ocp.container, ocp.block, ocp.shape)
+    got, want = np.asarray(VALUES(fnuz)), np.asarray(VALUES(ocp))
+    # The codes mean half as much: exact, also where e4m3fn is subnormal. FNUZ has no minus zero.
+    assert np.array_equal(got, want, equal_nan=True)
+    assert np.isnan(got).sum() == 12 and not np.signbit(got[:, 0x80]).any()
+    assert np.array_equal(got, exact(fnuz).astype(np.float32), equal_nan=True)
+    check_values(to_fnuz(tensor(rng, (6, 256), layout)))
+
+
+def test_only_fp8_becomes_fnuz(rng: Rng) -> None:
+    fp8 = tensor(rng, (4, 32), "fp8_channel")
+    with pytest.raises(LayoutError, match=r"^to_fnuz: expected float8_e4m3fn data, got uint8$"):
+        to_fnuz(tensor(rng, (4, 32), "mxfp4"))
+    with pytest.raises(LayoutError, match=r"^to_fnuz: expected float8_e4m3fn data, got float8_e4m3fnuz$"):
+        to_fnuz(to_fnuz(fp8))
+    assert is_fnuz(to_fnuz(fp8).data) and not is_fnuz(fp8.data)
+
+
+# ---- the pytree ----
+
+
+def test_static_fields_are_these() -> None:
+    assert [field.name for field in fields(QuantizedTensor)] == [
+        "data", "scale", "container", "block", "rounding", "scale_layout"
+    ]  # fmt: skip
+    assert CONTAINERS == ("mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group")
+    assert CODES == {"mxfp4": 0, "fp8_block": 1, "fp8_channel": 1, "fp8_tensor": 1, "int4_group": 2}
+
+
+@EACH
+def test_pytree_round_trip(layout: str, rng: Rng) -> None:
+    q = tensor(rng, (6, 160), layout, rounding="even" if layout == "mxfp4" else None)
+    leaves, structure = jax.tree.flatten(q)
+    assert len(leaves) == 2 and leaves[0] is q.data and leaves[1] is q.scale
+    again = jax.tree.unflatten(structure, leaves)
+    assert isinstance(again, QuantizedTensor)
+    for name in ("container", "block", "rounding", "scale_layout"):
+        assert getattr(again, name) == getattr(q, name)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(q)]
+    assert paths == [".data", ".scale"]
+    assert jax.tree.structure(q) == structure
+    assert q.nbytes == q.data.nbytes + q.scale.nbytes
+
+
+def test_the_structure_holds_the_static_fields(rng: Rng) -> None:
+    data, scale = (jnp.asarray(a) for a in random_weight(rng, (32, 32), "mxfp4"))
+    base = QuantizedTensor(data, scale, "mxfp4")
+    named = QuantizedTensor(data, scale, "mxfp4", rounding="floor")
+    assert jax.tree.structure(base) != jax.tree.structure(named)
+    block = QuantizedTensor(data.view(FP8), jnp.ones((1, 1)), "fp8_block", (128, 128))
+    other = QuantizedTensor(data.view(FP8), jnp.ones((1, 1)), "fp8_block", (32, 16))
+    assert jax.tree.structure(block) != jax.tree.structure(other)
+
+
+@EACH
+def test_argument_and_result_of_jit(layout: str, rng: Rng) -> None:
+    q = tensor(rng, (6, 160), layout)
+    traces = []
+
+    @jax.jit
+    def run(weight: QuantizedTensor) -> tuple[QuantizedTensor, jax.Array]:
+        traces.append(weight.container)
+        return weight, dequantize(weight)
+
+    for _ in range(2):
+        same, values = run(q)
+    assert traces == [q.container]
+    assert (same.container, same.block, same.rounding) == (q.container, q.block, q.rounding)
+    assert same_bits(same.data, q.data) and same_bits(same.scale, q.scale)
+    assert same_bits(values, VALUES(q))
+
+
+def test_other_transformations_carry_it(rng: Rng) -> None:
+    stack = tensor(rng, (3, 8, 64), "mxfp4")
+    want = VALUES(stack)
+    assert same_bits(jax.vmap(dequantize)(stack), want)
+    assert same_bits(jax.lax.map(dequantize, stack), want)
+    _, scanned = jax.lax.scan(lambda carry, one: (carry, dequantize(one)), 0, stack)
+    assert same_bits(scanned, want)
+    abstract = jax.eval_shape(lambda q: q, stack)
+    assert isinstance(abstract, QuantizedTensor) and abstract.shape == (3, 8, 64)
+    axes = jax.tree.map(lambda _: 0, stack)
+    assert (axes.data, axes.scale) == (0, 0), "placeholders are no arrays and are not checked"
+    moved = jax.device_put(stack, jax.devices()[0])
+    assert same_bits(VALUES(moved), want)
+
+
+def test_the_gradient_of_a_scale(rng: Rng) -> None:
+    q = tensor(rng, (3, 40), "fp8_channel")
+
+    def total(scale: jax.Array) -> jax.Array:
+        return jnp.sum(dequantize(QuantizedTensor(q.data, scale, "fp8_channel", (1, 0))))
+
+    got = jax.grad(total)(q.scale)
+    want = np.asarray(q.data).astype(np.float64)
+    assert np.all(np.abs(got - want.sum(1)) <= oracle.relative(40) * np.abs(want).sum(1))
+
+
+# ---- what is refused ----
+
+U8, F8, F32, B16 = "uint8", "float8_e4m3fn", "float32", "bfloat16"
+REFUSED: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any], type, str]] = {
+    "container": (
+        ((4, 16), U8), ((4, 1), U8), {"container": "mxfp6"}, ShapeError,
+        "argument 'container': expected 'mxfp4' or 'fp8_block' or 'fp8_channel' or 'fp8_tensor' or 'int4_group', "
+        "got 'mxfp6'",
+    ),
+    "layout": (
+        ((4, 16), U8), ((4, 1), U8), {"scale_layout": "swizzled"}, ShapeError,
+        "argument 'scale_layout': expected 'row_major' or 'column_major', got 'swizzled'",
+    ),
+    "rounding": (
+        ((4, 16), U8), ((4, 1), U8), {"rounding": "up"}, ShapeError,
+        "argument 'rounding': expected 'floor' or 'even' or 'ceil' or 'rceil', got 'up'",
+    ),
+    "mxfp4-data": (((4, 16), F8), ((4, 1), U8), {}, ShapeError, f"argument 'data': expected dtype uint8, got {F8}"),
+    "mxfp4-scale-dtype": (
+        ((4, 16), U8), ((4, 1), F32), {}, ShapeError, "argument 'scale': expected dtype uint8, got float32",
+    ),
+    "mxfp4-block": (
+        ((4, 16), U8), ((4, 2), U8), {"block": (1, 16)}, LayoutError,
+        "field 'block': (1, 16) is not one of container 'mxfp4'",
+    ),
+    "mxfp4-scale": (
+        ((4, 17), U8), ((4, 1), U8), {}, ShapeError,
+        "field 'scale': expected shape (4, 2) for values (4, 34) in blocks of (1, 32), got (4, 1)",
+    ),
+    "mxfp4-transposed": (
+        ((4, 32), U8), ((2, 4), U8), {}, ShapeError,
+        "field 'scale': expected shape (4, 2) for values (4, 64) in blocks of (1, 32), got (2, 4)",
+    ),
+    "mxfp4-not-transposed": (
+        ((4, 32), U8), ((4, 2), U8), {"scale_layout": "column_major"}, ShapeError,
+        "field 'scale': expected shape (2, 4) for values (4, 64) in blocks of (1, 32), got (4, 2)",
+    ),
+    "mxfp4-vector-transposed": (
+        ((32,), U8), ((2,), U8), {"scale_layout": "column_major"}, LayoutError,
+        "field 'scale_layout': 'mxfp4' has no column-major scales",
+    ),
+    "mxfp4-stack": (
+        ((2, 4, 16), U8), ((4, 1), U8), {}, ShapeError,
+        "field 'scale': expected shape (2, 4, 1) for values (2, 4, 32) in blocks of (1, 32), got (4, 1)",
+    ),
+    "scalar": (
+        ((), U8), ((), U8), {}, ShapeError, "field 'data': expected at least 1 dimensions, got shape ()",
+    ),
+    "fp8-data": (
+        ((4, 16), U8), ((1, 1), F32), {"container": "fp8_block", "block": (128, 128)}, ShapeError,
+        "argument 'data': expected dtype float8_e4m3fn or float8_e4m3fnuz, got uint8",
+    ),
+    "fp8-e5m2": (
+        ((4, 16), "float8_e5m2"), ((1, 1), F32), {"container": "fp8_block", "block": (128, 128)}, ShapeError,
+        "argument 'data': expected dtype float8_e4m3fn or float8_e4m3fnuz, got float8_e5m2",
+    ),
+    "mxfp4-fnuz": (
+        ((4, 16), "float8_e4m3fnuz"), ((4, 1), U8), {}, ShapeError,
+        "argument 'data': expected dtype uint8, got float8_e4m3fnuz",
+    ),
+    "fp8-scale-dtype": (
+        ((4, 16), F8), ((1, 1), B16), {"container": "fp8_block", "block": (128, 128)}, ShapeError,
+        "argument 'scale': expected dtype float32, got bfloat16",
+    ),
+    "fp8-block-zero": (
+        ((4, 16), F8), ((1, 1), F32), {"container": "fp8_block", "block": (0, 128)}, LayoutError,
+        "field 'block': (0, 128) is not one of container 'fp8_block'",
+    ),
+    "fp8-block-negative": (
+        ((4, 16), F8), ((1, 1), F32), {"container": "fp8_block", "block": (128, -1)}, LayoutError,
+        "field 'block': (128, -1) is not one of container 'fp8_block'",
+    ),
+    "fp8-block-default": (
+        ((576, 16), F8), ((5, 1), F32), {"container": "fp8_block"}, ShapeError,
+        "field 'scale': expected shape (576, 1) for values (576, 16) in blocks of (1, 32), got (5, 1)",
+    ),
+    "fp8-ragged": (
+        ((576, 256), F8), ((4, 2), F32), {"container": "fp8_block", "block": (128, 128)}, ShapeError,
+        "field 'scale': expected shape (5, 2) for values (576, 256) in blocks of (128, 128), got (4, 2)",
+    ),
+    "fp8-vector": (
+        ((16,), F8), ((1,), F32), {"container": "fp8_block", "block": (128, 128)}, ShapeError,
+        "field 'data': expected at least 2 dimensions, got shape (16,)",
+    ),
+    "channel-block": (
+        ((4, 16), F8), ((4,), F32), {"container": "fp8_channel"}, LayoutError,
+        "field 'block': (1, 32) is not one of container 'fp8_channel'",
+    ),
+    "channel-scale": (
+        ((4, 16), F8), ((4, 1), F32), {"container": "fp8_channel", "block": (1, 0)}, ShapeError,
+        "field 'scale': expected shape (4,) for values (4, 16) in blocks of (1, 0), got (4, 1)",
+    ),
+    "channel-transposed": (
+        ((4, 16), F8), ((4,), F32),
+        {"container": "fp8_channel", "block": (1, 0), "scale_layout": "column_major"}, LayoutError,
+        "field 'scale_layout': 'fp8_channel' has no column-major scales",
+    ),
+    "channel-transposed-stack": (
+        ((2, 4, 16), F8), ((2, 4), F32),
+        {"container": "fp8_channel", "block": (1, 0), "scale_layout": "column_major"}, LayoutError,
+        "field 'scale_layout': 'fp8_channel' has no column-major scales",
+    ),
+    "tensor-block": (
+        ((4, 16), F8), ((), F32), {"container": "fp8_tensor", "block": (1, 0)}, LayoutError,
+        "field 'block': (1, 0) is not one of container 'fp8_tensor'",
+    ),
+    "tensor-scale": (
+        ((4, 16), F8), ((1,), F32), {"container": "fp8_tensor", "block": (0, 0)}, ShapeError,
+        "field 'scale': expected shape () for values (4, 16) in blocks of (0, 0), got (1,)",
+    ),
+    "tensor-stack": (
+        ((3, 4, 16), F8), ((), F32), {"container": "fp8_tensor", "block": (0, 0)}, ShapeError,
+        "field 'scale': expected shape (3,) for values (3, 4, 16) in blocks of (0, 0), got ()",
+    ),
+    "tensor-transposed": (
+        ((3, 2, 4, 16), F8), ((2, 3), F32),
+        {"container": "fp8_tensor", "block": (0, 0), "scale_layout": "column_major"}, LayoutError,
+        "field 'scale_layout': 'fp8_tensor' has no column-major scales",
+    ),
+    "int4-data": (
+        ((4, 16), "int8"), ((4, 1), F32), {"container": "int4_group"}, ShapeError,
+        "argument 'data': expected dtype uint8, got int8",
+    ),
+    "int4-scale-dtype": (
+        ((4, 16), U8), ((4, 1), U8), {"container": "int4_group"}, ShapeError,
+        "argument 'scale': expected dtype float32 or bfloat16, got uint8",
+    ),
+    "int4-block-rows": (
+        ((4, 16), U8), ((2, 1), F32), {"container": "int4_group", "block": (2, 32)}, LayoutError,
+        "field 'block': (2, 32) is not one of container 'int4_group'",
+    ),
+    "int4-block-one": (
+        ((4, 16), U8), ((4, 32), F32), {"container": "int4_group", "block": (1, 1)}, LayoutError,
+        "field 'block': (1, 1) is not one of container 'int4_group'",
+    ),
+    "int4-scale": (
+        ((4, 32), U8), ((4, 1), F32), {"container": "int4_group"}, ShapeError,
+        "field 'scale': expected shape (4, 2) for values (4, 64) in blocks of (1, 32), got (4, 1)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_fields_are_named(name: str) -> None:
+    (shape, dtype), (scales, scale_dtype), changes, kind, message = REFUSED[name]
+    given = {"container": "mxfp4", **changes}
+    with pytest.raises(kind) as raised:
+        QuantizedTensor(jnp.zeros(shape, dtype), jnp.zeros(scales, scale_dtype), **given)
+    assert str(raised.value) == f"QuantizedTensor: {message}"
+    with pytest.raises(kind):
+        jax.eval_shape(
+            lambda d, s: QuantizedTensor(d, s, **given),
+            jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(scales, scale_dtype),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_is_made_of_its_row_of_the_table(container: str) -> None:
+    block = {"mxfp4": (1, 32), "fp8_block": (3, 5), "fp8_channel": (1, 0), "fp8_tensor": (0, 0)}
+    size = block.get(container, (1, 16))
+    shape = (2, 7, 64)
+    want = {
+        "mxfp4": (2, 7, 2),
+        "fp8_block": (2, 3, 13),
+        "fp8_channel": (2, 7),
+        "fp8_tensor": (2,),
+        "int4_group": (2, 7, 4),
+    }
+    assert scale_shape(container, shape, size) == want[container]
+
+
+def test_weights_have_row_major_scales_and_whole_groups(rng: Rng) -> None:
+    q = tensor(rng, (4, 64), "mxfp4")
+    check_weight("linear", "weight", q)
+    turned = QuantizedTensor(q.data, q.scale.T, "mxfp4", scale_layout="column_major")
+    with pytest.raises(LayoutError) as wrong:
+        check_weight("linear", "weight", turned)
+    assert str(wrong.value) == (
+        "linear: argument 'weight': expected row_major scales, got column_major: only activations may have "
+        "column_major ones"
+    )
+    ragged = QuantizedTensor(q.data[:, :17], q.scale, "mxfp4")
+    with pytest.raises(ShapeError) as wrong:
+        check_weight("absorb", "weight", ragged)
+    assert str(wrong.value) == (
+        "absorb: argument 'weight': expected K to be a multiple of 32 for MXFP4, got 34"
+    )
