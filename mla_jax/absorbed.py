@@ -10,16 +10,14 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from custom_calls.mxfp4_quantize import mxfp4_quantize
 from custom_calls.quantized_tensor import QuantizedTensor, dequantize
 from mla_jax.errors import ConfigError, shown
+from mla_jax.quant import fp8_channel
 
 AbsorbWeights = Literal["auto", "bfloat16", "mxfp4", "fp8"]
 ABSORB_WEIGHTS: tuple[AbsorbWeights, ...] = get_args(AbsorbWeights)
-
-FP8_MAX = 448.0
 
 
 def check_absorb_weights(choice: object) -> None:
@@ -56,13 +54,3 @@ def absorbed_weight(
             )
         return mxfp4_quantize(values.astype(jnp.float32), rounding="even")
     return fp8_channel(values)
-
-
-def fp8_channel(values: jax.Array) -> QuantizedTensor:
-    """Values (N, K) as e4m3fn with a float32 scale a row: largest magnitude / 448, 1 for a row of zeros."""
-    wide = values.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=1)
-    scale = jnp.where(largest > 0, largest / np.float32(FP8_MAX), np.float32(1))
-    # The quotient may exceed 448 by a rounding; the conversion would make that a NaN.
-    scaled = jnp.clip(wide / scale[:, None], -np.float32(FP8_MAX), np.float32(FP8_MAX))
-    return QuantizedTensor(scaled.astype(jnp.float8_e4m3fn), scale, "fp8_channel", (1, 0))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mla_jax.llm import LLM
     from mla_jax.sampling_params import SamplingParams
 
+EXIT_DIVERGES = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -91,6 +92,28 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", help="system message")
     _add_sampling_options(chat)
 
+    convert = command("convert", _convert, "Write a checkpoint with its weights in another container.")
+    convert.add_argument("model", metavar="IN", help="a Hugging Face folder or hub id")
+    convert.add_argument("out", metavar="OUT", help="a new folder")
+    convert.add_argument("--weights", required=True, choices=("mxfp4", "fp8", "bf16"))
+    convert.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+    compare = command("compare", _compare, "Compare the native kernels with the references, layer by layer.")
+    compare.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    compare.add_argument("--against", default="reference", choices=("reference",))
+    compare.add_argument("--revision", help="branch, tag or commit of a hub id")
+    compare.add_argument("--tokens", type=int, default=64, help="length of the random prompt (default 64)")
+
+    bench = command("bench", _bench, "Measure tokens per second beside the rate at which memory is read.")
+    bench.add_argument("model", nargs="?", metavar="MODEL", help="a Hugging Face folder or hub id")
+    bench.add_argument("--config", help="a preset or a config.json, with random weights")
+    bench.add_argument("--weights", choices=("mxfp4", "fp8", "bf16"), help="of --config (default bf16)")
+    bench.add_argument("--prompt", type=int, default=512, help="tokens of a prefill (default 512; 0: none)")
+    bench.add_argument("--decode", type=int, default=32, help="timed decode steps (default 32; 0: none)")
+    bench.add_argument("--batch", type=int, default=1, help="sequences (default 1)")
+    bench.add_argument("--depth", type=int, default=0, help="tokens before the timed steps (default 0)")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
     doctor = command("doctor", _doctor, "Say what is installed, what each op runs, and why.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -102,6 +125,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     group.add_argument("--kernels", default="auto", choices=("auto", "native", "reference"))
+    group.add_argument(
+        "--absorb-weights",
+        default="auto",
+        choices=("auto", "bfloat16", "mxfp4", "fp8"),
+        help="how kv_b_proj is held (default: as the checkpoint stores it)",
+    )
     group.add_argument("--page-size", type=int, default=16, help="tokens of a cache page (default 16)")
     group.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "float32", "bfloat16", "fp8"))
     group.add_argument("--max-model-len", type=int, help="tokens of one sequence, prompt included")
@@ -131,6 +160,7 @@ def _llm(options: argparse.Namespace) -> "LLM":
         revision=options.revision,
         dtype=options.dtype,
         kernels=options.kernels,
+        absorb_weights=options.absorb_weights,
         page_size=options.page_size,
         kv_cache_dtype=options.kv_cache_dtype,
         max_model_len=options.max_model_len,
@@ -219,6 +249,40 @@ def _chat(options: argparse.Namespace) -> int:
         history.append({"role": "user", "content": line})
         answer = _print_stream(llm, llm.encode_chat(history), params)
         history.append({"role": "assistant", "content": answer})
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from mla_jax.convert import convert, print_report
+
+    numerics = convert(options.model, options.out, weights=options.weights, revision=options.revision)
+    print_report(numerics, options.weights)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mla_jax.compare import compare, format_report
+
+    found = compare(
+        options.model, against=options.against, revision=options.revision, num_tokens=options.tokens
+    )
+    print(format_report(found))
+    return EXIT_DIVERGES if any(one.diverges for one in found) else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from mla_jax.bench import bench, format_report
+
+    found = bench(
+        options.model,
+        config=options.config,
+        weights=options.weights,
+        prompt=options.prompt,
+        decode=options.decode,
+        batch=options.batch,
+        depth=options.depth,
+    )
+    print(json.dumps(found) if options.json else format_report(found))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from custom_calls.registry import Kernels
+from mla_jax.absorbed import AbsorbWeights, check_absorb_weights
 from mla_jax.arguments import as_integer
 from mla_jax.cache import MAX_SLOTS, cache_dtype
 from mla_jax.checkpoints.generation_config import GenerationDefaults
@@ -76,6 +77,7 @@ class LLM:
         its length where that is more) are never drawn.
       dtype: compute dtype, "auto" (the checkpoint's), "float32" or "bfloat16", or one of these as a dtype.
       kernels: "auto", "native" or "reference"; for a model in memory "auto" is what it was made with.
+      absorb_weights: how kv_b_proj is held: "auto" (as the checkpoint stores it), "bfloat16", "mxfp4" or "fp8".
       page_size: tokens of a cache page; every size gives the same tokens.
       kv_cache_dtype: "auto" (the compute dtype), "float32", "bfloat16" or "fp8", or a dtype.
       max_model_len: tokens of one sequence; by default the model's context as far as 1 GiB of cache reach.
@@ -99,6 +101,7 @@ class LLM:
         tokenizer: TokenizerLike | None = None,
         dtype: Any = "auto",
         kernels: Kernels = "auto",
+        absorb_weights: AbsorbWeights = "auto",
         page_size: int = 16,
         kv_cache_dtype: Any = "auto",
         max_model_len: int | None = None,
@@ -106,6 +109,7 @@ class LLM:
         max_total_tokens: int | None = None,
     ) -> None:
         check_kernels(kernels)
+        check_absorb_weights(absorb_weights)
         asked_dtype = compute_dtype(dtype)
         self._defaults: GenerationDefaults | None = None
         self.tokenizer = _checked_tokenizer(tokenizer)
@@ -120,11 +124,16 @@ class LLM:
             if tokenizer is None:
                 self.tokenizer, self._why_no_tokenizer = _own_tokenizer(source.folder)
             self._defaults = GenerationDefaults.from_folder(source.folder)
-            self.model = freeze(read_model(source, config, kernels))
+            self.model = freeze(read_model(source, config, kernels, absorb_weights))
         else:
             self.model = _model_in_memory(path_or_model, asked_dtype, kernels)
             if revision is not None:
                 raise CheckpointError(f"revision: expected none for a model in memory, got {shown(revision)}")
+            if absorb_weights != "auto":
+                raise ConfigError(
+                    f"absorb_weights: expected 'auto' for a model in memory, got {shown(absorb_weights)}; "
+                    "mla_jax.load takes it"
+                )
             self.kernels = _usable_kernels(self.model.kernels)
         self.config: ModelConfig = self.model.config
         self.limits = _limits(self.config, *sizes)

@@ -13,6 +13,9 @@ from custom_calls.quantized_tensor import Container, QuantizedTensor, scale_shap
 FP8_BLOCK = (128, 128)
 """Block of DeepSeek's FP8 checkpoints."""
 
+FP8_MAX = 448.0
+"""Largest e4m3fn magnitude."""
+
 _BYTE_CODES = ("mxfp4", "int4_group")
 
 # Root mean square of uniformly drawn codes, as `random_tensor` draws them.
@@ -83,6 +86,27 @@ def random_tensor(
     else:
         scale = jnp.full(scales, deviation / rms, storage.scale_dtype)
     return storage.tensor(data, scale)
+
+
+def fp8_block(values: jax.Array, block: tuple[int, int] = FP8_BLOCK) -> QuantizedTensor:
+    """Values (N, K) as e4m3fn in blocks, last ones ragged: scale = largest magnitude / 448, 1 for zeros."""
+    rows, columns = values.shape
+    high, wide = block
+    fill = ((0, -rows % high), (0, -columns % wide))
+    padded = jnp.pad(values.astype(jnp.float32), fill)
+    tiles = padded.reshape(padded.shape[0] // high, high, padded.shape[1] // wide, wide)
+    largest = jnp.max(jnp.abs(tiles), axis=(1, 3))
+    scale = jnp.where(largest > 0, largest / np.float32(FP8_MAX), np.float32(1))
+    # The quotient may exceed 448 by a rounding; the conversion would make that a NaN.
+    scaled = jnp.clip(tiles / scale[:, None, :, None], -np.float32(FP8_MAX), np.float32(FP8_MAX))
+    data = scaled.astype(jnp.float8_e4m3fn).reshape(padded.shape)[:rows, :columns]
+    return QuantizedTensor(data, scale, "fp8_block", block)
+
+
+def fp8_channel(values: jax.Array) -> QuantizedTensor:
+    """Values (N, K) as e4m3fn with one scale a row, chosen as in `fp8_block`."""
+    tensor = fp8_block(values, (1, values.shape[1]))
+    return QuantizedTensor(tensor.data, tensor.scale[:, 0], "fp8_channel", (1, 0))
 
 
 def _small_fp8_rms() -> float:

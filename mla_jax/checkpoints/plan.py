@@ -52,7 +52,23 @@ def plan(
       CheckpointError: parts of one parameter are stored differently; a parameter that has to be plain is
         quantised; tensors contradict each other.
     """
-    return [_plan_one(info, dtype, index, quantization) for info in infos]
+    planned = [_plan_one(info, dtype, index, quantization) for info in infos]
+    _check_experts(planned, index)
+    return planned
+
+
+def _check_experts(planned: Sequence[Planned], index: TensorIndex) -> None:
+    """`expert_mlp` takes the two weights of a layer's experts quantised both or neither."""
+    by_layer: dict[str, ParamInfo] = {}
+    for one in planned:
+        name = one.info.sources[0].name
+        if len(one.info.shape) == 3:
+            other = by_layer.setdefault(name.partition(".experts.")[0], one.info)
+            if (other.storage is None) != (one.info.storage is None):
+                raise CheckpointError(
+                    f"{index.folder}: one of {shown(other.sources[0].name)} and {shown(name)} is quantised and the "
+                    "other is plain; experts have to be one or the other"
+                )
 
 
 def _plan_one(info: ParamInfo, dtype: str, index: TensorIndex, quantization: Quantization | None) -> Planned:

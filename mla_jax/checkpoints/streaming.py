@@ -128,7 +128,7 @@ def stream(
         for target in targets:
             array = _aligned(target.shape, np.dtype(jnp.dtype(target.dtype)))
             for piece in target.pieces:
-                part = array[(*piece.index, ...)]
+                part: np.ndarray = array[(*piece.index, ...)]  # type: ignore[arg-type]
                 part = part if piece.rows is None else part[slice(*piece.rows)]
                 _fill(index, piece, part, target.raw)
                 bar.advance(index.info(piece.name).nbytes)
