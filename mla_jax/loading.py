@@ -13,7 +13,7 @@ from mla_jax.absorbed import AbsorbWeights, absorbed_weight, check_absorb_weight
 from mla_jax.arguments import dtype_name
 from mla_jax.checkpoints.hub import Source, locate
 from mla_jax.checkpoints.index import TensorIndex
-from mla_jax.checkpoints.plan import plan
+from mla_jax.checkpoints.plan import expected_storage, plan
 from mla_jax.checkpoints.quantization import parse_quantization
 from mla_jax.checkpoints.streaming import stream
 from mla_jax.config import ModelConfig
@@ -71,7 +71,7 @@ def load(
         quantization = parse_quantization(config.quantization)
         table = parameter_table(config)
         if quantization is not None:
-            table = with_storage(table, quantization.expected)
+            table = with_storage(table, lambda info: expected_storage(info, quantization))
         return MLAForCausalLM.abstract(config, table=table, kernels=kernels), config
     return read_model(source, config, kernels, absorb_weights, progress=progress), config
 

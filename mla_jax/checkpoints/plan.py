@@ -102,7 +102,7 @@ def _plan_one(info: ParamInfo, dtype: str, index: TensorIndex, quantization: Qua
 
 def _quantized(info: ParamInfo, stored: list[Stored], index: TensorIndex) -> Planned:
     found = stored[0].storage
-    storage = _common(info, found)
+    storage = common_storage(info, found)
     data, scale = [], []
     per_row = storage.container == "fp8_channel"
     for source, part in zip(info.sources, stored, strict=True):
@@ -143,7 +143,13 @@ def _quantized(info: ParamInfo, stored: list[Stored], index: TensorIndex) -> Pla
     return Planned(replace(info, storage=storage), targets)
 
 
-def _common(info: ParamInfo, found: Storage) -> Storage:
+def expected_storage(info: ParamInfo, quantization: Quantization) -> Storage | None:
+    """What the configuration alone promises for a parameter; the tensors may say otherwise."""
+    storage = quantization.expected(info)
+    return None if storage is None else common_storage(info, storage)
+
+
+def common_storage(info: ParamInfo, found: Storage) -> Storage:
     """The storage of the whole parameter where several tensors meet in its rows."""
     ranges = [source.rows for source in info.sources if source.rows is not None]
     if not ranges:

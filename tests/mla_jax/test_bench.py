@@ -1,0 +1,109 @@
+"""The bench command: every key, counted figures that agree with each other, sentences for what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mla_jax import bench as bench_module
+from mla_jax.bench import bench, format_report, read_rate
+from mla_jax.cli import main
+from mla_jax.errors import RequestError
+
+CASE = Path(__file__).resolve().parents[1] / "goldens" / "deepseek_v2_lite_bf16"
+KEYS = {
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "bytes_per_step",
+    "flop_per_step",
+    "read_gb_per_s",
+    "share_of_read_rate",
+    "load_s",
+    "compile_s",
+    "peak_rss_bytes",
+}
+
+
+@pytest.fixture(autouse=True)
+def little_to_read(monkeypatch):
+    monkeypatch.setattr(bench_module, "_READ_BYTES", 1 << 20)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The golden's configuration with widths that MXFP4 can have."""
+    settings = json.loads((CASE / "config.json").read_text())
+    settings |= {"intermediate_size": 64, "moe_intermediate_size": 32}
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_a_checkpoint(capsys):
+    assert (
+        main(["bench", str(CASE), "--prompt", "8", "--decode", "2", "--batch", "2", "--depth", "5", "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= KEYS
+    assert all(found[key] > 0 for key in KEYS)
+    per_step = 2 / found["decode_tokens_per_s"]
+    rate = found["bytes_per_step"] / per_step / 1e9
+    assert found["share_of_read_rate"] == pytest.approx(rate / found["read_gb_per_s"], rel=1e-6)
+    assert found["weights"] == "checkpoint"
+
+
+@pytest.mark.parametrize("weights", ["mxfp4", "fp8", None])
+def test_random_weights(config, weights):
+    found = bench(config=str(config), weights=weights, prompt=4, decode=1)
+    assert found["weights"] == (weights or "bf16")
+    assert found["decode_tokens_per_s"] > 0 and found["prefill_tokens_per_s"] > 0
+    text = format_report(found)
+    assert "tokens/s" in text and "GB/s" in text
+
+
+def test_narrower_weights_are_fewer_bytes(config):
+    sizes = {
+        weights: bench(config=str(config), weights=weights, prompt=0, decode=0)["weight_bytes"]
+        for weights in ("mxfp4", "fp8", "bf16")
+    }
+    assert sizes["mxfp4"] < sizes["fp8"] < sizes["bf16"]
+
+
+def test_parts_may_be_left_out():
+    found = bench(str(CASE), prompt=0, decode=1)
+    assert found["prefill_tokens_per_s"] is None and found["decode_tokens_per_s"] > 0
+    found = bench(str(CASE), prompt=3, decode=0)
+    assert found["decode_tokens_per_s"] is None and found["share_of_read_rate"] is None
+    assert "decode" not in format_report(found)
+
+
+def test_the_read_rate_is_positive(monkeypatch):
+    monkeypatch.setattr(bench_module, "_READ_BYTES", 1 << 22)
+    assert read_rate() > 0
+
+
+def test_refusals(monkeypatch, config):
+    with pytest.raises(RequestError, match="expected a MODEL or --config, and not both"):
+        bench()
+    with pytest.raises(RequestError, match="expected a MODEL or --config, and not both"):
+        bench(str(CASE), config="deepseek-v3")
+    with pytest.raises(RequestError, match="weights: a checkpoint has its own"):
+        bench(str(CASE), weights="fp8")
+    with pytest.raises(RequestError, match="weights: expected one of mxfp4, fp8, bf16, got 'int2'"):
+        bench(config=str(config), weights="int2")
+    with pytest.raises(
+        RequestError, match=r"config: expected a config.json or one of deepseek-v2-lite, .*got 'gpt'"
+    ):
+        bench(config="gpt")
+    with pytest.raises(RequestError, match="batch: expected at least 1, got 0"):
+        bench(str(CASE), batch=0)
+    with pytest.raises(RequestError, match="depth: expected at least 0, got -1"):
+        bench(str(CASE), depth=-1)
+    with pytest.raises(RequestError, match=r"bench: \d+ tokens of one sequence"):
+        bench(str(CASE), depth=10**6)
+    monkeypatch.setattr(bench_module, "_available_bytes", lambda: 10**9)
+    with pytest.raises(
+        RequestError, match=r"deepseek-v3 with mxfp4 weights needs \d+\.\d GB, 1.0 GB are available"
+    ):
+        bench(config="deepseek-v3", weights="mxfp4")
