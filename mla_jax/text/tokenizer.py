@@ -15,11 +15,14 @@ from mla_jax.text.chat_template import ChatTemplate
 from mla_jax.text.protocol import TokenizerLike
 from mla_jax.text.special_tokens import SpecialTokens
 from mla_jax.text.template_files import read_templates
+from mla_jax.text.tiktoken_backend import TiktokenBackend
 
 MAX_TOKENIZER_BYTES = 200_000_000
 """The largest tokenizer.json of a published model is about 30 MB."""
 
 MAX_CONFIG_BYTES = 20_000_000
+
+Backend = tokenizers.Tokenizer | TiktokenBackend
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -72,7 +75,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Backend,
         special: SpecialTokens,
         *,
         templates: Mapping[str, str] | None = None,
@@ -105,21 +108,24 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads tokenizer.json (needed), tokenizer_config.json, special_tokens_map.json and templates.
+        """Reads tokenizer.json or tiktoken.model, tokenizer_config.json, special_tokens_map.json and templates.
 
         Raises:
           TokenizerError: a file is missing, malformed, too large or contradicts another; the message
-            names it. A folder with nothing but tiktoken.model (Kimi) is refused: not supported yet.
+            names it.
         """
         root = Path(folder)
         path = root / "tokenizer.json"
         if not path.is_file():
+            path = root / "tiktoken.model"
+        if not path.is_file():
             raise TokenizerError(_why_missing(root))
-        backend = _read_backend(path)
         config_path, map_path = root / "tokenizer_config.json", root / "special_tokens_map.json"
         config = _read_optional(config_path)
         special = SpecialTokens.from_json(config, str(config_path), _read_optional(map_path), str(map_path))
         templates = read_templates(root, config, str(config_path))
+        ranks = path.name == "tiktoken.model"
+        backend = TiktokenBackend(path, special.flags) if ranks else _read_backend(path)
         return cls(backend, special, templates=templates, source=str(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -255,11 +261,6 @@ def _why_missing(root: Path) -> str:
     if not root.is_dir():
         return f"{root}: there is no such folder"
     path = root / "tokenizer.json"
-    if (root / "tiktoken.model").exists():
-        return (
-            f"{path}: there is no such file, only tiktoken.model (Kimi's format), which is not supported "
-            "yet; pass a tokenizer object instead"
-        )
     if (root / "tokenizer.model").exists():
         return (
             f"{path}: there is no such file, only tokenizer.model (SentencePiece); convert it with "
@@ -286,7 +287,7 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _check_added_ids(backend: tokenizers.Tokenizer, values: Mapping[str, Any], path: Path) -> None:
+def _check_added_ids(backend: Backend, values: Mapping[str, Any], path: Path) -> None:
     """An added token whose id is not the next free one is silently given that one instead."""
     for token in values.get("added_tokens") or []:
         actual = backend.token_to_id(token["content"])
@@ -297,7 +298,7 @@ def _check_added_ids(backend: tokenizers.Tokenizer, values: Mapping[str, Any], p
             )
 
 
-def _register_special_tokens(backend: tokenizers.Tokenizer, special: SpecialTokens, source: str) -> set[int]:
+def _register_special_tokens(backend: Backend, special: SpecialTokens, source: str) -> set[int]:
     """Makes `backend` recognise every special token in text; returns their ids."""
     ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     for token_id, (text, is_special) in sorted(special.flags.items()):
@@ -320,8 +321,10 @@ def _register_special_tokens(backend: tokenizers.Tokenizer, special: SpecialToke
     return ids
 
 
-def _post_processor_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+def _post_processor_ids(backend: Backend) -> tuple[list[int], list[int]]:
     """The ids that tokenizer.json's post-processor puts before and after a text."""
+    if isinstance(backend, TiktokenBackend):
+        return [], []
     # sequence_ids tells what came from the text; a probe that gives no token at all shows nothing.
     for probe in ("a", "0", *islice(backend.get_vocab(with_added_tokens=True), 16)):
         encoding = backend.encode(probe, add_special_tokens=True)
@@ -349,7 +352,7 @@ def _with_or_without(
     return [token_id, *others] if first else [*others, token_id]
 
 
-def _byte_token_ids(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int]) -> frozenset[int]:
+def _byte_token_ids(backend: Backend, vocabulary: Mapping[str, int]) -> frozenset[int]:
     decoder = backend.decoder
     if decoder is None or b'"ByteFallback"' not in decoder.__getstate__():
         return frozenset()

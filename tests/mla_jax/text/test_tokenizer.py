@@ -277,11 +277,6 @@ def test_missing_files(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(TokenizerError, match="SentencePiece"):
         Tokenizer.from_folder(tmp_path)
-    (tmp_path / "tiktoken.model").write_bytes(b"")
-    with pytest.raises(
-        TokenizerError, match=r"tiktoken\.model \(Kimi's format\), which is not supported yet"
-    ):
-        Tokenizer.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, b"a", 3, ["a"], "\ud800"])
