@@ -46,8 +46,38 @@ MLA_INLINE vh DecodeF8ToBf16(vb codes) {
   return out | sign;
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+// 32 codes to bf16, in order. The codes that are not a shifted bit pattern are looked up: NaN, and
+// m * 2^-9 for m = 0..7.
+alignas(64) constexpr uint16_t kF8Irregular[32] = {0x7fc0, 0x0000, 0x3b00, 0x3b80, 0x3bc0,
+                                                   0x3c00, 0x3c20, 0x3c40, 0x3c60};
+MLA_INLINE __m512i DecodeF8x32(const uint8_t* src) {
+  __m256i bytes;
+  __builtin_memcpy(&bytes, src, sizeof(bytes));
+  const __m512i code = _mm512_maskz_cvtepu8_epi16(~0u, bytes);
+  const __m512i low = _mm512_set1_epi16(0x7f);
+  const __m512i magnitude = _mm512_and_si512(code, low);
+  const __m512i normal =
+      _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+  // 0 for NaN, 1..8 for the subnormal codes.
+  const __m512i place = _mm512_and_si512(_mm512_add_epi16(magnitude, _mm512_set1_epi16(1)), low);
+  const __mmask32 irregular = _mm512_cmplt_epu16_mask(place, _mm512_set1_epi16(9));
+  const __m512i value =
+      _mm512_mask_permutexvar_epi16(normal, irregular, place, _mm512_load_si512(kF8Irregular));
+  const __m512i sign =
+      _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16(static_cast<int16_t>(0x8000)));
+  return _mm512_or_si512(value, sign);
+}
+#endif
+
 inline void DecodeF8Row(const f8e4m3fn* src, int64_t n, bf16* dst) {
-  for (int64_t i = 0; i < n; i += kLanes) {
+  int64_t i = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  for (; i + 32 <= n; i += 32) {
+    _mm512_storeu_si512(dst + i, DecodeF8x32(reinterpret_cast<const uint8_t*>(src + i)));
+  }
+#endif
+  for (; i < n; i += kLanes) {
     const int64_t m = n - i < kLanes ? n - i : kLanes;
     uint8_t part[kLanes] = {};
     vb codes;

@@ -78,15 +78,6 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* const* x, const Quan
   LaneSums<M * N>(acc, out);
 }
 
-MLA_INLINE __m512i DecodeF8Pairs(const uint8_t* src) {
-  vb low, high;
-  __builtin_memcpy(&low, src, sizeof(low));
-  __builtin_memcpy(&high, src + kLanes, sizeof(high));
-  const __m512i half =
-      _mm512_maskz_inserti64x4(~0, _mm512_setzero_si512(), (__m256i)DecodeF8ToBf16(low), 0);
-  return _mm512_maskz_inserti64x4(~0, half, (__m256i)DecodeF8ToBf16(high), 1);
-}
-
 // Decodes in registers: codes with f32 scales, block a multiple of 32 or all of k.
 template <int M, int N, Code code>
 inline __attribute__((noinline)) void CodesTile(const bf16* const* x, const QuantizedMatrix& m,
@@ -122,7 +113,7 @@ inline __attribute__((noinline)) void CodesTile(const bf16* const* x, const Quan
           __builtin_memcpy(rest, src, static_cast<size_t>(bytes));
           src = rest;
         }
-        const __m512i b = code == Code::kInt4 ? Lookup32(src, table) : DecodeF8Pairs(src);
+        const __m512i b = code == Code::kInt4 ? Lookup32(src, table) : DecodeF8x32(src);
         MLA_UNROLL
         for (int j = 0; j < M; ++j) part[j * N + n] = DotPairs(part[j * N + n], a[j], b);
       }
