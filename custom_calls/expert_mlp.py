@@ -51,12 +51,10 @@ def expert_mlp(
     check_dtype(op, "topk_weights", topk_weights, ("float32",))
     if isinstance(gate_up, QuantizedTensor) and isinstance(down, QuantizedTensor):
         return _quantized(x, gate_up, down, topk_ids, topk_weights, kernels)
-    for name, weight in (("gate_up", gate_up), ("down", down)):
-        if isinstance(weight, QuantizedTensor):
-            raise LayoutError(
-                f"{op}: argument '{name}': gate_up and down have to be quantised both or neither"
-            )
-        check_dtype(op, name, weight, (jnp.dtype(x.dtype).name,))
+    if isinstance(gate_up, QuantizedTensor) or isinstance(down, QuantizedTensor):
+        raise LayoutError(f"{op}: arguments 'gate_up' and 'down': expected both or neither to be quantised")
+    check_dtype(op, "gate_up", gate_up, (jnp.dtype(x.dtype).name,))
+    check_dtype(op, "down", down, (jnp.dtype(x.dtype).name,))
     return EXPERT_MLP(x, gate_up, down, topk_ids, topk_weights, kernels=kernels)[0]
 
 

@@ -38,12 +38,15 @@ class Quantization:
       storage: how weights that are not excluded are stored.
       block: rows and columns of an FP8 block.
       excluded: module names, globs ("*lm_head") or regular expressions ("re:.*self_attn.*").
+      layers: patterns of modules that are stored otherwise, with Quark's settings for their weights. These
+        are read when a module asks for them: they may be about parts that are not run here.
     """
 
     method: str
     storage: Storage
     block: tuple[int, int] = FP8_BLOCK
     excluded: tuple[str, ...] = ()
+    layers: tuple[tuple[str, Any], ...] = ()
 
     def excludes(self, module: str) -> bool:
         """Whether a module (a tensor name without ".weight") is on the list."""
@@ -54,7 +57,13 @@ class Quantization:
         modules = {source.name.removesuffix(".weight") for source in info.sources}
         # No published checkpoint quantises the output head, though DeepSeek's have no list that says so.
         plain = any(module.endswith("lm_head") or self.excludes(module) for module in modules)
-        return None if plain else self.storage
+        if plain:
+            return None
+        for pattern, weight in self.layers:
+            if any(_matches(pattern, module) for module in modules):
+                where = f"quantization_config.layer_quant_config.{shown(pattern)}.weight"
+                return _quark_storage(where, weight)
+        return self.storage
 
 
 def parse_quantization(text: str | None) -> Quantization | None:
@@ -100,8 +109,18 @@ def _fp8(settings: Mapping[str, Any], excluded: tuple[str, ...]) -> Quantization
 
 
 def _quark(settings: Mapping[str, Any], excluded: tuple[str, ...]) -> Quantization:
-    where = "quantization_config.global_quant_config.weight"
     weight = _dig(settings, "global_quant_config", "weight")
+    storage = _quark_storage("quantization_config.global_quant_config.weight", weight)
+    layers = settings.get("layer_quant_config") or {}
+    if not isinstance(layers, dict):
+        raise UnsupportedModelError(
+            f"quantization_config.layer_quant_config: expected an object, got {shown(layers)}"
+        )
+    own = tuple((pattern, _dig(layer, "weight")) for pattern, layer in layers.items())
+    return Quantization("quark", storage, excluded=excluded, layers=own)
+
+
+def _quark_storage(where: str, weight: Any) -> Storage:
     if isinstance(weight, list) and len(weight) == 1:
         weight = weight[0]
     if not isinstance(weight, dict):
@@ -111,11 +130,10 @@ def _quark(settings: Mapping[str, Any], excluded: tuple[str, ...]) -> Quantizati
         _expect(where, "qscheme", scheme, ("per_group",))
         _expect(where, "group_size", weight.get("group_size"), (MXFP4_GROUP,))
         _expect(where, "scale_format", weight.get("scale_format", "e8m0"), ("e8m0",))
-        return Quantization("quark", MXFP4, excluded=excluded)
+        return MXFP4
     _expect(where, "dtype", dtype, ("fp4", "fp8_e4m3"))
     _expect(where, "qscheme", scheme, ("per_channel", "per_tensor"))
-    kind = Storage("fp8_channel", (1, 0)) if scheme == "per_channel" else Storage("fp8_tensor", (0, 0))
-    return Quantization("quark", kind, excluded=excluded)
+    return Storage("fp8_channel", (1, 0)) if scheme == "per_channel" else Storage("fp8_tensor", (0, 0))
 
 
 def _compressed_tensors(settings: Mapping[str, Any], excluded: tuple[str, ...]) -> Quantization:

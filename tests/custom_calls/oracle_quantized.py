@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import oracle
-from oracle import FLUSHED, U, Bounded, f64, relative, round_to
+from oracle import FLUSHED, Bounded, U, f64, relative, round_to
 
 Array = np.ndarray
 Rng = np.random.Generator
@@ -77,7 +77,7 @@ def quantize(x: Array, rounding: str) -> tuple[Array, Array]:
     width = x.shape[-1]
     wide = f64(x)
     wide = np.concatenate([wide, np.zeros((*x.shape[:-1], -width % GROUP))], axis=-1)
-    groups = wide.reshape(*x.shape[:-1], -1, GROUP)
+    groups = wide.reshape(*x.shape[:-1], wide.shape[-1] // GROUP, GROUP)
     scale = np.zeros(groups.shape[:-1], np.uint8)
     codes = np.zeros(groups.shape, np.uint8)
     for at in np.ndindex(*groups.shape[:-1]):
@@ -264,7 +264,8 @@ def scale_shape(shape: tuple[int, ...], container: str, block: tuple[int, int]) 
         return shape[:-2]
     if container == "fp8_channel":
         return shape[:-1]
-    return (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+    rows = shape[:-1] if block[0] == 1 else (*shape[:-2], -(-shape[-2] // block[0]))
+    return (*rows, -(-shape[-1] // block[1]))
 
 
 def random_weight(rng: Rng, shape: tuple[int, ...], layout: str) -> tuple[Array, Array]:

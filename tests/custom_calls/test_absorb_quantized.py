@@ -15,7 +15,7 @@ from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
 
 from custom_calls.absorb import absorb
 from custom_calls.absorb_quantized import TARGET
-from custom_calls.errors import LayoutError, ShapeError
+from custom_calls.errors import LayoutError
 from custom_calls.linear import linear
 from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
 
@@ -62,15 +62,15 @@ def make(
         spoil(data, scale, (within < row_offset) | (within >= row_offset + rows))
         container, block = LAYOUTS[layout]
         static = {"contract": contract, "row_offset": row_offset, "rows": rows, "x_offset": x_offset}
-        return Call({"x": x, "data": data, "scale": scale}, {**static, "container": container, "block": block})
+        return Call(
+            {"x": x, "data": data, "scale": scale}, {**static, "container": container, "block": block}
+        )
 
     return build
 
 
 def both(name: str, *args: Any, layout: str, **kwargs: Any) -> dict[str, Builder]:
-    return {
-        f"{layout}-{name}-{contract}": make(*args, contract, layout, **kwargs) for contract in CONTRACTS
-    }
+    return {f"{layout}-{name}-{contract}": make(*args, contract, layout, **kwargs) for contract in CONTRACTS}
 
 
 def everywhere(name: str, *args: Any, **kwargs: Any) -> dict[str, Builder]:
@@ -88,7 +88,8 @@ class TestAbsorbQuantized(OpTests):
     cases = {  # noqa: RUF012
         **both("T0", 0, 3, 64, 4, layout="mxfp4"),
         **everywhere("T1", 1, 3, 160, 9, row_offset=2, rows_behind=3, x_offset=1, x_behind=2),
-        **everywhere("T6", 6, 2, 160, 7, row_offset=1, x_offset=3),
+        **both("T6", 6, 2, 160, 7, layout="mxfp4", row_offset=1, x_offset=3),
+        **both("T6", 6, 2, 180, 7, layout="int4_group20_bfloat16", row_offset=1, x_offset=3),
         # 96 rows a head in blocks of 128: a block of scales spans heads, and a head two blocks.
         **both("spans-heads", 3, 4, 256, 40, layout="fp8_block128", row_offset=8, rows_behind=48),
         **both("spans-heads-behind", 2, 4, 256, 48, layout="fp8_block128", row_offset=48, x_behind=1),
@@ -98,6 +99,8 @@ class TestAbsorbQuantized(OpTests):
         **both("rank1", 2, 3, 1, 1, layout="fp8_channel"),
         # More tokens than a task (64), at the size of a real head.
         **both("T65", 65, 2, 512, 128, layout="mxfp4", row_offset=128, x_offset=2),
+        # More rows than are decoded at a time (64), whatever the number of threads.
+        **both("many-rows", 6, 2, 160, 130, layout="fp8_block24x40", row_offset=3),
         **both("T70", 70, 2, 64, 5, layout="fp8_block24x40", rows_behind=1),
     }
     errors = {  # noqa: RUF012
@@ -152,7 +155,9 @@ class TestAbsorbQuantized(OpTests):
 
     @staticmethod
     def small(rng: Rng, dtype: str) -> Call:
-        call = make(4, 3, 64, 4, "rows", "mxfp4", row_offset=2, rows_behind=3, x_offset=1, x_behind=2)(rng, dtype)
+        call = make(4, 3, 64, 4, "rows", "mxfp4", row_offset=2, rows_behind=3, x_offset=1, x_behind=2)(
+            rng, dtype
+        )
         # Nothing is NaN here: permuted rows must not bring one in.
         data, scale = random_weight(rng, (27, 64), "mxfp4")
         return call.changed(x=normal(rng, (4, 3, 7), dtype), data=data, scale=scale)
@@ -194,22 +199,6 @@ def test_sums_of_integers_are_exact(layout: str, contract: str, kernels: str, rn
 
 
 @BOTH
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_equal_to_the_dequantised_form(layout: str, kernels: str, rng: Rng) -> None:
-    # One source of values: the plain op over the dequantised weight, split by head, says the same.
-    container, block = LAYOUTS[layout]
-    data, scale = random_weight(rng, (4 * 24, 160), layout)
-    values = oracle_quantized.values(data, scale, container, block).reshape(4, 24, 160).astype(np.float32)
-    for contract in CONTRACTS:
-        x = jnp.asarray(normal(rng, (3, 4, 8 if contract == "rows" else 160)))
-        static = {"contract": contract, "row_offset": 16, "rows": 8, "kernels": kernels}
-        got = np.asarray(absorb(x, QuantizedTensor(jnp.asarray(data), jnp.asarray(scale), container, block), **static))
-        want = np.asarray(absorb(x, jnp.asarray(values), **static))
-        assert got.shape == want.shape
-        assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
-
-
-@BOTH
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_nan_stays_with_its_token_and_head(contract: str, kernels: str, rng: Rng) -> None:
     call = make(9, 3, 64, 5, contract, "mxfp4")(rng, "bfloat16")
@@ -241,14 +230,14 @@ def test_weights_keep_row_major_scales(rng: Rng) -> None:
     weight = QuantizedTensor(jnp.asarray(data), jnp.asarray(scale.T), "mxfp4", scale_layout="column_major")
     with pytest.raises(LayoutError, match="absorb: argument 'weight': expected row_major scales"):
         absorb(jnp.ones((2, 4, 64)), weight, contract="columns", row_offset=0, rows=4)
-    with pytest.raises(ShapeError, match="absorb"):
-        absorb(jnp.ones((2, 5, 64)), weight, contract="columns", row_offset=0, rows=4)
 
 
 # ---- sglang#25463: nothing is copied between the products ----
 
 TOKENS, HEADS, RANK, V = 5, 4, 64, 32
-COPIES = re.compile(r"= \S+ (copy|transpose|copy-start|slice|concatenate|dynamic-slice)\(|kind=kLoop|kind=kInput")
+COPIES = re.compile(
+    r"= \S+ (copy|transpose|copy-start|slice|concatenate|dynamic-slice)\(|kind=kLoop|kind=kInput"
+)
 
 
 def modules_copies(function: Callable[..., Any], *arrays: Any) -> tuple[list[str], str]:

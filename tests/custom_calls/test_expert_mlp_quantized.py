@@ -78,8 +78,7 @@ def spoiled(call: Call, *experts: int) -> Call:
 
 
 PAIRS = (
-    ("mxfp4", "fp8_block128"), ("fp8_block24x40", "mxfp4"), ("int4_group32", "fp8_channel"),
-    ("fp8_tensor", "int4_group20_bfloat16"), ("mxfp4", "int4_group32"),
+    ("mxfp4", "fp8_block128"), ("fp8_block24x40", "mxfp4"), ("fp8_tensor", "int4_group20_bfloat16"),
 )  # fmt: skip
 
 
@@ -97,10 +96,8 @@ class TestExpertMlpQuantized(OpTests):
         "ragged-blocks": make(3, 150, 130, 3, 2, "fp8_block128"),
         "ragged-small-blocks": make(3, 50, 33, 3, 2, "fp8_block24x40"),
         "odd-sizes": make(3, 33, 7, 5, 2, "fp8_channel"),
-        "odd-sizes-tensor": make(7, 9, 5, 2, 1, "fp8_tensor"),
         # More than a tile's 128 pairs for one expert.
         "T140-k1": with_ids(make(140, 32, 32, 2, 1), 1),
-        "T140-k1-fp8": with_ids(make(140, 40, 9, 2, 1, "fp8_block24x40"), 0),
         "wide": make(2, 576, 64, 2, 2, "mxfp4", "fp8_block128"),
         "one-expert-for-all": with_ids(make(17, 32, 32, 6, 1), 4),
         "duplicates": with_ids(make(17, 32, 64, 3, 6), 0, 1, 2),
@@ -195,10 +192,13 @@ class TestExpertMlpQuantized(OpTests):
         ]
 
 
-@BOTH
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "kernels"),
+    [*((layout, "native") for layout in LAYOUTS), ("mxfp4", "reference"), ("fp8_block128", "reference")],
+)
 def test_unchosen_experts_are_not_read(layout: str, kernels: str, rng: Rng) -> None:
     call = with_ids(make(9, 64, 64, 5, 3, layout), 0, 3)(rng, "bfloat16")
+    call.arrays["topk_ids"][[0, 7]], call.arrays["topk_ids"][1, 0] = 0, 3
     (got,) = TestExpertMlpQuantized.call(spoiled(call, 1, 2, 4), kernels)
     assert same_bits(got, TestExpertMlpQuantized.call(call, kernels)[0])
     (broken,) = TestExpertMlpQuantized.call(spoiled(call, 3), kernels)
@@ -226,9 +226,7 @@ def test_padded_entries_ignore_their_weight_and_row(kernels: str, rng: Rng) -> N
     ids, weights, x = (call.arrays[name].copy() for name in ("topk_ids", "topk_weights", "x"))
     ids[:, 1], weights[:, 1] = 4, np.nan
     ids[3], x[3] = [-1, 4], np.nan
-    (got,) = TestExpertMlpQuantized.check_call(
-        call.changed(topk_ids=ids, topk_weights=weights, x=x), kernels
-    )
+    (got,) = TestExpertMlpQuantized.check_call(call.changed(topk_ids=ids, topk_weights=weights, x=x), kernels)
     assert same_bits(got[3], np.zeros(64, BF16))
 
 
@@ -268,9 +266,7 @@ def test_many_experts_and_more_pairs_than_a_tile(rng: Rng) -> None:
     assert (call.arrays["topk_ids"] == 2).sum() > 256
     (got,) = TestExpertMlpQuantized.check_call(call, "native")
     for rows in (slice(0, 1), slice(140, 200), slice(299, 300)):
-        part = call.changed(
-            **{name: call.arrays[name][rows] for name in ("x", "topk_ids", "topk_weights")}
-        )
+        part = call.changed(**{name: call.arrays[name][rows] for name in ("x", "topk_ids", "topk_weights")})
         assert same_bits(np.asarray(got)[rows], TestExpertMlpQuantized.call(part, "native")[0])
 
 
@@ -293,22 +289,19 @@ def test_fnuz_experts_give_the_same_result(kernels: str, rng: Rng) -> None:
 
 
 def test_both_weights_are_quantised_or_neither(rng: Rng) -> None:
-    arrays = {name: jnp.asarray(value) for name, value in make(4, 64, 32, 3, 2)(rng, "float32").arrays.items()}
+    arrays = {
+        name: jnp.asarray(value) for name, value in make(4, 64, 32, 3, 2)(rng, "float32").arrays.items()
+    }
     into = QuantizedTensor(arrays["gate_up"], arrays["gate_up_scale"], "mxfp4")
     out = QuantizedTensor(arrays["down"], arrays["down_scale"], "mxfp4")
     rest = (arrays["topk_ids"], arrays["topk_weights"])
-    for name, gate_up, down in (
-        ("gate_up", into, jnp.ones((3, 64, 32))),
-        ("down", jnp.ones((3, 64, 64)), out),
-    ):
+    for gate_up, down in ((into, jnp.ones((3, 64, 32))), (jnp.ones((3, 64, 64)), out)):
         with pytest.raises(LayoutError) as raised:
             expert_mlp(arrays["x"], gate_up, down, *rest)
         assert str(raised.value) == (
-            f"expert_mlp: argument '{name}': gate_up and down have to be quantised both or neither"
+            "expert_mlp: arguments 'gate_up' and 'down': expected both or neither to be quantised"
         )
-    turned = QuantizedTensor(
-        out.data, jnp.swapaxes(out.scale, 1, 2), "mxfp4", scale_layout="column_major"
-    )
+    turned = QuantizedTensor(out.data, jnp.swapaxes(out.scale, 1, 2), "mxfp4", scale_layout="column_major")
     with pytest.raises(LayoutError, match="expert_mlp: argument 'down': expected row_major scales"):
         expert_mlp(arrays["x"], into, turned, *rest)
     assert issubclass(LayoutError, TypeError) and issubclass(ShapeError, ValueError)
@@ -339,9 +332,15 @@ FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"down_scale": np.zeros((2, 64, 1), np.uint8)},
         "argument 'scale': expected 192 elements, got shape (2, 64, 1)",
     ),
-    "x-type": ({"x": np.ones((4, 64), np.float16)}, "argument 'x': expected float32 or bfloat16, got float16"),
+    "x-type": (
+        {"x": np.ones((4, 64), np.float16)},
+        "argument 'x': expected float32 or bfloat16, got float16",
+    ),
     "x-rank": ({"x": np.ones((4, 1, 64), np.float32)}, "argument 'x': expected rank 2, got shape (4, 1, 64)"),
-    "ids-type": ({"topk_ids": np.zeros((4, 2), np.uint32)}, "argument 'topk_ids': expected int32, got uint32"),
+    "ids-type": (
+        {"topk_ids": np.zeros((4, 2), np.uint32)},
+        "argument 'topk_ids': expected int32, got uint32",
+    ),
     "weights-type": (
         {"topk_weights": np.zeros((4, 2), BF16)},
         "argument 'topk_weights': expected float32 (the type of 'topk_weights'), got bfloat16",

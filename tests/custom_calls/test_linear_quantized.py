@@ -102,20 +102,20 @@ class TestLinearQuantized(OpTests):
     cases = {  # noqa: RUF012
         **{f"{layout}-M0": make(0, 5, 160, layout) for layout in ("mxfp4", "fp8_block128")},
         **{f"{layout}-M1": make(1, 37, 160, layout, bias="float32") for layout in LAYOUTS},
-        **{f"{layout}-M4-N1": make(4, 1, 320, layout) for layout in LAYOUTS},
-        **{f"{layout}-M5": make(5, 7, 160, layout, bias="bfloat16") for layout in LAYOUTS},
-        **{f"{layout}-M33": make(33, 67, 192 if "20" not in layout else 180, layout) for layout in LAYOUTS},
+        "int4_group32-M4-N1": make(4, 1, 320, "int4_group32"),
+        "mxfp4-M5": make(5, 7, 160, "mxfp4", bias="bfloat16"),
+        "mxfp4-M33": make(33, 67, 192, "mxfp4"),
+        "fp8_block128-M33": make(33, 67, 192, "fp8_block128"),
         "fp8_block128-N576": make(2, 576, 130, "fp8_block128"),
         "fp8_block128-N160-K33": make(6, 160, 33, "fp8_block128"),
         "fp8_block24x40-K100": make(5, 50, 100, "fp8_block24x40", bias="float32"),
         "fp8_channel-K1": make(5, 9, 1, "fp8_channel"),
-        "fp8_tensor-K33": make(3, 9, 33, "fp8_tensor"),
         "mxfp4-K2048": make(2, 5, 2048, "mxfp4"),
         "fp8_channel-K2050": make(7, 5, 2050, "fp8_channel"),
         **{f"{layout}-large": make(3, 9, 320, layout, x_scale=1e18) for layout in ("mxfp4", "fp8_channel")},
         **{
             f"{layout}-cancelling": cancelling(layout)
-            for layout in ("mxfp4", "fp8_block128", "fp8_tensor", "int4_group32")
+            for layout in ("mxfp4", "int4_group32")
         },
         **{
             f"{layout}-tiny": tiny_scales(layout)
@@ -199,13 +199,19 @@ def grid_k(layout: str) -> tuple[int, ...]:
 
 
 @EACH
-@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@pytest.mark.parametrize("types", [TYPES[0], TYPES[2]], ids="-".join)
 def test_every_size_against_the_oracle_and_against_the_batch(
     layout: str, types: tuple[str, str], rng: Rng
 ) -> None:
     dtype, out_dtype = types
     calls: dict[tuple[int, int], Call] = {}
-    for number, (n, k) in enumerate((n, k) for n in GRID_N for k in grid_k(layout)):
+    widths = grid_k(layout)
+    # Every N twice and every K at least once; with the containers, every pair of them.
+    for number in range(2 * len(GRID_N)):
+        n, k = (
+            GRID_N[number % 4],
+            widths[(number + number // 4 * 2 + list(LAYOUTS).index(layout)) % len(widths)],
+        )
         bias = (None, "float32", "bfloat16")[number % 3]
         calls[n, k] = make(max(GRID_M), n, k, layout, bias)(rng, dtype, out_dtype)
 
@@ -234,7 +240,9 @@ def test_every_mxfp4_value_reaches_the_product_exactly(kernels: str) -> None:
     data[np.arange(4096), np.arange(4096) % 31] = codes
     weight = weight_of(oracle_quantized.pack(data), scales.astype(np.uint8)[:, None], "mxfp4", (1, 32))
     with np.errstate(over="ignore"):
-        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.minimum(scales, 254) - 127)).astype(np.float32)
+        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.minimum(scales, 254) - 127)).astype(
+            np.float32
+        )
     normal_values = (np.abs(want) >= 2.0**-126) | (want == 0)
     for rows, dtype in ((1, BF16), (3, BF16), (6, BF16), (1, np.float32), (17, np.float32)):
         x = jnp.ones((rows, 32), dtype)
@@ -256,7 +264,9 @@ def test_every_code_reaches_the_product_rounded_once(layout: str, kernels: str, 
     codes = np.full((size, width), 8 if is_int4 else 0, np.uint8)  # 8 is int4's zero
     codes[np.arange(size), rng.integers(0, width, size)] = np.arange(size)
     data = oracle_quantized.pack(codes) if is_int4 else codes.view(FP8)
-    scale = rng.uniform(1e-3, 1, oracle_quantized.scale_shape((size, width), container, block)).astype(np.float32)
+    scale = rng.uniform(1e-3, 1, oracle_quantized.scale_shape((size, width), container, block)).astype(
+        np.float32
+    )
     exact = oracle_quantized.values(data, scale, container, block)
     with np.errstate(invalid="ignore"):
         want = oracle.round_to(np.nansum(exact, axis=1) + 0 * exact.sum(axis=1), np.dtype(np.float32))
@@ -286,8 +296,13 @@ def test_bfloat16_ties_round_to_even(layout: str, kernels: str, rng: Rng) -> Non
     assert same_bits(got, exact.astype(np.float32).astype(BF16))
 
 
-@BOTH
-@EACH
+NATIVE_EACH = pytest.mark.parametrize(
+    ("layout", "kernels"),
+    [*((layout, "native") for layout in LAYOUTS), ("mxfp4", "reference"), ("fp8_block128", "reference")],
+)
+
+
+@NATIVE_EACH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nan_and_infinity_stay_in_their_row(layout: str, dtype: str, kernels: str, rng: Rng) -> None:
     call = make(7, 9, 160, layout)(rng, dtype, "float32")
@@ -303,8 +318,7 @@ def test_nan_and_infinity_stay_in_their_row(layout: str, dtype: str, kernels: st
     assert same_bits(np.asarray(got)[keep], np.asarray(want)[keep])
 
 
-@BOTH
-@EACH
+@NATIVE_EACH
 def test_a_broken_weight_row_stays_in_its_column(layout: str, kernels: str, rng: Rng) -> None:
     for m, dtype in ((1, "float32"), (1, "bfloat16"), (4, "bfloat16"), (6, "bfloat16"), (20, "float32")):
         call = make(m, 30, 160, layout)(rng, dtype, "float32")
@@ -322,7 +336,7 @@ def test_a_broken_weight_row_stays_in_its_column(layout: str, kernels: str, rng:
         assert same_bits(np.delete(got, 7, 1), np.delete(np.asarray(clean), 7, 1))
 
 
-@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@pytest.mark.parametrize("types", [TYPES[0], TYPES[1]], ids="-".join)
 @EACH
 def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str, str], rng: Rng) -> None:
     # More rows than a task takes (512), more columns than a panel (64) and than a task (128).
@@ -337,8 +351,8 @@ def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str,
 
 
 @BOTH
-@pytest.mark.parametrize("types", TYPES, ids="-".join)
-@pytest.mark.parametrize("m", [0, 1, 4, 33])
+@pytest.mark.parametrize("types", [TYPES[0], TYPES[2]], ids="-".join)
+@pytest.mark.parametrize("m", [0, 5])
 def test_activations_in_mxfp4(m: int, types: tuple[str, str], kernels: str, rng: Rng) -> None:
     call = make(m, 37, 192, "mxfp4", bias="float32")(rng, *types)
     # Groups of very different size, zeros among them.
@@ -356,7 +370,9 @@ def test_activations_that_are_mxfp4_already_change_nothing(kernels: str, rng: Rn
     codes = rng.integers(0, 16, (5, 64)).astype(np.uint8)
     codes[:, ::32] = 7
     scale = rng.integers(120, 126, (5, 2)).astype(np.uint8)
-    x = dequantize(weight_of(oracle_quantized.pack(codes), scale, "mxfp4", (1, 32)), "bfloat16")
+    x = jax.jit(dequantize, static_argnums=1)(
+        weight_of(oracle_quantized.pack(codes), scale, "mxfp4", (1, 32)), "bfloat16"
+    )
     data, weight_scale = random_weight(rng, (9, 64), "mxfp4")
     weight = weight_of(data, weight_scale, "mxfp4", (1, 32))
     got = linear(x, weight, activations="mxfp4", kernels=kernels)
@@ -371,9 +387,7 @@ def test_activations_are_quantised_for_mxfp4_weights_only(rng: Rng) -> None:
         weight = weight_of(*random_weight(rng, (4, 160), layout), container, block)
         with pytest.raises(LayoutError) as raised:
             linear(x, weight, activations="mxfp4")
-        assert (
-            str(raised.value) == f"linear: activations='mxfp4' needs an MXFP4 weight, got {container!r}"
-        )
+        assert str(raised.value) == f"linear: activations='mxfp4' needs an MXFP4 weight, got {container!r}"
     with pytest.raises(LayoutError) as raised:
         linear(x, jnp.ones((4, 160)), activations="mxfp4")
     assert str(raised.value) == "linear: activations='mxfp4' needs an MXFP4 weight, got float32"
@@ -398,14 +412,15 @@ def test_quantised_activations_are_two_named_equations(rng: Rng) -> None:
 # ---- the rest ----
 
 
-@BOTH
 @EACH
-def test_gradients_of_every_container(layout: str, kernels: str, rng: Rng) -> None:
+def test_gradients_of_every_container(layout: str, rng: Rng) -> None:
     call = make(3, 5, 160, layout)(rng, "float32", "float32")
     container, block = LAYOUTS[layout]
     weight = weight_of(call.arrays["data"], call.arrays["scale"], container, block)
     out = normal(rng, (3, 5))
-    got = jax.grad(lambda x: jnp.sum(linear(x, weight, kernels=kernels) * out))(jnp.asarray(call.arrays["x"]))
+    got = jax.grad(lambda x: jnp.sum(linear(x, weight, kernels="native") * out))(
+        jnp.asarray(call.arrays["x"])
+    )
     exact = oracle_quantized.values(call.arrays["data"], call.arrays["scale"], container, block)
     terms = np.abs(out).astype(np.float64) @ np.abs(exact)
     bound = (oracle.relative(5) + oracle.U) * terms + oracle.FLUSHED
@@ -460,7 +475,12 @@ def ffi(
     return jax.block_until_ready(call(*map(jnp.asarray, arrays), **named))
 
 
-X, DATA, SCALE, OUT = np.ones((3, 64), F32), np.zeros((5, 32), np.uint8), np.zeros((5, 2), np.uint8), ((3, 5), F32)
+X, DATA, SCALE, OUT = (
+    np.ones((3, 64), F32),
+    np.zeros((5, 32), np.uint8),
+    np.zeros((5, 2), np.uint8),
+    ((3, 5), F32),
+)
 FP8_DATA = np.zeros((5, 64), FP8)
 
 FFI_ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {

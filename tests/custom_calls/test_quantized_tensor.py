@@ -87,19 +87,23 @@ def test_values_of_every_code() -> None:
     got, want = np.asarray(VALUES(q))[0], every.view(FP8).astype(np.float32) * scale
     assert np.isnan(got[[0x7F, 0xFF]]).all() and np.isnan(got).sum() == 2
     assert np.array_equal(got, want, equal_nan=True)
-    q = QuantizedTensor(jnp.asarray(every[None]), jnp.asarray(np.full((1, 2), 0.3, np.float32)), "int4_group", (1, 256))
-    assert same_bits(
-        VALUES(q)[0], (oracle_quantized.unpack(every).astype(np.float32) - 8) * np.float32(0.3)
+    q = QuantizedTensor(
+        jnp.asarray(every[None]), jnp.asarray(np.full((1, 2), 0.3, np.float32)), "int4_group", (1, 256)
     )
+    assert same_bits(VALUES(q)[0], (oracle_quantized.unpack(every).astype(np.float32) - 8) * np.float32(0.3))
     codes = np.tile(np.arange(16, dtype=np.uint8), 2)
     packed = np.broadcast_to(oracle_quantized.pack(codes), (256, 16))
     q = QuantizedTensor(jnp.asarray(packed), jnp.asarray(every[:, None]), "mxfp4")
     got = np.asarray(VALUES(q))
     with np.errstate(over="ignore"):
-        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.arange(255) - 127)[:, None]).astype(np.float32)
+        want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.arange(255) - 127)[:, None]).astype(
+            np.float32
+        )
     assert same_bits(got[:255], want) and np.isnan(got[255]).all()
     narrow = np.asarray(VALUES(q, "bfloat16"))
-    assert same_bits(narrow[:255], want.astype(BF16)) and np.isnan(narrow[255]).all(), "all are exact in bfloat16"
+    assert same_bits(narrow[:255], want.astype(BF16)) and np.isnan(narrow[255]).all(), (
+        "all are exact in bfloat16"
+    )
 
 
 @pytest.mark.parametrize("lead", [(), (3,)], ids=str)

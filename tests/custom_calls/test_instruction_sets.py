@@ -1,0 +1,50 @@
+"""Every instruction set of the CPU library passes the tests of the quantised ops' native kernels.
+
+The level is chosen once a process, so each runs in one of its own; one that this processor lacks is skipped.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
+
+QUANTISED = (
+    "test_mxfp4_quantize.py::test_vectors",
+    "test_mxfp4_quantize.py::TestMxfp4Quantize::test_matches_oracle",
+    "test_linear_quantized.py::test_every_mxfp4_value_reaches_the_product_exactly",
+    "test_linear_quantized.py::test_every_code_reaches_the_product_rounded_once",
+    "test_linear_quantized.py::TestLinearQuantized::test_matches_oracle",
+    "test_linear_quantized.py::test_a_row_is_the_same_alone_and_in_any_batch",
+    "test_absorb_quantized.py::TestAbsorbQuantized::test_matches_oracle",
+    "test_expert_mlp_quantized.py::TestExpertMlpQuantized::test_matches_oracle",
+)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_quantised_kernels(level: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    environment = {**os.environ, "MLA_JAX_CPU_ISA": level}
+    command = "from custom_calls.registry import library; print(library('cpu').abi['isa'])"
+    asked = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if asked.stdout.strip() != level:
+        pytest.skip(f"this processor or this build has no {level}")
+    if level == "avx512bf16" and not os.environ.get("MLA_JAX_CPU_ISA"):
+        pytest.skip("the other tests have run this level")
+    # From an empty folder: what is installed is what is tested.
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+            "-c", str(request.config.inipath), f"--rootdir={request.config.rootpath}",
+            "-k", "(native and not bfloat16-float32) or (a_row_is_the_same and bfloat16)",
+            *(str(HERE / test) for test in QUANTISED),
+        ],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
