@@ -92,6 +92,10 @@ def test_limits_keep_exactly_this_set_and_its_proportions(limits, kept):
     check_frequencies(counts(logits_of(P), temperature=1.0, **limits), expected)
 
 
+def test_top_p_that_is_reached_exactly_keeps_no_more():
+    assert np.flatnonzero(counts(np.zeros(4, np.float32), temperature=1.0, top_p=0.5)).tolist() == [0, 1]
+
+
 def test_limits_act_after_temperature():
     # At temperature 2 the square roots: 0.221 0.090 0.180 0.202 0.128 0.128 (normalised).
     check_frequencies(
@@ -269,6 +273,14 @@ def test_the_ends_of_every_range_are_in_it(name, value):
     logits = jnp.asarray(np.tile(logits_of(P), (2, 1)))
     for form in (value, np.array([value, value])):
         assert min(sample(logits, jax.random.key(0), **{"temperature": 1.0, name: form}).tolist()) >= 0
+
+
+def test_a_known_top_k_of_the_whole_vocabulary_is_off():
+    logits, key = jnp.zeros((300, 6), jnp.float32), jax.random.key(2)
+    free = sample(logits, key, temperature=1.0)
+    assert set(free.tolist()) == set(range(6))
+    for top_k in (6, 2**40):
+        np.testing.assert_array_equal(sample(logits, key, temperature=1.0, top_k=top_k), free)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,21 @@ def test_at_most_max_num_seqs_run_and_the_pool_is_never_overdrawn(model, prompts
     assert engine._free_pages == LIMITS.max_total_tokens // LIMITS.page_size
 
 
+def test_a_request_waits_for_its_last_page(model, prompts, alone) -> None:
+    """The pool has 24 pages: 16 and 8 run together, 16 and 9 do not."""
+    for new, together in ((15, 2), (16, 1)):
+        engine = Engine(model, LIMITS)
+        requests = [Request(prompts[5], 24), Request(prompts[3], new)]  # 40 and 17 prompt tokens
+        events: dict[int, list[int]] = {engine.add(request): [] for request in requests}
+        most = 0
+        while engine.has_work:
+            for event in engine.step():
+                events[event.request_id].append(event.token_id)
+            most = max(most, engine.num_running)
+        assert most == together
+        assert [answer[:9] for answer in events.values()] == [alone[5], alone[3]]
+
+
 def test_programs_are_bounded_and_reused(model, prompts) -> None:
     # Sizes that no other test has, so that nothing is compiled yet.
     sizes = {"max_total_tokens": 100, "max_model_len": 60, "max_num_seqs": 2, "min_prefill_bucket": 8}
@@ -256,6 +271,16 @@ def test_only_neighbours_in_the_queue_share_and_nobody_is_overtaken(
     assert [event.request_id for event in engine.step()] == ids[1:2]
 
 
+def test_another_prompt_of_the_same_length_is_no_copy(model, prompts, alone, monkeypatch) -> None:
+    engine = Engine(model, LIMITS)
+    forks = count(engine, monkeypatch, "fork")
+    turned = Request(prompts[1][::-1], 9)
+    first, second = run(engine, [Request(prompts[1], 9), turned])
+    assert tokens(first) == alone[1]
+    assert tokens(second) == tokens(run(engine, [turned])[0]) != alone[1]
+    assert forks == []
+
+
 def test_an_aborted_copy_leaves_the_others_alone(model, prompts, alone) -> None:
     engine = Engine(model, replace(LIMITS, max_total_tokens=192))
     ids = [engine.add(Request(prompts[4], 9)) for _ in range(3)]
@@ -297,8 +322,20 @@ def test_seeds_decide_samples_and_neighbours_do_not(model, prompts) -> None:
     first = tokens(run(engine, [request])[0])
     crowd = [Request(prompt, 8, temperature=1.0, seed=i) for i, prompt in enumerate(prompts)]
     assert tokens(run(engine, [*crowd[:2], request, *crowd[2:]])[2]) == first
-    others = [tokens(run(engine, [replace(request, seed=seed)])[0]) for seed in range(8, 14)]
-    assert any(other != first for other in others)
+    # All 64 bits of a seed count.
+    seeds = (8, 7 + 2**31, 7 + 2**32, 7 + 2**63)
+    others = [tokens(run(engine, [replace(request, seed=seed)])[0]) for seed in seeds]
+    assert len({tuple(other) for other in (first, *others)}) == 1 + len(seeds)
+
+
+def test_every_token_is_drawn_with_a_key_of_its_own(model, prompts) -> None:
+    """Of the seed's two halves and the number of tokens drawn before it."""
+    seed = 7 + 5 * 2**32
+    answer = tokens(run(Engine(model, LIMITS), [Request(prompts[1], 8, temperature=1.5, seed=seed)])[0])
+    logits = whole_logits(model, prompts[1], answer)
+    key = jax.random.fold_in(jax.random.key(np.uint32(7)), np.uint32(5))
+    keys = jnp.stack([jax.random.fold_in(key, number) for number in range(len(answer))])
+    assert mla_jax.sample(jnp.asarray(logits), keys, temperature=1.5).tolist() == answer
 
 
 def test_logprobs_are_the_models_own(model, prompts) -> None:

@@ -29,6 +29,9 @@ def test_of_equal_tokens_the_lower_ids_are_reported():
     logits = np.array([1, 3, 2, 3, 3, 2], np.float32)
     assert list(top_logprobs(logits, 1, 2)) == [1, 3]
     assert list(top_logprobs(logits, 1, 4)) == [1, 3, 4, 2]
+    many = np.tile(np.array([1, 0], np.float32), 1000)
+    many[[501, 503, 1999, 1500]] = 5, 3, 4, 6
+    assert list(top_logprobs(many, 0, 20)) == [1500, 501, 1999, 503, *range(0, 32, 2)]
 
 
 def test_tokens_that_cannot_be_drawn_are_not_reported():

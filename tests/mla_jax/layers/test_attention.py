@@ -189,3 +189,8 @@ def test_padding_rows_are_not_read(rng, config):
     poisoned, after = layer(x.at[7:].set(jnp.nan), cache, meta)
     np.testing.assert_array_equal(poisoned[:7], clean[:7])
     assert np.isfinite(np.asarray(after.kv)).all()
+
+
+def test_expanded_is_chosen_from_where_it_costs_no_more(config):
+    # R = 10, nope = 5, v = 7: 30 (2 R - nope - v) = 240 = 2 R (nope + v).
+    assert [expanded_is_cheaper(config, rows) for rows in (0, 29, 30, 31)] == [False, False, True, True]
