@@ -11,7 +11,7 @@ import numpy as np
 
 from custom_calls.absorb_contract import CONTRACT_CODES, Contract, per_head_product
 from custom_calls.op import Arrays, Op, map_rows
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.absorb_quantized.v1"
 
@@ -82,5 +82,6 @@ ABSORB_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
+    native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(ABSORB_QUANTIZED, arrays, batched, static),
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.op import Arrays, Op, map_rows, varying_like
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.expert_mlp_quantized.v1"
 
@@ -73,5 +73,6 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
+    native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

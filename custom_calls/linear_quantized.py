@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.op import Arrays, Op, map_rows
-from custom_calls.quantized_tensor import CODES, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.linear_quantized.v1"
 TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
@@ -85,5 +85,6 @@ LINEAR_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
+    native_note=FNUZ_NOTE,
     batch=_batch,
 )

@@ -145,6 +145,9 @@ def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
     return replace(tensor, data=data, scale=tensor.scale * np.float32(2))
 
 
+FNUZ_NOTE = "weights with e4m3fnuz codes, which are gfx942's, go to the reference"
+
+
 def is_fnuz(data: jax.Array) -> bool:
     """Whether FP8 codes are gfx942's: the CPU's kernels leave those to the reference."""
     return bool(data.dtype == jnp.float8_e4m3fnuz)
