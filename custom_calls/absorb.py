@@ -67,7 +67,7 @@ def absorb(
         check_shape("absorb", "weight", weight, (heads, "W", "R"))
         check_dtype("absorb", "weight", weight, (jnp.dtype(x.dtype).name,))
         of_head, rank = weight.shape[1:]
-    check_range("absorb", "row_offset, rows", row_offset, rows, of_head, "a head's rows")
+    check_range("absorb", "row_offset, rows", row_offset, rows, of_head, "weight's rows")
     used = rows if contract == "rows" else rank
     check_range("absorb", "x_offset", x_offset, used, x.shape[2], "x's columns")
     static = {

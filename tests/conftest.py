@@ -1,7 +1,9 @@
 """What every test runs under: strict dtypes and ranks, warnings as errors, one seeded generator a test."""
 
+import gc
 import hashlib
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ for _folder, _modules in HELPERS.items():
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+MOST_RESIDENT_BYTES = 2 << 30
 SEED_VARIABLE = "MLA_JAX_TEST_SEED"
 INSTALLED_VARIABLE = "MLA_JAX_EXPECT_INSTALLED"
 
@@ -74,6 +77,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.failed and seed is not None:
         report.sections.append(("seed", f"{SEED_VARIABLE}={seed}"))
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between modules compiled programs are dropped, of which thousands would otherwise add up to gigabytes."""
+    if nextitem is not None and nextitem.path != item.path and _resident_bytes() > MOST_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux: the peak instead
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * resource.getpagesize()
 
 
 @pytest.fixture

@@ -138,13 +138,13 @@ def stream(
 def _fill(index: TensorIndex, piece: Piece, out: np.ndarray, raw: bool) -> None:
     """`out` is a whole number of leading slices of its target and so C-contiguous."""
     file, info = index.file(piece.name), index.info(piece.name)
-    if raw:
-        file.read_elements(piece.name, 0, out.reshape(-1).view(np.uint8))
-    elif piece.repeat > 1:
+    if piece.repeat > 1:
         rows = -(-out.shape[0] // piece.repeat)
         stored = np.empty((rows, *out.shape[1:]), out.dtype)
         _fill(index, replace(piece, repeat=1), stored, raw)
         np.copyto(out, np.repeat(stored, piece.repeat, axis=0)[: out.shape[0]])
+    elif raw:
+        file.read_elements(piece.name, 0, out.reshape(-1).view(np.uint8))
     elif info.dtype == "U8":
         # e8m0 scales under the name of their bytes.
         codes = np.empty(out.size, np.uint8)

@@ -131,15 +131,15 @@ class TestAbsorbQuantized(OpTests):
         ),
         "rows-too-many": (
             {"row_offset": 5, "rows": 5},
-            "argument 'row_offset, rows': expected a range inside [0, 9) of a head's rows, got [5, 10)",
+            "argument 'row_offset, rows': expected a range inside [0, 9) of weight's rows, got [5, 10)",
         ),
         "rows-empty": (
             {"rows": 0},
-            "argument 'row_offset, rows': expected a range inside [0, 9) of a head's rows, got [2, 2)",
+            "argument 'row_offset, rows': expected a range inside [0, 9) of weight's rows, got [2, 2)",
         ),
         "row-negative": (
             {"row_offset": -1},
-            "argument 'row_offset, rows': expected a range inside [0, 9) of a head's rows, got [-1, 3)",
+            "argument 'row_offset, rows': expected a range inside [0, 9) of weight's rows, got [-1, 3)",
         ),
         "x-offset": (
             {"x_offset": 4},

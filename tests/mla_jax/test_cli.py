@@ -36,13 +36,18 @@ def start():
     with contextlib.ExitStack() as stack:
 
         def process(*arguments, stdout=subprocess.PIPE, **environment):
-            started = subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                pipesize=4096,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                env=os.environ | {"PYTHONUNBUFFERED": ""} | environment,  # buffered, as by default
-            )
+            # A shell starts jobs in the background with SIGINT ignored, which children inherit.
+            inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                started = subprocess.Popen(
+                    [sys.executable, *map(str, arguments)],
+                    pipesize=4096,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    env=os.environ | {"PYTHONUNBUFFERED": ""} | environment,  # buffered, as by default
+                )
+            finally:
+                signal.signal(signal.SIGINT, inherited)
             stack.enter_context(started)
             stack.callback(started.kill)
             return started
@@ -197,13 +202,14 @@ def test_model_flags_arrive(folder, capsys, monkeypatch):
 
     monkeypatch.setattr("mla_jax.llm.LLM", remember)
     flags = "--dtype float32 --kernels reference --page-size 4 --kv-cache-dtype fp8 --max-model-len 64 "
-    flags += "--max-num-seqs 2 --max-total-tokens 99 --revision v2"
+    flags += "--max-num-seqs 2 --max-total-tokens 99 --revision v2 --absorb-weights mxfp4"
     assert main(["generate", "M", "--prompt", "x", *flags.split()]) == 130
     assert asked == {
         "path": "M",
         "revision": "v2",
         "dtype": "float32",
         "kernels": "reference",
+        "absorb_weights": "mxfp4",
         "page_size": 4,
         "kv_cache_dtype": "fp8",
         "max_model_len": 64,
@@ -218,6 +224,7 @@ def test_model_flags_arrive(folder, capsys, monkeypatch):
         "path": "M",
         "dtype": "auto",
         "kernels": "auto",
+        "absorb_weights": "auto",
         "page_size": 16,
         "kv_cache_dtype": "auto",
     }
@@ -302,8 +309,8 @@ def test_unusable_checkpoints(folder, tmp_path, capsys, command):
     assert "kv_lora_rank" in refused(
         capsys, command, checkpoint(folder, tmp_path, {"kv_lora_rank": -1}), *rest
     )
-    fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    assert "fp8" in refused(capsys, command, checkpoint(folder, tmp_path, fp8), *rest).lower()
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert "got 'gptq'" in refused(capsys, command, checkpoint(folder, tmp_path, gptq), *rest)
     assert refused(capsys, command, checkpoint(folder, tmp_path, {}), *rest).startswith(
         "mla-jax: "
     )  # no weights

@@ -53,9 +53,9 @@ def test_pieces_of_a_stack(tmp_path, rng):
     }
     pieces = [Piece(f"gate{e}", (e,), (0, 2)) for e in range(3)]
     pieces += [Piece(f"up{e}", (e,), (2, 5)) for e in range(3)]
-    assert pieces[0].shape_in((3, 5, 4)) == (2, 4)
-    assert Piece("a", (1,)).shape_in((3, 5, 4)) == (5, 4)
-    assert Piece("a").shape_in((3, 5, 4)) == (3, 5, 4)
+    assert pieces[0].shapes_in((3, 5, 4)) == ((2, 4),)
+    assert Piece("a", (1,)).shapes_in((3, 5, 4)) == ((5, 4),)
+    assert Piece("a").shapes_in((3, 5, 4)) == ((3, 5, 4),)
     for dtype in ("float32", "bfloat16"):
         (got,) = load(index_of(tmp_path, **parts), Target((3, 5, 4), dtype, tuple(pieces)))
         for e in range(3):
@@ -85,7 +85,7 @@ def test_everything_that_is_wrong_in_one_message(tmp_path):
         " 1 tensors are not part of the model: extra;"
         " 3 tensors have another shape: turned: expected (2, 3), got (3, 2), flat: expected (2, 3), got (6,),"
         " both: expected (2, 3), got (2,);"
-        " 2 tensors have another dtype (quantised containers are not supported yet):"
+        " 2 tensors have another dtype:"
         " quantised: expected F32, F16, BF16, got I8, both: expected F32, F16, BF16, got F64"
     )
     index.close()
@@ -253,3 +253,119 @@ def test_a_file_that_fails_later(tmp_path):
         os.truncate(path, path.stat().st_size - 100)
         with pytest.raises(CheckpointError, match="reading 'b': the file has become shorter"):
             next(arrays)
+
+
+# Quantised tensors ---------------------------------------------------------------------------------------
+
+E8M0 = ml_dtypes.float8_e8m0fnu
+FP8 = ml_dtypes.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "target", "target_shape"),
+    [
+        (np.uint8, (6, 8), "uint8", (6, 8)),
+        (np.int8, (6, 8), "uint8", (6, 8)),
+        (np.int32, (6, 2), "uint8", (6, 8)),  # eight int4 a word
+        (E8M0, (6, 8), "uint8", (6, 8)),
+        (FP8, (6, 8), "float8_e4m3fn", (6, 8)),
+    ],
+)
+def test_raw_bytes_are_taken_as_they_are(tmp_path, rng, kind, shape, target, target_shape):
+    """Whatever they are called, and NaNs included; into the rows of a stack too."""
+    blob = rng.permutation(np.resize(np.arange(256, dtype=np.uint8), 2 * 48)).reshape(2, 48)
+    stored = {str(i): blob[i].view(kind).reshape(shape) for i in range(2)}
+    pieces = tuple(Piece(str(i), (0,), (6 * i, 6 * i + 6), (shape,)) for i in range(2))
+    name = {v: k for k, v in NUMPY_DTYPES.items()}[np.dtype(kind)]
+    (got,) = load(
+        index_of(tmp_path, **stored), Target((1, 12, *target_shape[1:]), target, pieces, (name,), raw=True)
+    )
+    assert got.dtype.name == target
+    assert got.tobytes() == blob.tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16, np.uint8, E8M0])
+def test_repeated_rows(tmp_path, kind):
+    """Each stored row fills three rows of its part; the last one what is left."""
+    exponents = np.arange(120, 128, dtype=np.uint8).reshape(4, 2)
+    powers = np.ldexp(np.float32(1), exponents.astype(int) - 127)
+    rows = exponents.view(kind) if np.dtype(kind).itemsize == 1 else powers.astype(kind)
+    pieces = (Piece("up", (), (0, 5), ((2, 2),), 3), Piece("gate", (), (5, 9), ((2, 2),), 3))
+    target = Target((9, 2), "float32", pieces, ("F32", "BF16", "U8", "F8_E8M0"))
+    (got,) = load(index_of(tmp_path, up=rows[:2], gate=rows[2:]), target)
+    np.testing.assert_array_equal(got, powers[[0, 0, 0, 1, 1, 2, 2, 2, 3]])
+
+
+def test_repeated_raw_rows(tmp_path):
+    rows = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    target = Target((5, 2), "uint8", (Piece("a", (), None, ((3, 2),), 2),), ("U8",), raw=True)
+    (got,) = load(index_of(tmp_path, a=rows), target)
+    np.testing.assert_array_equal(got, rows[[0, 0, 1, 1, 2]])
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_number_for_all_rows(tmp_path, shape):
+    index = index_of(tmp_path, a=np.full(shape, 3.0, np.float32), b=np.full(shape, 4, ml_dtypes.bfloat16))
+    pieces = tuple(Piece(name, (1,), rows, (shape,), 4) for name, rows in (("a", (0, 4)), ("b", (4, 8))))
+    pieces += tuple(Piece(name, (0,), rows, (shape,), 4) for name, rows in (("b", (0, 4)), ("a", (4, 8))))
+    (got,) = load(index, Target((2, 8), "float32", pieces))
+    assert got.tolist() == [[4.0] * 4 + [3.0] * 4, [3.0] * 4 + [4.0] * 4]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_number(tmp_path, shape):
+    """Of a whole tensor, or one an expert."""
+    index = index_of(tmp_path, a=np.full(shape, 127 + 3, np.uint8), b=np.full(shape, 0.5, np.float32))
+    a = Target((), "float32", (Piece("a", (), None, (shape,)),), ("U8",))
+    both = Target(
+        (2,), "float32", (Piece("a", (0,), None, (shape,)), Piece("b", (1,), None, (shape,))), ("U8", "F32")
+    )
+    got, pair = load(index, a, both)
+    assert (got.shape, float(got)) == ((), 8.0)
+    assert pair.tolist() == [8.0, 0.5]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, E8M0])
+def test_every_e8m0_byte(tmp_path, kind):
+    codes = np.arange(256, dtype=np.uint8)
+    target = Target((16, 16), "float32", (Piece("a"),), ("U8", "F8_E8M0"))
+    (got,) = load(index_of(tmp_path, a=codes.view(kind).reshape(16, 16)), target)
+    with np.errstate(over="ignore"):
+        expected = np.ldexp(np.float64(1), codes.astype(int) - 127).astype(np.float32)
+    expected[255] = np.nan
+    np.testing.assert_array_equal(got.ravel(), expected)
+
+
+def test_other_spellings_of_a_shape(tmp_path):
+    column = Piece("a", (), None, ((4,), (4, 1)))
+    assert column.shapes_in((4,)) == ((4,), (4, 1))
+    for shape in ((4,), (4, 1)):
+        (got,) = load(
+            index_of(tmp_path, a=np.arange(4, dtype=np.float32).reshape(shape)),
+            Target((4,), "float32", (column,)),
+        )
+        assert got.tolist() == [0.0, 1.0, 2.0, 3.0]
+    with (
+        index_of(tmp_path, a=np.zeros((1, 4), np.float32)) as index,
+        pytest.raises(CheckpointError, match=r"a: expected \(4,\) or \(4, 1\), got \(1, 4\)"),
+    ):
+        check(index, [Target((4,), "float32", (column,))], nothing)
+
+
+def test_dtypes_are_those_of_the_target(tmp_path):
+    codes = Target((2, 2), "uint8", (Piece("a"),), ("U8", "I8"), raw=True)
+    with (
+        index_of(tmp_path, a=np.zeros((2, 2), np.float32)) as index,
+        pytest.raises(CheckpointError, match="a: expected U8, I8, got F32"),
+    ):
+        check(index, [codes], nothing)
+
+
+def test_progress_counts_stored_bytes_of_repeated_rows(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(streaming.ByteProgress, "advance", lambda self, count: seen.append(count))
+    load(
+        index_of(tmp_path, a=np.zeros((2, 2), np.float32)),
+        Target((5, 2), "float32", (Piece("a", (), None, ((2, 2),), 3),)),
+    )
+    assert seen == [16]
