@@ -16,6 +16,8 @@ FP8_BLOCK = (128, 128)
 FP8_MAX = 448.0
 """Largest e4m3fn magnitude."""
 
+_SMALLEST_FP8_MAXIMUM = np.float32(FP8_MAX * 2.0**-126)
+
 _BYTE_CODES = ("mxfp4", "int4_group")
 
 # Root mean square of uniformly drawn codes, as `random_tensor` draws them.
@@ -89,16 +91,19 @@ def random_tensor(
 
 
 def fp8_block(values: jax.Array, block: tuple[int, int] = FP8_BLOCK) -> QuantizedTensor:
-    """Values (N, K) as e4m3fn in blocks, last ones ragged: scale = largest magnitude / 448, 1 for zeros."""
+    """Values (N, K) as e4m3fn in blocks, last ones ragged: scale = largest magnitude / 448, 1 for zeros.
+
+    XLA multiplies by 1 / 448, so that a scale may differ by one unit in the last place from a division.
+    """
     rows, columns = values.shape
     high, wide = block
     fill = ((0, -rows % high), (0, -columns % wide))
     padded = jnp.pad(values.astype(jnp.float32), fill)
     tiles = padded.reshape(padded.shape[0] // high, high, padded.shape[1] // wide, wide)
     largest = jnp.max(jnp.abs(tiles), axis=(1, 3))
-    scale = jnp.where(largest > 0, largest / np.float32(FP8_MAX), np.float32(1))
-    # The quotient may exceed 448 by a rounding; the conversion would make that a NaN.
-    scaled = jnp.clip(tiles / scale[:, None, :, None], -np.float32(FP8_MAX), np.float32(FP8_MAX))
+    # A block whose scale XLA would flush to zero counts as one of zeros.
+    scale = jnp.where(largest >= _SMALLEST_FP8_MAXIMUM, largest / np.float32(FP8_MAX), np.float32(1))
+    scaled = tiles / scale[:, None, :, None]
     data = scaled.astype(jnp.float8_e4m3fn).reshape(padded.shape)[:rows, :columns]
     return QuantizedTensor(data, scale, "fp8_block", block)
 

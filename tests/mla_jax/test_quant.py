@@ -16,7 +16,16 @@ from mla_jax.parameters import (
     random_parameters,
     with_storage,
 )
-from mla_jax.quant import FP8, FP8_BLOCK, MXFP4, Storage, abstract_tensor, random_tensor
+from mla_jax.quant import (
+    FP8,
+    FP8_BLOCK,
+    MXFP4,
+    Storage,
+    abstract_tensor,
+    fp8_block,
+    fp8_channel,
+    random_tensor,
+)
 
 SHAPE = (3, 40, 96)
 STORAGES = [
@@ -116,3 +125,34 @@ def test_tables_with_storages():
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
     deviation = float(np.std(np.asarray(dequantize(params["a"]))))
     assert 0.25 / 1.45 < deviation < 0.25 * 1.45  # 2 / sqrt(64)
+
+
+# quantising to FP8
+
+
+@pytest.mark.parametrize(("shape", "block"), [((5, 7), (2, 3)), ((128, 130), (128, 128)), ((3, 4), (3, 4))])
+def test_fp8_blocks(rng, shape, block):
+    values = rng.standard_normal(shape).astype(np.float32)
+    tensor = fp8_block(jnp.asarray(values), block)
+    assert tensor.container == "fp8_block" and tensor.block == block and tensor.shape == shape
+    scale = np.asarray(tensor.scale)
+    for i, j in np.ndindex(scale.shape):
+        part = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
+        np.testing.assert_allclose(scale[i, j], np.abs(values[part]).max() / 448, rtol=2**-22)
+        decoded = np.asarray(tensor.data[part], np.float32) * scale[i, j]
+        # Three mantissa bits: half a unit is a sixteenth; below the normal numbers, half of 2^-9.
+        assert (np.abs(decoded - values[part]) <= np.abs(values[part]) / 16 + scale[i, j] * 2**-10).all()
+        assert np.abs(decoded).max() > 0.9 * np.abs(values[part]).max()
+
+
+def test_fp8_rows():
+    values = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 0.0, -0.0], [1e-38, 0.0, 5e-36], [448.0, 1.0, 3e38]])
+    tensor = fp8_channel(values)
+    assert tensor.container == "fp8_channel" and tensor.block == (1, 0)
+    # Zeros, and rows whose scale would be subnormal, get scale 1 and are zeros.
+    np.testing.assert_array_equal(np.asarray(tensor.scale)[1:3], 1)
+    decoded = np.asarray(dequantize(tensor))
+    assert np.isfinite(decoded).all()
+    np.testing.assert_array_equal(decoded[1:3], 0)
+    np.testing.assert_allclose(decoded[0], [1, -2, 0.5], rtol=1 / 16)
+    np.testing.assert_allclose(decoded[3], [0, 0, 3e38], rtol=1 / 16)
