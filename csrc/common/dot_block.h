@@ -91,7 +91,7 @@ inline void DotBlockDirect(const X* const* x, int64_t rows, const W* const* w, i
 // One packed tile over `width` columns: goes on from saved accumulators and saves them again, or
 // finishes into `out` when that is given.
 template <typename C>
-inline __attribute__((noinline)) void PackedTile(const C* x, const C* w, int64_t pitch,
+inline __attribute__((noinline)) void PackedTile(const C* const* x, const C* w, int64_t pitch,
                                                  int64_t width, bool first, float* saved,
                                                  float* out) {
   constexpr int kAcc = kTileM * kTileN;
@@ -103,7 +103,7 @@ inline __attribute__((noinline)) void PackedTile(const C* x, const C* w, int64_t
   const C* xs[kTileM];
   const C* ws[kTileN];
   MLA_UNROLL
-  for (int i = 0; i < kTileM; ++i) xs[i] = x + i * pitch;
+  for (int i = 0; i < kTileM; ++i) xs[i] = x[i];
   MLA_UNROLL
   for (int i = 0; i < kTileN; ++i) ws[i] = w + i * pitch;
   DotAccumulate<kTileM, kTileN>(xs, ws, width, acc);
@@ -115,10 +115,27 @@ inline __attribute__((noinline)) void PackedTile(const C* x, const C* w, int64_t
   }
 }
 
+// Rows of x that can be read where they are, as what the packed copies hold, or null.
+template <typename X, typename C>
+MLA_INLINE const C* InPlace(const X*) {
+  return nullptr;
+}
+template <>
+MLA_INLINE const float* InPlace<float, float>(const float* row) {
+  return row;
+}
+#if defined(__AVX512BF16__)
+template <>
+MLA_INLINE const bf16* InPlace<bf16, bf16>(const bf16* row) {
+  return row;
+}
+#endif
+
 // Many rows. A block of w rows is copied next to the core (second-level cache) and used for all x
-// tiles, of which one at a time is copied closer still. The summed axis is cut into chunks that
-// fit; the vector accumulators are saved from chunk to chunk, which changes no bit. Copies are
-// compact: rows a power of two apart would evict each other.
+// tiles; of those, one at a time is copied closer still where it has to be converted or filled up.
+// The summed axis is cut into chunks that fit; the vector accumulators are saved from chunk to
+// chunk, which changes no bit. Copies are compact: rows a power of two apart would evict each
+// other.
 template <typename X, typename W, typename Sink>
 inline void DotBlockPacked(const X* const* x, int64_t rows, const W* const* w, int64_t cols,
                            int64_t k, const Sink& sink) {
@@ -149,12 +166,18 @@ inline void DotBlockPacked(const X* const* x, int64_t rows, const W* const* w, i
       const bool last = k0 + kChunk >= k;
       PackRows(w + n0, nc, k0, width, k, pitch, pw);
       for (int64_t m = 0; m < rows; m += kTileM) {
-        PackRows(x + m, Min(kTileM, rows - m), k0, width, k, pitch, px);
+        const C* xs[kTileM];
+        for (int64_t i = 0; i < kTileM; ++i) {
+          const X* row = x[Min(m + i, rows - 1)];
+          const C* there = k0 + width <= k ? InPlace<X, C>(row) : nullptr;
+          xs[i] = there != nullptr ? there + k0 : px + i * pitch;
+        }
+        if (xs[0] == px) PackRows(x + m, Min(kTileM, rows - m), k0, width, k, pitch, px);
         for (int64_t next = m + kTileM; next < Min(rows, m + 2 * kTileM); ++next) {
           PrefetchRow(x[next] + k0, Min(width, k - k0));
         }
         for (int64_t n = 0; n < nc; n += kTileN) {
-          PackedTile(px, pw + n * pitch, pitch, width, k0 == 0,
+          PackedTile(xs, pw + n * pitch, pitch, width, k0 == 0,
                      saved + (m / kTileM * (kCols / kTileN) + n / kTileN) * kTile * kLanes,
                      last ? out : nullptr);
           if (last) {
