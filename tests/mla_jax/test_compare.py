@@ -43,8 +43,18 @@ def test_the_first_layer_that_diverges_is_named(monkeypatch, capsys):
 
 def test_not_a_number_diverges():
     a = jnp.ones((2, 3))
-    assert compare_module._difference("x", a.at[0, 0].set(jnp.nan), a, 1e-4).diverges
-    assert not compare_module._difference("x", a, a, 1e-4).diverges
+    for dtype in ("float32", "bfloat16"):
+        assert compare_module._difference("x", a.at[0, 0].set(jnp.nan), a, dtype).diverges
+        assert not compare_module._difference("x", a, a, dtype).diverges
+
+
+def test_one_row_in_twenty_may_be_a_tie_in_bfloat16_only():
+    a = jnp.ones((40, 3))
+    for rows, float32, bfloat16 in ((0, False, False), (1, True, False), (2, True, False), (3, True, True)):
+        b = a.at[:rows].set(1.5)
+        for dtype, diverges in (("float32", float32), ("bfloat16", bfloat16)):
+            found = compare_module._difference("x", b, a, dtype)
+            assert (found.rows_beyond, found.diverges) == (rows, diverges)
 
 
 def test_refusals():
