@@ -120,8 +120,10 @@ def test_with_kv_keeps_everything_else():
     cache = init_cache(CONFIG, num_tokens=4, page_size=2)
     other = cache.with_kv(cache.kv + 1)
     assert isinstance(other, LatentCache)
-    assert other.scales is cache.scales
-    assert dataclasses.replace(other, kv=cache.kv) == dataclasses.replace(cache)
+    # Field by field: comparing the dataclasses would compare arrays.
+    for field in dataclasses.fields(cache):
+        if field.name != "kv":
+            assert getattr(other, field.name) is getattr(cache, field.name)
     assert float(other.kv[0, 0, 0, 0]) == 1
 
 
