@@ -1,6 +1,6 @@
 """Element formats of quantised tensors, as bit arithmetic: e2m1, e8m0, int4, and e4m3fn through its dtype.
 
-Values are built from bits, never with `log2`, `exp2` or a multiplication by the scale: float32 logarithms
+MXFP4 values are built from bits, never with `log2`, `exp2` or a multiplication by the scale: float32 logarithms
 round up just below a power of two, and XLA:CPU flushes subnormal numbers to zero (a scale byte of 0 is
 2^-127). The native kernels do the same arithmetic.
 
@@ -24,8 +24,8 @@ floor: floor(log2 A) - 2, so that A in (6, 8) saturates; even: like floor after 
 """
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
-# Twice the distance between the codes' magnitudes, in quarters: a magnitude m (in quarters of the scale)
-# gets the number of thresholds that it passes. At a threshold itself the even code wins.
+# Midpoints between the codes' magnitudes, in quarters of the scale: a magnitude's code is the number of them
+# that it passes. At a midpoint itself the even code wins.
 _THRESHOLDS = (1, 3, 5, 7, 10, 14, 20)
 _TIE_GOES_UP = (False, True, False, True, False, True, False)
 
@@ -67,14 +67,6 @@ def decode_mxfp4(codes: jax.Array, scale: jax.Array) -> jax.Array:
     bits = jnp.where(magnitude == _u32(0), _u32(0), bits)
     bits = bits | ((codes >> np.uint8(3)).astype(jnp.uint32) << _u32(31))
     bits = jnp.where(scale == np.uint8(255), _u32(0x7FC00000), bits)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def decode_e8m0(scale: jax.Array) -> jax.Array:
-    """2^(scale - 127) as float32, 255 as NaN; uint8 in."""
-    wide = scale.astype(jnp.uint32)
-    bits = jnp.where(wide == _u32(0), _u32(0x00400000), wide << _u32(23))
-    bits = jnp.where(wide == _u32(255), _u32(0x7FC00000), bits)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 

@@ -14,20 +14,10 @@ TARGET = "mla_jax.linear_quantized.v1"
 TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
 
 
-def _tensor(
-    data: jax.Array, scale: jax.Array, container: Container, block: tuple[int, int]
-) -> QuantizedTensor:
-    return QuantizedTensor(data, scale, container, block)
-
-
-def _rows(data: jax.Array) -> int:
-    return int(data.shape[-2])
-
-
 def _abstract(
     x: jax.Array, data: jax.Array, *_: jax.Array, out_dtype: str, **__: Any
 ) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((x.shape[0], _rows(data)), out_dtype)]
+    return [jax.ShapeDtypeStruct((x.shape[0], data.shape[0]), out_dtype)]
 
 
 def _reference(
@@ -41,7 +31,7 @@ def _reference(
 ) -> Arrays:
     y = jax.lax.dot_general(
         x.astype(jnp.float32),
-        dequantize(_tensor(data, scale, container, block)),
+        dequantize(QuantizedTensor(data, scale, container, block)),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
     )
@@ -61,7 +51,7 @@ def _native(
 ) -> Arrays:
     if is_fnuz(data):
         return _reference(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
-    result = jax.ShapeDtypeStruct((x.shape[0], _rows(data)), out_dtype)
+    result = jax.ShapeDtypeStruct((x.shape[0], data.shape[0]), out_dtype)
     call = jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)
     attributes = {
         "code": np.int64(CODES[container]),

@@ -3,7 +3,7 @@
 The kernels decode MXFP4, FP8 and int4 across groups as well as along them, so both products of `absorb` read
 the checkpoint's own bytes: "auto" keeps those and with them the checkpoint's accuracy. (Kernels that contract
 along the groups only would have to requantise the key half along qk_nope_head_dim.) The other choices trade
-accuracy for bytes, or bytes for accuracy; `mla-jax convert` reports what each costs.
+accuracy for bytes, or bytes for accuracy.
 """
 
 from typing import Literal, get_args
