@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,8 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Errors are one sentence on standard error and code 2."""
     options = _parser().parse_args(arguments)
+    if arguments is None:
+        _repeat_lost_interrupts()
     # What a model writes may be anything; a terminal that cannot show it must not end the program.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,6 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mla-jax: {str(error) or type(error).__name__}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _repeat_lost_interrupts() -> None:
+    """An interrupt that comes while a callback runs whose exceptions nobody catches is raised again.
+
+    JAX has one that the garbage collector calls: Python reports what is raised there and goes on.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # by then the callback has ended
+        else:
+            report(unraisable)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = hook
 
 
 def _leave(code: int) -> NoReturn:

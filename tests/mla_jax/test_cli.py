@@ -461,6 +461,9 @@ class LLM:
             yield Piece("word ")
             if prompt == "interrupt": raise KeyboardInterrupt
             if prompt == "pause": signal.pause()
+            if prompt == "lost": Careless()
+class Careless:
+    def __del__(self): raise KeyboardInterrupt
 stand_in.LLM = LLM
 sys.modules["mla_jax.doctor"] = doctor = types.ModuleType("doctor")
 doctor.report = lambda: {"problem": None}
@@ -480,6 +483,13 @@ def test_an_interrupted_process_is_not_torn_down(start):
     """jaxlib would crash if one of its threads were compiling."""
     out, err = start("-c", STAND_IN, "generate", "M", "--prompt", "interrupt").communicate()
     assert (out, err) == (b"word ", b"interrupted\n")
+
+
+def test_an_interrupt_is_not_lost_in_a_finalizer(start):
+    """Python reports what is raised there and goes on; so does JAX's callback of the garbage collector."""
+    out, err = start("-c", STAND_IN, "generate", "M", "--prompt", "lost").communicate(timeout=120)
+    assert out.startswith(b"word word ")
+    assert err == b"interrupted\n"
 
 
 def test_lost_readers(start):
