@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 EXIT_DIVERGES = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+REPEAT_INTERRUPT_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Errors are one sentence on standard error and code 2."""
     options = _parser().parse_args(arguments)
     if arguments is None:
-        _repeat_lost_interrupts()
+        _repeat_interrupts()
     # What a model writes may be anything; a terminal that cannot show it must not end the program.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here and not at exit, so that a reader who has gone is noticed below
         return code
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print("interrupted", file=sys.stderr)
         if arguments is None:
             _leave(EXIT_INTERRUPTED)
@@ -50,21 +52,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def _repeat_lost_interrupts() -> None:
-    """An interrupt that comes while a callback runs whose exceptions nobody catches is raised again.
+def _repeat_interrupts() -> None:
+    """An interrupt is raised again until the program ends.
 
-    JAX has one that the garbage collector calls: Python reports what is raised there and goes on.
+    One that comes while a callback of the garbage collector or of C++ runs is lost otherwise: whoever called it
+    drops what it raised, or reports it and goes on. JAX has several such callbacks.
     """
-    report = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.01)  # by then the callback has ended
-        else:
-            report(unraisable)
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        del signum, frame
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_INTERRUPT_SECONDS)
+        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    sys.unraisablehook = hook
+    def report(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+
+    signal.signal(signal.SIGALRM, interrupt)
+    sys.unraisablehook = report
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _leave(code: int) -> NoReturn:

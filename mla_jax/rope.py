@@ -16,6 +16,8 @@ from mla_jax.config import ModelConfig, RopeConfig, YarnConfig
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.pytree import pytree
 
+_BLOCK_ROWS = 512
+
 
 @pytree(data=("cos", "sin"), static=("layout",))
 @dataclass(frozen=True)
@@ -36,10 +38,16 @@ class RopeTable:
         frequencies = inverse_frequencies(rope)
         # transformers multiplies float32 positions by float32 frequencies; the product's rounding at
         # large positions is part of the answer that a checkpoint was trained and tested with.
-        angles = np.arange(max_positions, dtype=np.float32)[:, None] * frequencies[None, :]
         multiplier = attention_multiplier(rope.scaling)
-        cos = (np.cos(angles.astype(np.float64)) * multiplier).astype(np.float32)
-        sin = (np.sin(angles.astype(np.float64)) * multiplier).astype(np.float32)
+        cos = np.empty((max_positions, frequencies.size), np.float32)
+        sin = np.empty_like(cos)
+        # In blocks that stay in a cache: the float64 numbers in between would be four times the table.
+        for start in range(0, max_positions, _BLOCK_ROWS):
+            rows = slice(start, min(start + _BLOCK_ROWS, max_positions))
+            positions = np.arange(rows.start, rows.stop, dtype=np.float32)
+            angles = (positions[:, None] * frequencies[None, :]).astype(np.float64)
+            np.multiply(np.cos(angles), multiplier, out=cos[rows], casting="same_kind")
+            np.multiply(np.sin(angles), multiplier, out=sin[rows], casting="same_kind")
         return RopeTable(jnp.asarray(cos), jnp.asarray(sin), rope.layout)
 
     @staticmethod

@@ -1,13 +1,15 @@
 """From files to arrays: what a model needs against what a checkpoint has, then one array at a time.
 
 Every target gets a buffer of its own that is never used again, because JAX may adopt it without a copy.
-Data goes from the file straight into it, or through one bounded chunk where the dtype changes, so that
-beyond the weights themselves at most one more tensor is in memory.
+Several threads fill it at a time. Data goes from the file straight into it, or through one bounded chunk a
+thread where the dtype changes, so that beyond the weights themselves at most one more tensor is in memory.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -21,6 +23,8 @@ FLOAT_DTYPES = ("F32", "F16", "BF16")
 E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 CHUNK_BYTES = 8 << 20
 _ALIGNMENT = 64
+# New memory has to be found and cleared page by page, which takes longer than the copy into it.
+_READERS = 4
 _MOST_NAMED = 20
 
 
@@ -124,51 +128,73 @@ def stream(
     """
     check(index, targets, ignore)
     total = sum(index.info(piece.name).nbytes for target in targets for piece in target.pieces)
-    with ByteProgress("loading", total, enabled=progress) as bar:
+    with (
+        ByteProgress("loading", total, enabled=progress) as bar,
+        ThreadPoolExecutor(_READERS, thread_name_prefix="mla_jax-read") as readers,
+    ):
         for target in targets:
             array = _aligned(target.shape, np.dtype(jnp.dtype(target.dtype)))
-            for piece in target.pieces:
-                part: np.ndarray = array[(*piece.index, ...)]  # type: ignore[arg-type]
-                part = part if piece.rows is None else part[slice(*piece.rows)]
-                _fill(index, piece, part, target.raw)
-                bar.advance(index.info(piece.name).nbytes)
+            jobs = [job for piece in target.pieces for job in _jobs(index, piece, array, target.raw)]
+            done = [readers.submit(job.run) for job in jobs]
+            try:
+                for job, one in zip(jobs, done, strict=True):
+                    one.result()
+                    bar.advance(job.nbytes)
+            except BaseException:
+                readers.shutdown(cancel_futures=True)
+                raise
             yield array
 
 
-def _fill(index: TensorIndex, piece: Piece, out: np.ndarray, raw: bool) -> None:
-    """`out` is a whole number of leading slices of its target and so C-contiguous."""
-    file, info = index.file(piece.name), index.info(piece.name)
+@dataclass(frozen=True)
+class _Job:
+    """A part of a file to be read, on whatever thread; parts of one target do not overlap."""
+
+    run: Callable[[], None]
+    nbytes: int
+
+
+def _jobs(index: TensorIndex, piece: Piece, target: np.ndarray, raw: bool) -> Iterator[_Job]:
+    """A piece's share of its target: a whole number of leading slices, and so C-contiguous."""
+    out: np.ndarray = target[(*piece.index, ...)]  # type: ignore[arg-type]
+    out = out if piece.rows is None else out[slice(*piece.rows)]
+    info = index.info(piece.name)
     if piece.repeat > 1:
-        rows = -(-out.shape[0] // piece.repeat)
-        stored = np.empty((rows, *out.shape[1:]), out.dtype)
-        _fill(index, replace(piece, repeat=1), stored, raw)
-        np.copyto(out, np.repeat(stored, piece.repeat, axis=0)[: out.shape[0]])
-    elif raw:
-        file.read_elements(piece.name, 0, out.reshape(-1).view(np.uint8))
-    elif info.dtype == "U8":
-        # e8m0 scales under the name of their bytes.
-        codes = np.empty(out.size, np.uint8)
-        file.read_elements(piece.name, 0, codes)
-        np.copyto(out, codes.view(E8M0).reshape(out.shape), casting="unsafe")
-    else:
-        _convert(index, piece.name, out)
-
-
-def _convert(index: TensorIndex, name: str, out: np.ndarray) -> None:
-    file, info = index.file(name), index.info(name)
-    if info.numpy_dtype == out.dtype:
-        file.read_elements(name, 0, out)
+        yield _Job(partial(_fill_repeated, index, piece, out, raw), info.nbytes)
         return
-    assert info.numpy_dtype is not None, "checked: a float dtype"
     flat = out.reshape(-1)
-    step = CHUNK_BYTES // info.numpy_dtype.itemsize
-    chunk = np.empty(min(step, flat.size), info.numpy_dtype)
+    if raw:
+        flat, width = flat.view(np.uint8), 1
+    else:
+        width = info.nbytes // max(flat.size, 1)
+    step = CHUNK_BYTES // max(width, 1)
     for start in range(0, flat.size, step):
-        part = chunk[: min(step, flat.size - start)]
-        file.read_elements(name, start, part)
-        # Values beyond the target's range become infinities and NaNs stay NaNs, as in every framework.
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(flat[start : start + part.size], part, casting="unsafe")
+        part = flat[start : start + step]
+        yield _Job(partial(_fill, index, piece.name, start, part, raw), part.size * width)
+
+
+def _fill_repeated(index: TensorIndex, piece: Piece, out: np.ndarray, raw: bool) -> None:
+    rows = -(-out.shape[0] // piece.repeat)
+    stored = np.empty((rows, *out.shape[1:]), out.dtype)
+    for job in _jobs(index, Piece(piece.name), stored, raw):
+        job.run()
+    np.copyto(out, np.repeat(stored, piece.repeat, axis=0)[: out.shape[0]])
+
+
+def _fill(index: TensorIndex, name: str, start: int, out: np.ndarray, raw: bool) -> None:
+    """Elements of a tensor from `start` on, converted to the dtype of `out` (1-D)."""
+    file, info = index.file(name), index.info(name)
+    # e8m0 scales may be stored under the name of their bytes.
+    stored = E8M0 if info.dtype == "U8" and not raw else info.numpy_dtype
+    if raw or stored == out.dtype:
+        file.read_elements(name, start, out)
+        return
+    assert stored is not None, "checked: a float dtype"
+    chunk = np.empty(out.size, stored)
+    file.read_elements(name, start, chunk.view(np.uint8) if info.dtype == "U8" else chunk)
+    # Values beyond the target's range become infinities and NaNs stay NaNs, as in every framework.
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, chunk, casting="unsafe")
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:

@@ -457,13 +457,13 @@ class LLM:
     def __init__(self, *_, **__): pass
     def stream(self, prompt, params):
         if prompt == "interrupt": atexit.register(print, "torn down")
-        for _ in itertools.count():
+        for number in itertools.count():
             yield Piece("word ")
             if prompt == "interrupt": raise KeyboardInterrupt
             if prompt == "pause": signal.pause()
-            if prompt == "lost": Careless()
+            if prompt == "lost" and number == 0: Careless()
 class Careless:
-    def __del__(self): raise KeyboardInterrupt
+    def __del__(self): signal.raise_signal(signal.SIGINT)
 stand_in.LLM = LLM
 sys.modules["mla_jax.doctor"] = doctor = types.ModuleType("doctor")
 doctor.report = lambda: {"problem": None}
