@@ -41,7 +41,12 @@ CONTAINERS: dict[str, tuple[Storage | None, int, dict[str, Any] | None]] = {
             "quant_method": "compressed-tensors",
             "config_groups": {
                 "group_0": {
-                    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": INT4.block[1]}
+                    "weights": {
+                        "num_bits": 4,
+                        "type": "int",
+                        "strategy": "group",
+                        "group_size": INT4.block[1],
+                    }
                 }
             },
         },

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mla_jax.bench_weights import random_weights
 from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
 from mla_jax.cost import decode_cost, weight_bytes
@@ -25,6 +26,7 @@ from mla_jax.paging import AttentionMetadata, PageTable, advance
 from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
 from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import FP8, MXFP4, Storage
+from mla_jax.rope import RopeTable
 
 WEIGHTS: dict[str, Storage | None] = {"mxfp4": MXFP4, "fp8": FP8, "bf16": None}
 
@@ -165,9 +167,9 @@ def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
         raise RequestError(
             f"{config} with {weights or 'bf16'} weights needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available"
         )
-    # A fast generator: what the numbers are does not matter, how long they take does.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    return freeze(MLAForCausalLM.init(settings, key, table=table)), table
+    rope = RopeTable.from_config(settings.rope, settings.max_position_embeddings)
+    params = random_weights(table, settings.dtype)
+    return freeze(MLAForCausalLM(settings, params, rope)), table
 
 
 def _time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:

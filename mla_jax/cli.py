@@ -70,7 +70,9 @@ def _repeat_interrupts() -> None:
 
     signal.signal(signal.SIGALRM, interrupt)
     sys.unraisablehook = report
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not ignored, as in a shell's background
         signal.signal(signal.SIGINT, interrupt)
 
 

@@ -75,19 +75,19 @@ def random_tensor(
     An e8m0 scale is a power of two: the deviation is then met within a factor of the square root of two.
     """
     raw = jax.random.bits(key, storage.data_shape(shape), jnp.uint8)
-    rms = _CODES_RMS.get(storage.container)
-    if rms is None:
+    if storage.data_dtype == "float8_e4m3fn":
         # Exponents up to 7: magnitudes below 2, no NaN.
-        data = jax.lax.bitcast_convert_type(raw & np.uint8(0xBF), jnp.float8_e4m3fn)
-        rms = _SMALL_FP8_RMS
-    else:
-        data = raw
+        raw = jax.lax.bitcast_convert_type(raw & np.uint8(0xBF), jnp.float8_e4m3fn)
+    return storage.tensor(raw, random_scale(storage, shape, deviation))
+
+
+def random_scale(storage: Storage, shape: tuple[int, ...], deviation: float) -> jax.Array:
+    """The scales that give random codes of values `shape` about this standard deviation, all alike."""
+    rms = _CODES_RMS.get(storage.container, _SMALL_FP8_RMS)
     scales = storage.scale_shape(shape)
     if storage.scale_dtype == "uint8":
-        scale = jnp.full(scales, np.uint8(round(127 + math.log2(deviation / rms))), jnp.uint8)
-    else:
-        scale = jnp.full(scales, deviation / rms, storage.scale_dtype)
-    return storage.tensor(data, scale)
+        return jnp.full(scales, np.uint8(round(127 + math.log2(deviation / rms))), jnp.uint8)
+    return jnp.full(scales, deviation / rms, storage.scale_dtype)
 
 
 def fp8_block(values: jax.Array, block: tuple[int, int] = FP8_BLOCK) -> QuantizedTensor:

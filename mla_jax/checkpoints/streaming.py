@@ -133,7 +133,7 @@ def stream(
         ThreadPoolExecutor(_READERS, thread_name_prefix="mla_jax-read") as readers,
     ):
         for target in targets:
-            array = _aligned(target.shape, np.dtype(jnp.dtype(target.dtype)))
+            array = aligned_array(target.shape, np.dtype(jnp.dtype(target.dtype)))
             jobs = [job for piece in target.pieces for job in _jobs(index, piece, array, target.raw)]
             done = [readers.submit(job.run) for job in jobs]
             try:
@@ -197,7 +197,7 @@ def _fill(index: TensorIndex, name: str, start: int, out: np.ndarray, raw: bool)
         np.copyto(out, chunk, casting="unsafe")
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+def aligned_array(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
     """A new array at a 64-byte boundary, which JAX's CPU backend takes over instead of copying."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
