@@ -281,10 +281,11 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from mla_jax.convert import convert, print_report
+    from mla_jax.convert import convert
+    from mla_jax.numerics import format_report
 
     numerics = convert(options.model, options.out, weights=options.weights, revision=options.revision)
-    print_report(numerics, options.weights)
+    print(format_report(numerics, options.weights))
     return 0
 
 

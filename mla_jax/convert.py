@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mla_jax.checkpoints.quantization import Quantization, Stored, parse_quantiz
 from mla_jax.checkpoints.safetensors_writer import LazyTensor, write_safetensors
 from mla_jax.config import ModelConfig
 from mla_jax.errors import CheckpointError
+from mla_jax.numerics import Numerics
 from mla_jax.parameters import ParamInfo, parameter_table
 from mla_jax.progress import ByteProgress
 from mla_jax.quant import FP8_BLOCK, fp8_block
@@ -33,36 +33,6 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 # What AMD's own recipe leaves plain: attention, output head, router.
 _MXFP4_EXCLUDED = ("lm_head", "*self_attn*", "*mlp.gate")
-
-
-@dataclass
-class Numerics:
-    """How far quantised weights are from the originals.
-
-    Attributes:
-      rows: (tensor name, 1 - cosine, largest error, largest magnitude).
-    """
-
-    rows: list[tuple[str, float, float, float]] = field(default_factory=list)
-
-    def add(self, name: str, before: np.ndarray, after: np.ndarray) -> None:
-        largest = float(np.max(np.abs(before), initial=0.0))
-        error = float(np.max(np.abs(before - after), initial=0.0))
-        dot = float(np.vdot(before, after))
-        norms = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
-        self.rows.append((name, 1 - dot / norms if norms else 0.0, error, largest))
-
-    def by_layer(self) -> list[tuple[str, int, float, float]]:
-        """(layer, tensors, worst 1 - cosine, worst error relative to its tensor's largest magnitude)."""
-        layers: dict[str, list[tuple[float, float]]] = {}
-        for name, cosine, error, largest in self.rows:
-            parts = name.split(".")
-            layer = ".".join(parts[: parts.index("layers") + 2]) if "layers" in parts else parts[0]
-            layers.setdefault(layer, []).append((cosine, error / largest if largest else 0.0))
-        return [
-            (layer, len(found), max(one[0] for one in found), max(one[1] for one in found))
-            for layer, found in layers.items()
-        ]
 
 
 def convert(
@@ -85,7 +55,7 @@ def convert(
       progress: a bar on a terminal's standard error.
 
     Returns:
-      The errors that quantising made, tensor by tensor.
+      The errors that quantising made, tensor by tensor, and the price of each `absorb_weights` for the result.
 
     Raises:
       CheckpointError, ConfigError: one sentence; nothing under `out` looks like a whole checkpoint then, because
@@ -127,6 +97,7 @@ class _Job:
             for source in info.sources
             if not source.name.endswith("lm_head.weight")
         }
+        self.absorbed = {source.name for info in infos if info.absorbed for source in info.sources}
         config = self.config
         if self.weights == "mxfp4" and (config.hidden_size % 32 or (config.moe_intermediate_size or 0) % 32):
             # The experts of a layer are quantised together or not at all.
@@ -154,10 +125,19 @@ class _Job:
                 self.skipped.append(module)
             wanted = False
         if not wanted:
-            if stored is None:
+            if stored is None and name not in self.absorbed:
                 yield name, _lazy(self.index, name)
-            else:
-                yield name, LazyTensor(shape, BF16, lambda: self._values(name, shape, stored).astype(BF16))
+                return
+
+            def plain() -> np.ndarray:
+                values = self._values(name, shape, stored)
+                kind = BF16 if stored is not None else self.index.info(name).numpy_dtype
+                array = values.astype(kind)
+                if name in self.absorbed:
+                    self.numerics.absorb(name, values, jnp.asarray(array))
+                return array
+
+            yield name, LazyTensor(shape, BF16 if stored else self.index.info(name).numpy_dtype, plain)
             return
 
         # Made once for the codes and once for the scales: the file's order keeps them far apart, and holding
@@ -166,6 +146,8 @@ class _Job:
             values = self._values(name, shape, stored)
             tensor = _quantize(values, self.weights)
             self.numerics.add(name, values, np.asarray(dequantize(tensor)))
+            if name in self.absorbed:
+                self.numerics.absorb(name, values, tensor)
             return np.asarray(tensor.data)
 
         def scales() -> np.ndarray:
@@ -333,16 +315,3 @@ def _copy_settings(folder: Path, target: Path) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def print_report(numerics: Numerics, weights: str, show: Callable[[str], object] = sys.stdout.write) -> None:
-    """The errors layer by layer."""
-    if not numerics.rows:
-        show("no weight was quantised\n")
-        return
-    show(
-        f"{'layer':32} {'tensors':>8} {'1 - cosine':>12} {'max error':>12}  ({weights}; worst tensor of the layer,\n"
-    )
-    show(f"{'':67} error relative to its largest weight)\n")
-    for layer, count, cosine, error in numerics.by_layer():
-        show(f"{layer:32} {count:8d} {cosine:12.3e} {error:12.3e}\n")
