@@ -540,3 +540,17 @@ def test_report_as_text():
 def test_nothing_is_run_and_concrete_arrays_do_as_well():
     arrays = {name: np.zeros(one.shape, one.dtype) for name, one in STEP.items()}
     assert verify.check(step_of(right), strict=True, **arrays)[0].layer == 1
+
+
+def test_arguments_have_their_own_names():
+    def step(z, a, *rest, m, b):
+        own = Layer(**z | {"positions": a, "slots": rest[0], "pool": m, "seq_lens": b["lens"]})
+        return right(own)
+
+    names = {
+        name: one for name, one in STEP.items() if name not in ("positions", "slots", "pool", "seq_lens")
+    }
+    (found,) = verify.check(
+        step, names, STEP["positions"], STEP["slots"], m=STEP["pool"], b={"lens": STEP["seq_lens"]}
+    )
+    assert (found.positions, found.slots) == ({"a"}, {"argument 2"})
