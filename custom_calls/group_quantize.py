@@ -88,7 +88,9 @@ class GroupQuantizer:
                     f"got {rounding!r}"
                 )
             if group_size < 1 or group_size != int(group_size):
-                raise ShapeError(f"{op}: argument 'group_size': expected a positive integer, got {group_size}")
+                raise ShapeError(
+                    f"{op}: argument 'group_size': expected a positive integer, got {group_size}"
+                )
         return cls(format, int(group_size), scale_layout, rounding)  # type: ignore[arg-type]
 
     def abstract(self, rows: int, width: int) -> list[jax.ShapeDtypeStruct]:

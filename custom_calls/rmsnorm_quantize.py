@@ -89,7 +89,7 @@ def rmsnorm_quantize(
         raise ShapeError(
             f"{op}: argument 'weight': expected an even number of values with format 'mxfp4', got {width}"
         )
-    if not abs(weight_offset) <= np.finfo(np.float32).max:
+    if not abs(weight_offset) <= float(np.finfo(np.float32).max):
         raise ShapeError(f"{op}: argument 'weight_offset': expected a finite float32, got {weight_offset}")
     arrays: Arrays = (x, weight)
     if residual is not None:
