@@ -215,6 +215,20 @@ def test_native_bytes_are_those_of_its_own_float32_row(width: int, options: dict
         assert got.quantized.rounding == want.rounding
 
 
+def test_native_subnormal_rows_are_not_flushed(rng: Rng) -> None:
+    # With eps 1 so small a row is normed to itself. Its subnormal values have codes where the scale is 2^-127.
+    x = np.ldexp(rng.uniform(-2, 2, (9, 64)), rng.integers(-132, -124, (9, 64))).astype(np.float32)
+    x[:, :32:4] *= np.float32(2.0**-12)
+    got = rmsnorm_quantize(
+        jnp.asarray(x), jnp.ones(64), eps=1.0, **MXFP4, return_unquantized=True, kernels="native"
+    )
+    assert same_bits(got.unquantized, x)
+    data, scale = oracle_quantized.quantize(x, "even")
+    assert same_bits(got.quantized.data, data) and same_bits(got.quantized.scale, scale)
+    subnormal = (np.abs(x) < 2.0**-126).reshape(9, 64)
+    assert (oracle_quantized.unpack(data)[subnormal] % 8 > 0).any()
+
+
 @pytest.mark.parametrize("options", [MXFP4, FP8], ids=["mxfp4", "fp8"])
 def test_native_norm_is_that_of_rmsnorm(options: dict[str, Any], rng: Rng) -> None:
     for dtype in (np.float32, BF16):
