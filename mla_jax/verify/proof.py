@@ -17,6 +17,7 @@ _ROWS = ("mla_jax.rope_latent_rows",)
 _ROTATIONS = _APPENDS + _ROWS
 _POOL_ATTENTION = "mla_jax.mla_attention"
 _OWN_ATTENTION = "mla_jax.mla_attention_expanded"
+_ATTENTION = (_POOL_ATTENTION, _OWN_ATTENTION)
 
 _PROJECTIONS = ("mla_jax.linear", "mla_jax.absorb", "mla_jax.expert_mlp", "dot_general", "ragged_dot")
 _NORMS = ("mla_jax.rmsnorm",)
@@ -45,7 +46,7 @@ _MOVES: dict[str, tuple[int, ...] | None] = {
     "all_gather": (0,),
     "ppermute": (0,),
     "concatenate": None,
-    "dynamic_update_slice": (0, 1),
+    "dynamic_update_slice": None,
 }
 _UNCHANGED = tuple(
     name for name in _MOVES if name not in ("concatenate", "dynamic_update_slice", "pad", "rev", "slice")
@@ -55,6 +56,7 @@ _CHOICES = {
     "select_n": slice(1, None),
     BRANCHES: slice(None),
     "concatenate": slice(None),
+    "dynamic_update_slice": slice(0, 2),
     "scatter": slice(0, 3, 2),
 }
 
@@ -134,11 +136,7 @@ class Proof:
 
     def reports(self) -> list[AttentionReport]:
         """One a distinct attention equation, in program order."""
-        return [
-            self._report(node)
-            for node in self._graph.nodes
-            if node.op in (_POOL_ATTENTION, _OWN_ATTENTION) and node.index == 0
-        ]
+        return [self._report(node) for node in self._graph.nodes if node.op in _ATTENTION and node.index == 0]
 
     # How often a value was rotated
 
@@ -156,6 +154,8 @@ class Proof:
             return own if node.op in _ROWS else own | self.counts(node.inputs[_APPEND["kv"]])
         if node.op.startswith(_PROJECTIONS):
             return frozenset({0})
+        if node.op in _ATTENTION:
+            return frozenset()
         if node.op in _CHOICES:
             found = [self.counts(one) for one in node.inputs[_CHOICES[node.op]]]
             whole = frozenset[int]().union(*found)
@@ -212,7 +212,7 @@ class Proof:
 
     def _is_positional(self, node: Node) -> bool:
         """Whether a factor follows from positions; what a projection or attention makes of them does not count."""
-        if node in self._positional or node.op in ("sin", "cos", "iota"):
+        if node.op in ("sin", "cos", "iota"):
             return True
         if node.op.startswith((*_PROJECTIONS, "mla_jax.")):
             return False
@@ -229,7 +229,7 @@ class Proof:
         todo = [node]
         while todo:
             at = todo.pop()
-            if at in seen or at.op in _SOURCES:
+            if at in seen or at.op in _SOURCES or at.op in _ATTENTION:
                 continue
             seen.add(at)
             if at.op.startswith(_PROJECTIONS):

@@ -318,6 +318,52 @@ def test_keys_rotated_twice():
     refused(body, "keys are rotated twice")
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_keys_rotated_twice_and_read_back(layer):
+    """Whatever layer of the pool: which rows are read is not followed."""
+
+    def body(own):
+        q, kv_a = own.queries(), own.kv_a()
+        _, rows = own.rows(q, kv_a)
+        q_rope, pool = own.append(q, rows if layer == 0 else kv_a, own.pool, 0)
+        q_rope, pool = own.append(q, rows if layer == 1 else kv_a, pool, 1)
+        read = pool.reshape(LAYERS, PAGES * PAGE, -1).at[1, own.slots].get(mode="fill", fill_value=0)
+        return own.attend_own(q, q_rope, read)
+
+    refused(body, "keys are rotated once or twice")
+
+
+@pytest.mark.parametrize("loop", ["scan", "while"])
+def test_each_iteration_counts_on_its_own(loop):
+    """A prefill, then decode steps in a loop: what was stored before the loop are other rows."""
+
+    def body(own):
+        out, pool = right(own)
+
+        def one(pool):
+            q_rope, pool = own.append(own.queries(), own.kv_a(), pool)
+            return own.attend(q_rope, pool)[0, 0, 0], pool
+
+        if loop == "scan":
+            return out, jax.lax.scan(lambda pool, _: one(pool)[::-1], pool, length=3)
+        return out, jax.lax.while_loop(lambda pool: pool[0, 0, 0, 0] < 1, lambda pool: one(pool)[1], pool)
+
+    found = proven(body)
+    assert [one.where for one in found] == [(), (f"{loop} body",)]
+
+
+def test_factors_that_come_out_of_attention_pass():
+    """Earlier layers know positions; what they make of them is no rotation."""
+
+    def body(own):
+        out, pool = right(own)
+        q = own.queries() * out.mean(axis=(1, 2))[:, None, None]
+        q_rope, pool = own.append(q, own.kv_a(), pool, 2)
+        return own.attend(q_rope, pool, 2)
+
+    assert len(proven(body)) == 2
+
+
 def test_rotated_in_one_branch_only():
     def body(own):
         q = own.queries()
@@ -340,23 +386,32 @@ def test_rotated_on_one_platform_only():
     refused(body, "queries are rotated never or once")
 
 
-@pytest.mark.parametrize("merge", ["where", "concatenate", "update", "add"])
-def test_a_mixture_of_rotated_and_not(merge):
+@pytest.mark.parametrize("source", ["projection", "argument"])
+@pytest.mark.parametrize("merge", ["where", "concatenate", "update", "scatter", "add"])
+def test_a_mixture_of_rotated_and_not(merge, source):
     def body(own):
         q = own.queries()
         q_rope, pool = own.append(q, own.kv_a(), own.pool)
         raw = q[..., NOPE:]
+        if source == "argument":
+            raw = jnp.broadcast_to(own.x[:, None, :ROPE], raw.shape)
         if merge == "where":
             q_rope = jnp.where(own.positions[:, None, None] > 1, q_rope, raw)
         elif merge == "concatenate":
             q_rope = jnp.concatenate([q_rope[:1], raw[1:]])
         elif merge == "update":
             q_rope = jax.lax.dynamic_update_slice(q_rope, raw[:1], (0, 0, 0))
+        elif merge == "scatter":
+            q_rope = q_rope.at[own.slots].set(raw)
         else:
             q_rope = q_rope + raw
         return own.attend(q_rope, pool)
 
-    refused(body, "queries are rotated never or once")
+    if (merge, source) == ("add", "argument"):
+        # Nothing tells such an argument from a bias.
+        verify.check(step_of(body), **STEP)
+    else:
+        refused(body, "queries are rotated never or once")
 
 
 def test_never_stored():
@@ -409,6 +464,12 @@ def test_a_layer_that_cannot_be_compared():
 
     refused(body, "rows are stored never or once")
     assert "layers cannot be compared" in str(findings(body, "warning")[0])
+
+    def in_branches(own):
+        before = jax.lax.cond(own.seq_lens[0] > 2, lambda: own.pool, lambda: own.pool * 1)
+        return body(Layer(**own.__dict__ | {"pool": before}))
+
+    refused(in_branches, "rows are stored never or once")
 
 
 def test_rows_written_by_hand():
@@ -464,7 +525,12 @@ def rotated_by_table(own, q):
     return jnp.concatenate([q[..., :NOPE], q[..., NOPE:] * factor], axis=-1)
 
 
-@pytest.mark.parametrize("rotate", [rotated_by_hand, rotated_by_table])
+def rotated_by_rows_of_the_table(own, q):
+    factor = jnp.repeat(own.cos[:TOKENS], 2, axis=-1)[:, None, :]
+    return jnp.concatenate([q[..., :NOPE], q[..., NOPE:] * factor], axis=-1)
+
+
+@pytest.mark.parametrize("rotate", [rotated_by_hand, rotated_by_table, rotated_by_rows_of_the_table])
 @pytest.mark.parametrize("side", ["queries", "keys", "after"])
 def test_rotation_by_hand_is_a_warning(rotate, side):
     def body(own):
