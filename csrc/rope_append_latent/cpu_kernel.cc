@@ -1,10 +1,10 @@
 // Rope, norm and append: a few tokens a task, f32 inside, one rounding into each output.
 #include "rope_append_latent/cpu_kernel.h"
 
-#include "common/bfloat16.h"
+#include "common/cache_row.h"
 #include "common/denormals.h"
-#include "common/float8.h"
 #include "common/norm.h"
+#include "common/rope.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 
@@ -12,36 +12,12 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-// Rotates `rope` values in place; the order of elements stays.
-void Rotate(float* v, const float* cos, const float* sin, int64_t rope, bool half_layout) {
-  const int64_t pairs = rope / 2;
-  if (half_layout) {
-    float* low = v;
-    float* high = v + pairs;
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float a = low[i], b = high[i];
-      low[i] = a * cos[i] - b * sin[i];
-      high[i] = b * cos[i] + a * sin[i];
-    }
-  } else {
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float a = v[2 * i], b = v[2 * i + 1];
-      v[2 * i] = a * cos[i] - b * sin[i];
-      v[2 * i + 1] = b * cos[i] + a * sin[i];
-    }
-  }
-}
-
-void StoreF8(uint8_t* dst, const float* v, int64_t n, float inverse_scale) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = EncodeF8(v[i] * inverse_scale);
-}
-
 void StoreRow(const RopeAppendArgs& args, int64_t row, const float* v) {
   const int64_t width = args.rank + args.rope;
   if (args.store_type == DType::kF8E4M3FN) {
     uint8_t* dst = static_cast<uint8_t*>(args.store) + row * width;
-    StoreF8(dst, v, args.rank, 1.0f / args.scales[0]);
-    StoreF8(dst + args.rank, v + args.rank, args.rope, 1.0f / args.scales[1]);
+    EncodeF8Row(v, args.rank, 1.0f / args.scales[0], dst);
+    EncodeF8Row(v + args.rank, args.rope, 1.0f / args.scales[1], dst + args.rank);
   } else {
     WriteRow(args.store, args.store_type, row * width, width, v);
   }
