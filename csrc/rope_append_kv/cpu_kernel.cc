@@ -12,13 +12,17 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-// Tokens of one task. Where neighbouring slots share cache lines, so should a task.
+// Tokens of one task. Neighbouring slots of a packed cache share cache lines, so they should share
+// a task.
 constexpr int64_t kTokensOfRows = 4;
 constexpr int64_t kTokensOfPacked = 16;
 
-int64_t SizeOf(DType type) {
-  return type == DType::kF32 ? 4 : (type == DType::kBF16 ? 2 : 1);
+int64_t SizeOf(DType type) { return type == DType::kF32 ? 4 : (type == DType::kBF16 ? 2 : 1); }
+
+const uint8_t* At(const void* base, int64_t byte) {
+  return static_cast<const uint8_t*>(base) + byte;
 }
+uint8_t* At(void* base, int64_t byte) { return static_cast<uint8_t*>(base) + byte; }
 
 // The slot of token t in its layer, or -1: nothing is stored.
 int64_t LiveSlot(const RopeAppendKvArgs& args, int64_t t) {
@@ -33,15 +37,20 @@ int64_t LiveSlot(const RopeAppendKvArgs& args, int64_t t) {
   return live ? slot : -1;
 }
 
-// Writes runs of kBytes each from `src` to every `stride` bytes from `dst` on.
+Place PlaceOf(const RopeAppendKvArgs& args, const CacheArray& cache, int64_t slot, int64_t head) {
+  return RowPlace(cache.form, cache.width, cache.pack, args.kv_heads, args.page_size,
+                  args.first_page + slot / args.page_size, slot % args.page_size, head);
+}
+
+// Copies runs of kBytes each to every `stride` bytes from `dst` on.
 template <int64_t kBytes>
 void ScatterRuns(const uint8_t* src, int64_t runs, int64_t stride, uint8_t* dst) {
   for (int64_t i = 0; i < runs; ++i) __builtin_memcpy(dst + i * stride, src + i * kBytes, kBytes);
 }
 
-// Stores the bytes of one row, already of the cache's type.
-void StoreBytes(const uint8_t* src, int64_t width, int64_t size, const Place& place, void* cache) {
-  uint8_t* dst = static_cast<uint8_t*>(cache) + place.start * size;
+// Stores one head's row, already of the cache's type, in a packed cache.
+void StorePacked(const uint8_t* src, int64_t width, int64_t size, const Place& place, void* cache) {
+  uint8_t* dst = At(cache, place.start * size);
   const int64_t runs = width / place.run;
   const int64_t stride = place.stride * size;
   switch (place.run * size) {
@@ -56,16 +65,30 @@ void StoreBytes(const uint8_t* src, int64_t width, int64_t size, const Place& pl
   }
 }
 
-// Stores one row of f32; `bytes` is room for it in the cache's type.
-void StoreRow(const RopeAppendKvArgs& args, const CacheArray& cache, const Place& place,
-              const float* row, uint8_t* bytes) {
-  const float inverse_scale =
-      args.cache_type == DType::kF8E4M3FN ? 1.0f / *cache.scale : 1.0f;
-  if (cache.form == CacheForm::kRows) {
-    WriteCacheRow(cache.data, args.cache_type, place.start, cache.width, row, inverse_scale);
-  } else {
-    WriteCacheRow(bytes, args.cache_type, 0, cache.width, row, inverse_scale);
-    StoreBytes(bytes, cache.width, SizeOf(args.cache_type), place, cache.data);
+// Stores tokens' rows of all heads; row i of `rows` is that of slot live[i].
+void StoreAllPacked(const RopeAppendKvArgs& args, const CacheArray& cache, const int64_t* live,
+                    int64_t count, const uint8_t* rows) {
+  const int64_t size = SizeOf(args.cache_type);
+  // Heads outside: what the slots of one head share stays in the nearest cache.
+  for (int64_t h = 0; h < args.kv_heads; ++h) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (live[i] < 0) continue;
+      StorePacked(rows + (i * args.kv_heads + h) * cache.width * size, cache.width, size,
+                  PlaceOf(args, cache, live[i], h), cache.data);
+    }
+  }
+}
+
+void RotateQuery(const RopeAppendKvArgs& args, int64_t t, const float* cos, const float* sin) {
+  const int64_t width = args.keys.width;
+  const int64_t at = t * args.q_heads * width;
+  RotateRows(args.io_type, args.q, at, width, args.q_rotated, at, width, args.q_heads, cos, sin,
+             args.rope, args.half_layout);
+  if (args.rope == width) return;
+  const int64_t size = SizeOf(args.io_type);
+  for (int64_t h = 0; h < args.q_heads; ++h) {
+    const int64_t kept = (at + h * width + args.rope) * size;
+    __builtin_memcpy(At(args.q_rotated, kept), At(args.q, kept), (width - args.rope) * size);
   }
 }
 
@@ -74,59 +97,59 @@ void StoreRow(const RopeAppendKvArgs& args, const CacheArray& cache, const Place
 void RopeAppendKv(const RopeAppendKvArgs& args, const Executor& executor) {
   const CacheArray& keys = args.keys;
   const CacheArray& values = args.values;
-  const int64_t io_size = SizeOf(args.io_type);
-  const int64_t kept_bytes = (keys.width - args.rope) * io_size;
-  const int64_t widest = Max64(keys.width, values.width);
-  const bool rows = keys.form == CacheForm::kRows;
-  const int64_t tokens_a_task = rows ? kTokensOfRows : kTokensOfPacked;
-  const double elements = static_cast<double>((args.q_heads + args.kv_heads) * keys.width +
-                                              args.kv_heads * values.width);
-  const double cost = static_cast<double>(args.tokens) * elements * 0.5;
+  const bool packed = keys.form != CacheForm::kRows;
+  const bool is_float8 = args.cache_type == DType::kF8E4M3FN;
+  const int64_t cache_size = SizeOf(args.cache_type);
+  const int64_t key_row = args.kv_heads * keys.width;
+  const int64_t value_row = args.kv_heads * values.width;
+  const int64_t tokens_a_task = packed ? kTokensOfPacked : kTokensOfRows;
+  const double elements = static_cast<double>(args.q_heads * keys.width + key_row + value_row);
+  const double cost = static_cast<double>(args.tokens) * elements * 0.2;
   ForEach(executor, CeilDiv(args.tokens, tokens_a_task), cost, [&](int64_t task) {
     const KeepDenormals guard;
-    Carver size(nullptr);
-    size.Take<float>(widest);
-    size.Take<float>(widest);
-    Carver carver(Scratch(kTaskScratch, size.used()));
-    auto* row = carver.Take<float>(widest);
-    auto* bytes = carver.Take<uint8_t>(widest * 4);
-    int64_t live[kTokensOfPacked];
+    const float inverse_k_scale = is_float8 ? 1.0f / *keys.scale : 1.0f;
+    const float inverse_v_scale = is_float8 ? 1.0f / *values.scale : 1.0f;
     const int64_t begin = task * tokens_a_task;
     const int64_t count = Min(args.tokens - begin, tokens_a_task);
-    const auto place_of = [&](const CacheArray& cache, int64_t slot, int64_t h) {
-      return RowPlace(cache.form, cache.width, cache.pack, args.kv_heads, args.page_size,
-                      args.first_page + slot / args.page_size, slot % args.page_size, h);
+    // A packed cache's rows are gathered here first; other rows go straight to their place.
+    float* row = nullptr;
+    uint8_t* key_rows = nullptr;
+    uint8_t* value_rows = nullptr;
+    const auto carve = [&](Carver carver) {
+      row = carver.Take<float>(Max64(key_row, value_row));
+      key_rows = carver.Take<uint8_t>(packed ? count * key_row * cache_size : 0);
+      value_rows = carver.Take<uint8_t>(packed ? count * value_row * cache_size : 0);
+      return carver.used();
     };
+    carve(Carver(Scratch(kTaskScratch, carve(Carver(nullptr)))));
+    int64_t live[kTokensOfPacked];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t t = begin + i;
       const int64_t position = Clamp(args.positions[t], 0, args.table_rows - 1);
       const float* cos = args.cos + position * (args.rope / 2);
       const float* sin = args.sin + position * (args.rope / 2);
-      for (int64_t h = 0; h < args.q_heads; ++h) {
-        const int64_t at = (t * args.q_heads + h) * keys.width;
-        ReadRow(args.q, args.io_type, at, args.rope, row);
-        Rotate(row, cos, sin, args.rope, args.half_layout);
-        WriteRow(args.q_rotated, args.io_type, at, args.rope, row);
-        const int64_t kept = (at + args.rope) * io_size;
-        __builtin_memcpy(static_cast<uint8_t*>(args.q_rotated) + kept,
-                         static_cast<const uint8_t*>(args.q) + kept, kept_bytes);
-      }
+      RotateQuery(args, t, cos, sin);
       live[i] = LiveSlot(args, t);
       if (live[i] < 0) continue;
-      for (int64_t h = 0; h < args.kv_heads; ++h) {
-        ReadRow(args.k, args.io_type, (t * args.kv_heads + h) * keys.width, keys.width, row);
-        Rotate(row, cos, sin, args.rope, args.half_layout);
-        StoreRow(args, keys, place_of(keys, live[i], h), row, bytes);
+      void* key_base = packed ? key_rows : keys.data;
+      void* value_base = packed ? value_rows : values.data;
+      const int64_t key_at = packed ? i * key_row : PlaceOf(args, keys, live[i], 0).start;
+      const int64_t value_at = packed ? i * value_row : PlaceOf(args, values, live[i], 0).start;
+      ReadRow(args.k, args.io_type, t * key_row, key_row, row);
+      Rotate(Heads<float>{row, row, args.kv_heads, keys.width, keys.width}, cos, sin, args.rope,
+             args.half_layout);
+      WriteCacheRow(key_base, args.cache_type, key_at, key_row, row, inverse_k_scale);
+      if (args.io_type == args.cache_type) {
+        __builtin_memcpy(At(value_base, value_at * cache_size),
+                         At(args.v, t * value_row * cache_size), value_row * cache_size);
+      } else {
+        ReadRow(args.v, args.io_type, t * value_row, value_row, row);
+        WriteCacheRow(value_base, args.cache_type, value_at, value_row, row, inverse_v_scale);
       }
     }
-    // Heads outside, so that the lines which neighbouring slots share stay in the first cache.
-    for (int64_t h = 0; h < args.kv_heads; ++h) {
-      for (int64_t i = 0; i < count; ++i) {
-        if (live[i] < 0) continue;
-        const int64_t at = ((begin + i) * args.kv_heads + h) * values.width;
-        ReadRow(args.v, args.io_type, at, values.width, row);
-        StoreRow(args, values, place_of(values, live[i], h), row, bytes);
-      }
+    if (packed) {
+      StoreAllPacked(args, keys, live, count, key_rows);
+      StoreAllPacked(args, values, live, count, value_rows);
     }
   });
 }

@@ -32,27 +32,24 @@ void RopeAppend(const RopeAppendArgs& args, const Executor& executor) {
       static_cast<double>(args.tokens) * static_cast<double>(args.heads * args.rope + width) * 0.5;
   ForEach(executor, CeilDiv(args.tokens, kTokens), cost, [&](int64_t task) {
     const KeepDenormals guard;
-    auto* row = static_cast<float*>(Scratch(kTaskScratch, (2 * width + args.rope + 64) * 4));
+    auto* row = static_cast<float*>(Scratch(kTaskScratch, (2 * width + 64) * 4));
     float* weight = row + width;
-    float* head = weight + width;
     ReadRow(args.norm_weight, args.weight_type, 0, args.rank, weight);
     const int64_t end = Min(args.tokens, (task + 1) * kTokens);
     for (int64_t t = task * kTokens; t < end; ++t) {
       const int64_t position = Clamp(args.positions[t], 0, args.table_rows - 1);
       const float* cos = args.cos + position * (args.rope / 2);
       const float* sin = args.sin + position * (args.rope / 2);
-      for (int64_t h = 0; h < args.heads; ++h) {
-        const int64_t th = t * args.heads + h;
-        ReadRow(args.q, args.io_type, th * args.q_width + args.q_offset, args.rope, head);
-        Rotate(head, cos, sin, args.rope, args.half_layout);
-        WriteRow(args.q_rope, args.io_type, th * args.rope, args.rope, head);
-      }
+      RotateRows(args.io_type, args.q, t * args.heads * args.q_width + args.q_offset, args.q_width,
+                 args.q_rope, t * args.heads * args.rope, args.rope, args.heads, cos, sin,
+                 args.rope, args.half_layout);
       // The slot is checked inside its layer: a bad one must not land in a neighbouring layer.
       const int64_t slot = args.slots != nullptr ? args.slots[t] : t;
       if (slot < 0 || slot >= args.slots_per_layer || args.first_row < 0) continue;
       ReadRow(args.kv_a, args.io_type, t * args.kv_width + args.kv_offset, width, row);
       ScaleRow(row, InverseRms(row, args.rank, args.eps), weight, args.rank);
-      Rotate(row + args.rank, cos, sin, args.rope, args.half_layout);
+      float* key = row + args.rank;
+      Rotate(Heads<float>{key, key, 1, 0, 0}, cos, sin, args.rope, args.half_layout);
       StoreRow(args, args.first_row + slot, row);
     }
   });
