@@ -11,9 +11,10 @@ FP8_MAX = 448.0
 
 
 def to_cache_dtype(values: jax.Array, dtype: Any, scale: jax.Array) -> jax.Array:
-    """float32 values as a cache of `dtype` holds them; only float8 is divided by `scale`, and saturates."""
+    """Values as a cache of `dtype` holds them; only float8 is divided by `scale`, in float32, and saturates."""
     if dtype == jnp.float8_e4m3fn:
-        values = jnp.clip(values * (np.float32(1) / scale), -FP8_MAX, FP8_MAX)
+        scaled = values.astype(jnp.float32) * (np.float32(1) / scale)
+        values = jnp.clip(scaled, -FP8_MAX, FP8_MAX)
     return values.astype(dtype)
 
 

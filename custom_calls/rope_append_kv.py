@@ -155,9 +155,12 @@ def _reference(*arrays: jax.Array, layout: RopeLayout, cache_layout: KVCacheLayo
     q_rotated = jnp.concatenate([first, queries[..., kept:]], axis=-1).reshape(q.shape)
     first = _rotated_columns(keys, cos, sin, layout)
     keys = jnp.concatenate([first, keys[..., kept:].astype(jnp.float32)], axis=-1)
-    values = _apart(v, sizes.value_width).astype(jnp.float32)
+    values = _apart(v, sizes.value_width)
     if slot_map:
-        slots = slot_map[0].at[slots].get(mode="fill", fill_value=-1, wrap_negative_indices=False)
+        size = slot_map[0].shape[0]
+        known = (slots >= 0) & (slots < size)
+        # The entry behind the last one stands for every slot that the map does not have.
+        slots = jnp.pad(slot_map[0], (0, 1), constant_values=-1)[jnp.where(known, slots, size)]
     keys = to_cache_dtype(keys, k_cache.dtype, k_scale.reshape(()))
     values = to_cache_dtype(values, v_cache.dtype, v_scale.reshape(()))
     return q_rotated, *store_kv(k_cache, v_cache, keys, values, layer, slots, cache_layout)
