@@ -13,6 +13,7 @@ import pytest
 from op_base import KERNELS, Array, Builder, Call, OpTests, Rng, bits, normal, same_bits
 
 from custom_calls.kv_cache_layout import KV_CACHE_LAYOUTS, KVCacheSizes, kv_cache_shapes
+from custom_calls.registry import library
 from custom_calls.rope_append_kv import TARGET, TARGET_MAPPED, rope_append_kv
 
 F8 = ml_dtypes.float8_e4m3fn
@@ -588,3 +589,156 @@ def test_caches_of_more_than_32_bits_of_elements_compile(cache_layout: str, rng:
     for kernels in KERNELS:
         lowered = jax.jit(TestRopeAppendKv.bound(call, kernels)).lower(arrays)
         assert [out.shape for out in lowered.out_info] == [(4, 2, 48), k_shape, v_shape]
+
+
+def ffi_operands(cache_layout: str, cache: str = "bfloat16") -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and dtypes of a right call of the native kernel: T = 4, Hq = 6, Hk = 2, D = 16, Dv = 12, R = 8."""
+    k_shape, v_shape = kv_cache_shapes(KVCacheSizes(3, 5, 16, 2, 16, 12), np.dtype(cache), cache_layout)
+    return {
+        "q": ((4, 6, 16), "float32"),
+        "k": ((4, 2, 16), "float32"),
+        "v": ((4, 2, 12), "float32"),
+        "cos": ((9, 4), "float32"),
+        "sin": ((9, 4), "float32"),
+        "positions": ((4,), "int32"),
+        "slots": ((4,), "int32"),
+        "k_cache": (k_shape, cache),
+        "v_cache": (v_shape, cache),
+        "layer": ((), "int32"),
+        "k_scale": ((), "float32"),
+        "v_scale": ((), "float32"),
+        "slot_map": ((7,), "int32"),
+        "q_rotated": ((4, 6, 16), "float32"),
+        "new_k_cache": (k_shape, cache),
+        "new_v_cache": (v_shape, cache),
+    }
+
+
+def ffi_run(operands: dict[str, tuple[tuple[int, ...], str]], target: str, **attributes: int) -> None:
+    results = ("q_rotated", "new_k_cache", "new_v_cache")
+    outs = [jax.ShapeDtypeStruct(*operands[name]) for name in results]
+    left_out = {*results, *(() if target == TARGET_MAPPED else ("slot_map",))}
+    arrays = [jnp.zeros(*spec) for name, spec in operands.items() if name not in left_out]
+    assert target in library("cpu").targets
+    call = jax.ffi.ffi_call(target, outs)
+    jax.block_until_ready(call(*arrays, **{name: np.int64(value) for name, value in attributes.items()}))
+
+
+FFI_ERRORS: dict[str, tuple[str, dict[str, Any], dict[str, int], str]] = {
+    "q-type": ("flash", {"q": ((4, 6, 16), "float16")}, {}, "'q': expected float32 or bfloat16, got float16"),
+    "q-rank": ("flash", {"q": ((4, 96), "float32")}, {}, "'q': expected rank 3, got shape (4, 96)"),
+    "k-type": ("flash", {"k": ((4, 2, 16), "bfloat16")}, {}, "'k': expected float32 (the type of 'q'), got bfloat16"),
+    "k-tokens": ("flash", {"k": ((5, 2, 16), "float32")}, {}, "'k': expected shape (4, 2, 16), got shape (5, 2, 16)"),
+    "v-type": ("flash", {"v": ((4, 2, 12), "bfloat16")}, {}, "'v': expected float32 (the type of 'q'), got bfloat16"),
+    "v-heads": ("flash", {"v": ((4, 3, 12), "float32")}, {}, "'v': expected shape (4, 2, 12), got shape (4, 3, 12)"),
+    "q-rotated": (
+        "flash", {"q_rotated": ((4, 6, 15), "float32")}, {},
+        "'q_rotated': expected shape (4, 6, 16), got shape (4, 6, 15)",
+    ),
+    "q-rotated-type": (
+        "flash", {"q_rotated": ((4, 6, 16), "bfloat16")}, {},
+        "'q_rotated': expected float32 (the type of 'q'), got bfloat16",
+    ),
+    "cos-type": (
+        "flash", {"cos": ((9, 4), "bfloat16")}, {}, "'cos': expected float32 (the type of 'sin'), got bfloat16"
+    ),
+    "sin-type": (
+        "flash", {"sin": ((9, 4), "bfloat16")}, {}, "'sin': expected float32 (the type of 'cos'), got bfloat16"
+    ),
+    "sin-shape": ("flash", {"sin": ((9, 5), "float32")}, {}, "'sin': expected shape (9, 4), got shape (9, 5)"),
+    "no-table": (
+        "flash", {"cos": ((0, 4), "float32"), "sin": ((0, 4), "float32")}, {},
+        "'cos': expected at least one row, got (0, 4)",
+    ),
+    "wide-table": (
+        "flash", {"cos": ((9, 9), "float32"), "sin": ((9, 9), "float32")}, {},
+        "'cos': expected at most 8 columns, got (9, 9)",
+    ),
+    "positions": ("flash", {"positions": ((3,), "int32")}, {}, "'positions': expected shape (4), got shape (3)"),
+    "positions-type": ("flash", {"positions": ((4,), "uint32")}, {}, "'positions': expected int32, got uint32"),
+    "slots": ("flash", {"slots": ((5,), "int32")}, {}, "'slots': expected shape (4), got shape (5)"),
+    "slots-type": ("flash", {"slots": ((4,), "uint32")}, {}, "'slots': expected int32, got uint32"),
+    "layer": ("flash", {"layer": ((1,), "int32")}, {}, "'layer': expected shape (), got shape (1)"),
+    "layer-type": ("flash", {"layer": ((), "uint32")}, {}, "'layer': expected int32, got uint32"),
+    "k-scale": ("flash", {"k_scale": ((2,), "float32")}, {}, "'k_scale': expected shape (), got shape (2)"),
+    "v-scale": ("flash", {"v_scale": ((2,), "float32")}, {}, "'v_scale': expected shape (), got shape (2)"),
+    "v-scale-type": (
+        "flash", {"v_scale": ((), "bfloat16")}, {}, "'v_scale': expected float32 (the type of 'cos'), got bfloat16"
+    ),
+    "layout": ("flash", {}, {"layout": 2}, "'layout': expected 0 (interleaved) or 1 (half), got 2"),
+    "cache-layout": (
+        "flash", {}, {"cache_layout": 3}, "'cache_layout': expected 0 (flash), 1 (split_k) or 2 (split_kv), got 3"
+    ),
+    "k-cache-type": (
+        "flash", {"k_cache": ((3, 5, 16, 2, 16), "float16")}, {},
+        "'k_cache': expected float32 or bfloat16 or float8_e4m3fn, got float16",
+    ),
+    "v-cache-type": (
+        "flash", {"v_cache": ((3, 5, 16, 2, 12), "float32")}, {},
+        "'v_cache': expected bfloat16 (the type of 'k_cache'), got float32",
+    ),
+    "k-cache-rank": (
+        "flash", {"k_cache": ((3, 5, 2, 2, 16, 8), "bfloat16")}, {}, "'k_cache': expected rank 5, got shape"
+    ),
+    "k-cache-of-flash": (
+        "flash", {"k_cache": ((3, 5, 16, 3, 16), "bfloat16")}, {},
+        "'k_cache': expected shape (3, 5, 16, 2, 16), got shape (3, 5, 16, 3, 16)",
+    ),
+    "v-cache-of-flash": (
+        "flash", {"v_cache": ((3, 4, 16, 2, 12), "bfloat16")}, {},
+        "'v_cache': expected shape (3, 5, 16, 2, 12), got shape (3, 4, 16, 2, 12)",
+    ),
+    "k-cache-of-split-k": (
+        "split_k", {"k_cache": ((3, 5, 2, 4, 16, 4), "bfloat16")}, {},
+        "'k_cache': expected shape (3, 5, 2, 2, 16, 8), got shape (3, 5, 2, 4, 16, 4)",
+    ),
+    "v-cache-of-split-k": (
+        "split_k", {"v_cache": ((3, 5, 2, 12, 15), "bfloat16")}, {},
+        "'v_cache': expected shape (3, 5, 2, 12, 16), got shape (3, 5, 2, 12, 15)",
+    ),
+    "v-cache-of-split-kv": (
+        "split_kv", {"v_cache": ((3, 5, 2, 12, 16), "bfloat16")}, {},
+        "'v_cache': expected shape (3, 5, 2, 2, 12, 8), got shape (3, 5, 2, 12, 16)",
+    ),
+    "new-k-cache": (
+        "flash", {"new_k_cache": ((2, 5, 16, 2, 16), "bfloat16")}, {},
+        "'new_k_cache': expected shape (3, 5, 16, 2, 16), got shape (2, 5, 16, 2, 16)",
+    ),
+    "new-v-cache-type": (
+        "flash", {"new_v_cache": ((3, 5, 16, 2, 12), "float32")}, {},
+        "'new_v_cache': expected bfloat16 (the type of 'k_cache'), got float32",
+    ),
+    "key-width": (
+        "split_k", {name: ((4, heads, 20), "float32") for name, heads in (("q", 6), ("k", 2), ("q_rotated", 6))}, {},
+        "'k': expected a width that is a multiple of 8, got 20",
+    ),
+    "page-size": (
+        "split_kv", {"k_cache": ((3, 5, 2, 2, 12, 8), "bfloat16")}, {},
+        "'k_cache': expected a page size that is a multiple of 8, got 12",
+    ),
+    "no-page-size": (
+        "flash", {"k_cache": ((3, 5, 0, 2, 16), "bfloat16")}, {},
+        "'k_cache': expected a positive page size, got (3, 5, 0, 2, 16)",
+    ),
+    "slot-map": ("flash", {"slot_map": ((7, 1), "int32")}, {}, "'slot_map': expected shape (any), got shape (7, 1)"),
+    "slot-map-type": ("flash", {"slot_map": ((7,), "uint32")}, {}, "'slot_map': expected int32, got uint32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FFI_ERRORS)
+def test_the_kernel_refuses_wrong_buffers(name: str) -> None:
+    cache_layout, changes, attributes, message = FFI_ERRORS[name]
+    operands = {**ffi_operands(cache_layout), **changes}
+    settings = {"layout": 0, "cache_layout": KV_CACHE_LAYOUTS.index(cache_layout), **attributes}
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        ffi_run(operands, TARGET_MAPPED, **settings)
+    assert f"mla_jax.rope_append_kv_mapped: argument {message}" in str(raised.value)
+
+
+@pytest.mark.parametrize("target", [TARGET, TARGET_MAPPED])
+@pytest.mark.parametrize("cache_layout", KV_CACHE_LAYOUTS)
+def test_the_kernel_takes_right_buffers(cache_layout: str, target: str) -> None:
+    """Also where a page holds a single pack, whose values have the same size in both split layouts."""
+    ffi_run(ffi_operands(cache_layout), target, layout=0, cache_layout=KV_CACHE_LAYOUTS.index(cache_layout))
+    operands = ffi_operands(cache_layout, "float8_e4m3fn")
+    ffi_run(operands, target, layout=1, cache_layout=KV_CACHE_LAYOUTS.index(cache_layout))
