@@ -2,7 +2,8 @@
 
 "plain" is what a JAX user would write (einsum over gathered pages, dense dots), not this library's
 ragged reference where that does more. Shapes are DeepSeek-V2-Lite's: hidden 2048, 16 heads, latent
-512 + 64, 64 experts of 1408, top 6. Usage: python benchmarks/cpu_ops.py [--dtype float32|bfloat16]
+512 + 64, 64 experts of 1408, top 6; for rope_append_kv gpt-oss's: 64 query heads, 8 key heads of 64.
+Usage: python benchmarks/cpu_ops.py [--dtype float32|bfloat16]
 """
 
 import argparse
