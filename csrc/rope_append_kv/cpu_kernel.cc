@@ -122,7 +122,7 @@ void RopeAppendKv(const RopeAppendKvArgs& args, const Executor& executor) {
       return carver.used();
     };
     carve(Carver(Scratch(kTaskScratch, carve(Carver(nullptr)))));
-    int64_t live[kTokensOfPacked];
+    int64_t live[Max64(kTokensOfRows, kTokensOfPacked)];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t t = begin + i;
       const int64_t position = Clamp(args.positions[t], 0, args.table_rows - 1);

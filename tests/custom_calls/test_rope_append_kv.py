@@ -505,6 +505,20 @@ def test_what_is_not_rotated_keeps_its_bits(kernels: str, dtype: str, cache_layo
     assert same_bits(rows.reshape(LAYERS, -1, 2, 48)[1, call.arrays["slots"]], v)
 
 
+@pytest.mark.parametrize("tokens", [1, 200], ids=["one-thread", "threads"])
+def test_the_kernel_keeps_subnormals(tokens: int, rng: Rng) -> None:
+    """XLA's threads flush them to zero; then a row would depend on the thread that it met."""
+    call = make(tokens, 16, 4, 32, "flash", "half")(rng, "float32", "float32")
+    tiny = {name: (call.arrays[name] * 1e-39).astype(np.float32) for name in "qkv"}
+    still = {"cos": np.ones((1, 16), np.float32), "sin": np.zeros((1, 16), np.float32)}
+    assert (tiny["k"] != 0).all()
+    q_rotated, k_cache, v_cache = TestRopeAppendKv.call(call.changed(**tiny, **still), "native")
+    assert np.array_equal(q_rotated, tiny["q"])
+    for cache, name in ((k_cache, "k"), (v_cache, "v")):
+        stored = np.asarray(cache).reshape(LAYERS, -1, 4, 32)[1, call.arrays["slots"]]
+        assert np.array_equal(stored, tiny[name])
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_slot_map_of_no_entries_stores_nothing(kernels: str, rng: Rng) -> None:
     call = make(4, 2, 1, 8)(rng, "float32", "bfloat16").changed(slot_map=np.zeros(0, np.int32))
