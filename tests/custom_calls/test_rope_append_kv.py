@@ -628,14 +628,17 @@ def ffi_operands(cache_layout: str, cache: str = "bfloat16") -> dict[str, tuple[
     }
 
 
-def ffi_run(operands: dict[str, tuple[tuple[int, ...], str]], target: str, **attributes: int) -> None:
+def ffi_run(operands: dict[str, tuple[tuple[int, ...], str]], target: str, **attributes: int) -> list[Array]:
+    """The native kernel on ones, without aliases."""
     results = ("q_rotated", "new_k_cache", "new_v_cache")
     outs = [jax.ShapeDtypeStruct(*operands[name]) for name in results]
     left_out = {*results, *(() if target == TARGET_MAPPED else ("slot_map",))}
-    arrays = [jnp.zeros(*spec) for name, spec in operands.items() if name not in left_out]
+    arrays = [jnp.ones(*spec) for name, spec in operands.items() if name not in left_out]
     assert target in library("cpu").targets
     call = jax.ffi.ffi_call(target, outs)
-    jax.block_until_ready(call(*arrays, **{name: np.int64(value) for name, value in attributes.items()}))
+    return list(
+        map(np.asarray, call(*arrays, **{name: np.int64(value) for name, value in attributes.items()}))
+    )
 
 
 FFI_ERRORS: dict[str, tuple[str, dict[str, Any], dict[str, int], str]] = {
@@ -752,7 +755,16 @@ def test_the_kernel_refuses_wrong_buffers(name: str) -> None:
 @pytest.mark.parametrize("target", [TARGET, TARGET_MAPPED])
 @pytest.mark.parametrize("cache_layout", KV_CACHE_LAYOUTS)
 def test_the_kernel_takes_right_buffers(cache_layout: str, target: str) -> None:
-    """Also where a page holds a single pack, whose values have the same size in both split layouts."""
-    ffi_run(ffi_operands(cache_layout), target, layout=0, cache_layout=KV_CACHE_LAYOUTS.index(cache_layout))
-    operands = ffi_operands(cache_layout, "float8_e4m3fn")
-    ffi_run(operands, target, layout=1, cache_layout=KV_CACHE_LAYOUTS.index(cache_layout))
+    """Also where results are other buffers than the caches, and where a page holds a single pack."""
+    for cache in ("bfloat16", "float8_e4m3fn"):
+        operands = ffi_operands(cache_layout, cache)
+        code = KV_CACHE_LAYOUTS.index(cache_layout)
+        q_rotated, *caches = ffi_run(operands, target, layout=0, cache_layout=code)
+        # cos = sin = 1 takes (1, 1) to (0, 2); layer 1, slot 1 holds a key, all else is the caches' own.
+        turned = np.where(np.arange(16) < 8, np.arange(16) % 2 * 2, 1)
+        assert np.array_equal(q_rotated, np.broadcast_to(turned, (4, 6, 16)))
+        for which, rows in zip("kv", (turned, 1), strict=True):
+            want = np.ones(oracle.kv_rows(caches["kv".index(which)], cache_layout, which).shape)
+            want[1, 0, 1] = rows
+            got = oracle.kv_rows(caches["kv".index(which)], cache_layout, which)
+            assert np.array_equal(oracle.f64(got), want)
