@@ -2,7 +2,8 @@
 
 "plain" is what a JAX user would write (einsum over gathered pages, dense dots), not this library's
 ragged reference where that does more. Shapes are DeepSeek-V2-Lite's: hidden 2048, 16 heads, latent
-512 + 64, 64 experts of 1408, top 6. Usage: python benchmarks/cpu_ops.py [--dtype float32|bfloat16]
+512 + 64, 64 experts of 1408, top 6; for rope_append_kv gpt-oss's: 64 query heads, 8 key heads of 64.
+Usage: python benchmarks/cpu_ops.py [--dtype float32|bfloat16]
 """
 
 import argparse
@@ -18,11 +19,13 @@ import numpy as np
 from custom_calls.absorb import absorb
 from custom_calls.expert_mlp import expert_mlp
 from custom_calls.flatten_quantize import flatten_quantize
+from custom_calls.kv_cache_layout import KV_CACHE_LAYOUTS, KVCacheLayout, KVCacheSizes, kv_cache_shapes
 from custom_calls.linear import linear
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.rmsnorm import rmsnorm
 from custom_calls.rmsnorm_quantize import rmsnorm_quantize
+from custom_calls.rope_append_kv import rope_append_kv
 from custom_calls.rope_append_latent import rope_append_latent
 
 HIDDEN, HEADS, RANK, ROPE, NOPE, V = 2048, 16, 512, 64, 128, 128
@@ -208,6 +211,38 @@ class Bench:
         name = f"rope_append_latent, {tokens} tokens"
         print(f"{name:<46} native {fast:9.3f} ms   plain {slow:9.3f} ms   {slow / fast:6.2f} x", flush=True)
 
+    def append_kv(self, tokens: int, cache_layout: KVCacheLayout) -> None:
+        heads, kv_heads, width = 64, 8, 64
+        q, k, v = (self.array(tokens, count, width) for count in (heads, kv_heads, kv_heads))
+        sizes = KVCacheSizes(1, -(-tokens // PAGE) + 1, PAGE, kv_heads, width, width)
+        shapes = kv_cache_shapes(sizes, self.dtype, cache_layout)
+        state = {
+            name: tuple(jnp.zeros(shape, self.dtype) for shape in shapes) for name in ("native", "reference")
+        }
+        table = self.array(4096, width // 2).astype(jnp.float32)
+        at = jnp.arange(tokens, dtype=jnp.int32)
+        rest = (q, k, v, table, table, at, at)
+
+        def step(name: str) -> Callable[[], Any]:
+            def run(caches: tuple[jax.Array, jax.Array], *a: jax.Array) -> Any:
+                return rope_append_kv(
+                    *a, *caches, jnp.int32(0), jnp.float32(1), jnp.float32(1),
+                    layout="half", cache_layout=cache_layout, kernels=name,  # type: ignore[arg-type]
+                )  # fmt: skip
+
+            jitted = jax.jit(run, donate_argnums=(0,))
+
+            def call() -> Any:
+                out, *caches = jitted(state[name], *rest)
+                state[name] = tuple(caches)
+                return out, caches
+
+            return call
+
+        fast, slow = interleaved_ms([step("native"), step("reference")], self.rounds)
+        name = f"rope_append_kv {cache_layout}, {tokens} tokens"
+        print(f"{name:<46} native {fast:9.3f} ms   plain {slow:9.3f} ms   {slow / fast:6.2f} x", flush=True)
+
     def attention(self, heads: int, keys: int) -> None:
         q, q_rope = self.array(1, heads, RANK), self.array(1, heads, ROPE)
         kv = self.array(1, keys // PAGE, PAGE, RANK + ROPE)
@@ -269,6 +304,9 @@ def main() -> None:
                 bench.flatten_quantize(tokens, heads, format)
             for width in (512, 1536):
                 bench.rmsnorm_quantize(tokens, width, format)
+    for tokens in (1, 4, 64, 512):
+        for cache_layout in KV_CACHE_LAYOUTS:
+            bench.append_kv(tokens, cache_layout)
     for tokens in (1, 8, 128):
         bench.experts(tokens)
     for heads, keys in ((16, 512), (16, 4096), (128, 4096)):

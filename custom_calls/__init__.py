@@ -13,6 +13,7 @@ from custom_calls import (
     expert_mlp,
     expert_mlp_quantized,
     flatten_quantize,
+    gqa_attention,
     linear,
     linear_quantized,
     mla_attention,
@@ -20,6 +21,7 @@ from custom_calls import (
     mxfp4_quantize,
     rmsnorm,
     rmsnorm_quantize,
+    rope_append_kv,
     rope_append_latent,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "expert_mlp",
     "expert_mlp_quantized",
     "flatten_quantize",
+    "gqa_attention",
     "linear",
     "linear_quantized",
     "mla_attention",
@@ -36,5 +39,6 @@ __all__ = [
     "mxfp4_quantize",
     "rmsnorm",
     "rmsnorm_quantize",
+    "rope_append_kv",
     "rope_append_latent",
 ]

@@ -4,12 +4,11 @@ One op does all three, so there is no moment at which a key is rotated but not s
 rotated. `rope_latent_rows` is the same op without a pool: it returns the rows instead (training, tests).
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from custom_calls.cache_rows import store, to_cache_dtype
 from custom_calls.checks import (
     CACHE_DTYPES,
     COMPUTE_DTYPES,
@@ -17,19 +16,13 @@ from custom_calls.checks import (
     check_range,
     check_shape,
 )
-from custom_calls.errors import LayoutError
 from custom_calls.op import Arrays, Op, map_rows
 from custom_calls.registry import Kernels
 from custom_calls.rmsnorm import normalise
+from custom_calls.rope_contract import LAYOUT_CODE, RopeLayout, check_rope_layout, rotate
 
 TARGET = "mla_jax.rope_append_latent.v1"
 TARGET_ROWS = "mla_jax.rope_latent_rows.v1"
-
-RopeLayout = Literal["interleaved", "half"]
-LAYOUT_CODE: dict[RopeLayout, int] = {"interleaved": 0, "half": 1}
-
-FP8_MAX = 448.0
-"""Largest finite e4m3fn value; larger magnitudes saturate to it."""
 
 
 def rope_append_latent(
@@ -144,8 +137,7 @@ def _check_rotation(
     q_offset: int,
     kv_offset: int,
 ) -> None:
-    if layout not in LAYOUT_CODE:
-        raise LayoutError(f"{op}: argument 'layout': expected 'interleaved' or 'half', got {layout!r}")
+    check_rope_layout(op, layout)
     check_shape(op, "q", q, ("T", "H", "D"))
     check_dtype(op, "q", q, COMPUTE_DTYPES)
     check_shape(op, "kv_a", kv_a, (q.shape[0], "W"))
@@ -162,17 +154,6 @@ def _check_rotation(
     width = 2 * cos.shape[1]
     check_range(op, "q_offset", q_offset, width, q.shape[2], "q's columns")
     check_range(op, "kv_offset", kv_offset, norm_weight.shape[0] + width, kv_a.shape[1], "kv_a's columns")
-
-
-def _rotate(values: jax.Array, cos: jax.Array, sin: jax.Array, layout: RopeLayout) -> jax.Array:
-    """RoPE over the last axis P in float32; cos and sin have shape (..., P / 2)."""
-    half = values.shape[-1] // 2
-    if layout == "half":
-        first, second = values[..., :half], values[..., half:]
-        return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    pairs = values.reshape(*values.shape[:-1], half, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(values.shape)
 
 
 def _rows_float32(
@@ -192,10 +173,10 @@ def _rows_float32(
     at = jnp.clip(positions, 0, cos.shape[0] - 1)
     cos_t, sin_t = cos[at], sin[at]
     q_pe = q[:, :, q_offset : q_offset + width].astype(jnp.float32)
-    q_rope = _rotate(q_pe, cos_t[:, None, :], sin_t[:, None, :], layout).astype(q.dtype)
+    q_rope = rotate(q_pe, cos_t[:, None, :], sin_t[:, None, :], layout).astype(q.dtype)
     latent = normalise(kv_a[:, kv_offset : kv_offset + rank].astype(jnp.float32), norm_weight, eps)
     k_pe = kv_a[:, kv_offset + rank : kv_offset + rank + width].astype(jnp.float32)
-    return q_rope, jnp.concatenate([latent, _rotate(k_pe, cos_t, sin_t, layout)], axis=-1)
+    return q_rope, jnp.concatenate([latent, rotate(k_pe, cos_t, sin_t, layout)], axis=-1)
 
 
 def _reference_rows(q: jax.Array, *rest: jax.Array, **static: object) -> Arrays:
@@ -206,33 +187,10 @@ def _reference_rows(q: jax.Array, *rest: jax.Array, **static: object) -> Arrays:
 def _reference(*arrays: jax.Array, **static: object) -> Arrays:
     *rotation, slots, kv, layer, scales = arrays
     q_rope, rows = _rows_float32(*rotation, **static)  # type: ignore[arg-type]
-    if kv.dtype == jnp.float8_e4m3fn:
-        scaled = rows * (np.float32(1) / _row_scale(scales, rotation[2].shape[0], rows))
-        rows = jnp.clip(scaled, -FP8_MAX, FP8_MAX)
+    stored = to_cache_dtype(rows, kv.dtype, _row_scale(scales, rotation[2].shape[0], rows))
     num_layers, num_pages, page_size, width = kv.shape
     pool = kv.reshape(num_layers, num_pages * page_size, width)
-    stored = rows.astype(kv.dtype)
-    if kv.dtype == jnp.float32:
-        return q_rope, _store(pool, stored, slots, layer).reshape(kv.shape)
-    pool = jax.lax.platform_dependent(pool, stored, slots, layer, cpu=_store_as_integers, default=_store)
-    return q_rope, pool.reshape(kv.shape)
-
-
-def _store(pool: jax.Array, rows: jax.Array, slots: jax.Array, layer: jax.Array) -> jax.Array:
-    # Layer and slot stay separate coordinates: each is range-checked on its own by mode="drop", and
-    # their product can never leave 32 bits. Without wrap_negative_indices=False a slot of -1 would
-    # overwrite the last row of the pool.
-    return pool.at[layer, slots].set(rows, mode="drop", wrap_negative_indices=False)
-
-
-def _store_as_integers(pool: jax.Array, rows: jax.Array, slots: jax.Array, layer: jax.Array) -> jax.Array:
-    """XLA:CPU scatters narrow floats through a float32 copy of the pool, which alters NaN in rows of others.
-
-    As integers it still copies (once, in the pool's own width): in place is the native kernel's doing.
-    """
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}[pool.dtype.itemsize]
-    pool_codes, codes = (jax.lax.bitcast_convert_type(array, unsigned) for array in (pool, rows))
-    return jax.lax.bitcast_convert_type(_store(pool_codes, codes, slots, layer), pool.dtype)
+    return q_rope, store(pool, stored, (layer, slots)).reshape(kv.shape)
 
 
 def _q_rope(q: jax.Array, cos: jax.Array) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from custom_calls.checks import CACHE_DTYPES
-from custom_calls.rope_append_latent import RopeLayout
+from custom_calls.rope_contract import RopeLayout
 from mla_jax.arguments import as_integer, dtype_name
 from mla_jax.config import ModelConfig
 from mla_jax.errors import ShapeError, shown

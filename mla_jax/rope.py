@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from custom_calls.rope_append_latent import LAYOUT_CODE, RopeLayout
+from custom_calls.rope_contract import LAYOUT_CODE, RopeLayout
 from mla_jax.config import ModelConfig, RopeConfig, YarnConfig
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.pytree import pytree

@@ -12,6 +12,8 @@
   target("mla_jax.rmsnorm_residual.v1", mla_jax_rmsnorm_residual_v1, 1) between \
   target("mla_jax.rope_append_latent.v1", mla_jax_rope_append_latent_v1, 1) between \
   target("mla_jax.rope_latent_rows.v1", mla_jax_rope_latent_rows_v1, 1) between \
+  target("mla_jax.rope_append_kv.v1", mla_jax_rope_append_kv_v1, 1) between \
+  target("mla_jax.rope_append_kv_mapped.v1", mla_jax_rope_append_kv_mapped_v1, 1) between \
   target("mla_jax.mla_attention.v1", mla_jax_mla_attention_v1, 1) between \
   target("mla_jax.mla_attention_expanded.v1", mla_jax_mla_attention_expanded_v1, 1) between \
   target("mla_jax.linear.v1", mla_jax_linear_v1, 1) between \

@@ -1,10 +1,10 @@
 // Rope, norm and append: a few tokens a task, f32 inside, one rounding into each output.
 #include "rope_append_latent/cpu_kernel.h"
 
-#include "common/bfloat16.h"
+#include "common/cache_row.h"
 #include "common/denormals.h"
-#include "common/float8.h"
 #include "common/norm.h"
+#include "common/rope.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 
@@ -12,36 +12,12 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-// Rotates `rope` values in place; the order of elements stays.
-void Rotate(float* v, const float* cos, const float* sin, int64_t rope, bool half_layout) {
-  const int64_t pairs = rope / 2;
-  if (half_layout) {
-    float* low = v;
-    float* high = v + pairs;
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float a = low[i], b = high[i];
-      low[i] = a * cos[i] - b * sin[i];
-      high[i] = b * cos[i] + a * sin[i];
-    }
-  } else {
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float a = v[2 * i], b = v[2 * i + 1];
-      v[2 * i] = a * cos[i] - b * sin[i];
-      v[2 * i + 1] = b * cos[i] + a * sin[i];
-    }
-  }
-}
-
-void StoreF8(uint8_t* dst, const float* v, int64_t n, float inverse_scale) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = EncodeF8(v[i] * inverse_scale);
-}
-
 void StoreRow(const RopeAppendArgs& args, int64_t row, const float* v) {
   const int64_t width = args.rank + args.rope;
   if (args.store_type == DType::kF8E4M3FN) {
     uint8_t* dst = static_cast<uint8_t*>(args.store) + row * width;
-    StoreF8(dst, v, args.rank, 1.0f / args.scales[0]);
-    StoreF8(dst + args.rank, v + args.rank, args.rope, 1.0f / args.scales[1]);
+    EncodeF8Row(v, args.rank, 1.0f / args.scales[0], dst);
+    EncodeF8Row(v + args.rank, args.rope, 1.0f / args.scales[1], dst + args.rank);
   } else {
     WriteRow(args.store, args.store_type, row * width, width, v);
   }
@@ -56,27 +32,24 @@ void RopeAppend(const RopeAppendArgs& args, const Executor& executor) {
       static_cast<double>(args.tokens) * static_cast<double>(args.heads * args.rope + width) * 0.5;
   ForEach(executor, CeilDiv(args.tokens, kTokens), cost, [&](int64_t task) {
     const KeepDenormals guard;
-    auto* row = static_cast<float*>(Scratch(kTaskScratch, (2 * width + args.rope + 64) * 4));
+    auto* row = static_cast<float*>(Scratch(kTaskScratch, (2 * width + 64) * 4));
     float* weight = row + width;
-    float* head = weight + width;
     ReadRow(args.norm_weight, args.weight_type, 0, args.rank, weight);
     const int64_t end = Min(args.tokens, (task + 1) * kTokens);
     for (int64_t t = task * kTokens; t < end; ++t) {
       const int64_t position = Clamp(args.positions[t], 0, args.table_rows - 1);
       const float* cos = args.cos + position * (args.rope / 2);
       const float* sin = args.sin + position * (args.rope / 2);
-      for (int64_t h = 0; h < args.heads; ++h) {
-        const int64_t th = t * args.heads + h;
-        ReadRow(args.q, args.io_type, th * args.q_width + args.q_offset, args.rope, head);
-        Rotate(head, cos, sin, args.rope, args.half_layout);
-        WriteRow(args.q_rope, args.io_type, th * args.rope, args.rope, head);
-      }
+      RotateRows(args.io_type, args.q, t * args.heads * args.q_width + args.q_offset, args.q_width,
+                 args.q_rope, t * args.heads * args.rope, args.rope, args.heads, cos, sin,
+                 args.rope, args.half_layout);
       // The slot is checked inside its layer: a bad one must not land in a neighbouring layer.
       const int64_t slot = args.slots != nullptr ? args.slots[t] : t;
       if (slot < 0 || slot >= args.slots_per_layer || args.first_row < 0) continue;
       ReadRow(args.kv_a, args.io_type, t * args.kv_width + args.kv_offset, width, row);
       ScaleRow(row, InverseRms(row, args.rank, args.eps), weight, args.rank);
-      Rotate(row + args.rank, cos, sin, args.rope, args.half_layout);
+      float* key = row + args.rank;
+      Rotate(Heads<float>{key, key, 1, 0, 0}, cos, sin, args.rope, args.half_layout);
       StoreRow(args, args.first_row + slot, row);
     }
   });

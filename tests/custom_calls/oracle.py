@@ -262,6 +262,89 @@ def rope_append_latent(
     return q_rope, Bounded(pool, pool_error, _scale(np.abs(pool)))
 
 
+def kv_rows(cache: Array, cache_layout: str, which: str) -> Array:
+    """A copy of a key ("k") or value ("v") cache as (layers, pages, page_size, heads, width)."""
+    if cache_layout == "flash":
+        return cache.copy()
+    if which == "v" and cache_layout == "split_k":
+        return cache.transpose(0, 1, 4, 2, 3).copy()
+    layers, pages, heads = cache.shape[:3]
+    if which == "k":
+        return cache.transpose(0, 1, 4, 2, 3, 5).reshape(layers, pages, cache.shape[4], heads, -1).copy()
+    return cache.transpose(0, 1, 3, 5, 2, 4).reshape(layers, pages, -1, heads, cache.shape[4]).copy()
+
+
+def kv_cache(rows: Array, cache_layout: str, which: str, x: int) -> Array:
+    """The inverse of `kv_rows`; `x` elements are 16 bytes."""
+    layers, pages, page_size, heads, width = rows.shape
+    if cache_layout == "flash":
+        return rows.copy()
+    if which == "v" and cache_layout == "split_k":
+        return rows.transpose(0, 1, 3, 4, 2).copy()
+    if which == "k":
+        return rows.reshape(layers, pages, page_size, heads, width // x, x).transpose(0, 1, 3, 4, 2, 5).copy()
+    return rows.reshape(layers, pages, page_size // x, x, heads, width).transpose(0, 1, 4, 2, 5, 3).copy()
+
+
+def live_slots(slots: Array, slot_map: Array | None, num_slots: int, layer: int, layers: int) -> list[int]:
+    """The slot that every token is stored in, -1 for none."""
+    live = []
+    for slot in map(int, slots):
+        if slot_map is not None:
+            slot = int(slot_map[slot]) if 0 <= slot < len(slot_map) else -1
+        live.append(slot if 0 <= slot < num_slots and 0 <= int(layer) < layers else -1)
+    return live
+
+
+def rope_append_kv(
+    q: Array, k: Array, v: Array, cos: Array, sin: Array, positions: Array, slots: Array,
+    k_cache: Array, v_cache: Array, layer: Array, k_scale: Array, v_scale: Array,
+    slot_map: Array | None = None, *, layout: str, cache_layout: str,
+) -> tuple[Bounded, Bounded, Bounded]:  # fmt: skip
+    pools = {"k": kv_rows(k_cache, cache_layout, "k"), "v": kv_rows(v_cache, cache_layout, "v")}
+    layers, num_pages, page_size, heads, width = pools["k"].shape
+    tokens, rope = len(slots), 2 * cos.shape[1]
+
+    def rotated(rows: Array) -> tuple[Array, Array]:
+        value, error = f64(rows), np.zeros(rows.shape)
+        for t in range(tokens):
+            position = min(max(int(positions[t]), 0), cos.shape[0] - 1)
+            for h in range(rows.shape[1]):
+                value[t, h, :rope], terms = _rotate(
+                    value[t, h, :rope], f64(cos[position]), f64(sin[position]), layout
+                )
+                error[t, h, :rope] = 2 * U * terms + 3 * FLUSHED
+        return value, error
+
+    # With its heads together an array has one axis less; T = 0 leaves no size to infer.
+    query, query_error = rotated(q.reshape(tokens, q.size // max(tokens * width, 1), width))
+    key, key_error = rotated(k.reshape(tokens, heads, width))
+    value = f64(v).reshape(tokens, heads, pools["v"].shape[4])
+    live = live_slots(slots, slot_map, num_pages * page_size, int(layer), layers)
+    outputs = [Bounded(query.reshape(q.shape), query_error.reshape(q.shape), _scale(np.abs(query)))]
+    for which, rows, errors, scale in (
+        ("k", key, key_error, k_scale),
+        ("v", value, np.zeros(value.shape), v_scale),
+    ):
+        pool = pools[which]
+        is_float8 = pool.dtype == ml_dtypes.float8_e4m3fn
+        x = 16 // pool.dtype.itemsize
+        stored, stored_error = f64(pool), np.zeros(pool.shape)
+        for t in (t for t in range(tokens) if live[t] >= 0):
+            at = (int(layer), live[t] // page_size, live[t] % page_size)
+            stored[at], stored_error[at] = rows[t], errors[t]
+            if is_float8:
+                divisor = float(scale.reshape(()))
+                stored[at] = rows[t] / divisor
+                # The reciprocal of the scale and the product round once each.
+                stored_error[at] = errors[t] / abs(divisor) + 2 * U * np.abs(stored[at]) + FLUSHED
+            elif pool.dtype != q.dtype:
+                stored_error[at] += FLUSHED
+        arrays = (kv_cache(array, cache_layout, which, x) for array in (stored, stored_error))
+        outputs.append(Bounded(*arrays, _scale(np.abs(stored))))
+    return outputs[0], outputs[1], outputs[2]
+
+
 def _attend(
     scores: Array, score_errors: Array, values: Array, weight_rounding: float
 ) -> tuple[Array, Array, float, float]:
@@ -324,6 +407,49 @@ def mla_attention(
                 off = (relative(len(query)) + 3 * U) * terms
                 out[t, h], error[t, h], logsumexp[t, h], logsumexp_error[t, h] = _attend(
                     scores, off, rows[:, :rank], rounding
+                )
+    return Bounded(out, error, scale), Bounded(
+        logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp)))
+    )
+
+
+def gqa_attention(
+    q: Array, k_cache: Array, v_cache: Array, layer: Array, k_scale: Array, v_scale: Array,
+    pages: Array, query_start_loc: Array, seq_lens: Array,
+    *, cache_layout: str, softmax_scale: float, sliding_window: int | None = None,
+) -> tuple[Bounded, Bounded]:  # fmt: skip
+    keys, values = kv_rows(k_cache, cache_layout, "k"), kv_rows(v_cache, cache_layout, "v")
+    layers, num_pages, page_size, kv_heads, width = keys.shape
+    tokens, heads, _ = q.shape
+    softmax_scale = float(np.float32(softmax_scale))
+    divisors = [float(scale.reshape(())) for scale in (k_scale, v_scale)]
+    k_factor, v_factor = divisors if keys.dtype == ml_dtypes.float8_e4m3fn else (1.0, 1.0)
+    out, error = _empty((tokens, heads, values.shape[4]))
+    logsumexp, logsumexp_error = _empty((tokens, heads), -np.inf)
+    scale = 0.0
+    for s in range(len(seq_lens)):
+        first, last = int(query_start_loc[s]), int(query_start_loc[s + 1])
+        for t in range(first, last):
+            position = int(seq_lens[s]) - (last - first) + (t - first)
+            oldest = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+            seen = np.arange(oldest, position + 1)
+            if int(seq_lens[s]) > pages.shape[1] * page_size:
+                out[t], logsumexp[t] = np.nan, np.nan
+                continue
+            if len(seen) == 0:
+                continue
+            numbers = [int(pages[s, j // page_size]) for j in seen]
+            if not 0 <= int(layer) < layers or not all(0 <= page < num_pages for page in numbers):
+                out[t], logsumexp[t] = np.nan, np.nan
+                continue
+            for h in range(heads):
+                at = (int(layer), numbers, seen % page_size, h // (heads // kv_heads))
+                k, v, query = f64(keys[at]) * k_factor, f64(values[at]) * v_factor, f64(q[t, h])
+                scale = max(scale, _scale(np.abs(v)))
+                # Three roundings more than the sum: the two scales and the sum's own.
+                off = (relative(width) + 3 * U) * (np.abs(k) @ np.abs(query)) * abs(softmax_scale)
+                out[t, h], error[t, h], logsumexp[t, h], logsumexp_error[t, h] = _attend(
+                    k @ query * softmax_scale, off, v, 0.0
                 )
     return Bounded(out, error, scale), Bounded(
         logsumexp, logsumexp_error, max(1.0, _scale(np.abs(logsumexp)))

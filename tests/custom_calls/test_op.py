@@ -74,6 +74,7 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.rmsnorm",
         "mla_jax.rmsnorm_quantize",
         "mla_jax.rmsnorm_residual",
+        "mla_jax.rope_append_kv",
         "mla_jax.rope_append_latent",
         "mla_jax.rope_latent_rows",
     }
