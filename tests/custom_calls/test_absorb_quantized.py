@@ -251,6 +251,7 @@ def mxfp4(rng: Rng, shape: tuple[int, int]) -> QuantizedTensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.bug("sgl-project/sglang#25463", "test")
 def test_nothing_is_copied_between_absorb_and_o_proj(dtype: str, rng: Rng) -> None:
     x = jnp.asarray(normal(rng, (TOKENS, HEADS, RANK), dtype))
     kv_b, o_proj = mxfp4(rng, (HEADS * 2 * V, RANK)), mxfp4(rng, (96, HEADS * V))

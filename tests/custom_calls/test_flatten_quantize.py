@@ -199,6 +199,7 @@ def test_native_and_reference_agree_on_any_bits(data: bytes, exponent: int) -> N
 
 @BOTH
 @pytest.mark.parametrize("options", [MXFP4, FP8_128], ids=["mxfp4", "fp8"])
+@pytest.mark.bug("sgl-project/sglang#29275", "test")
 def test_column_major_scales_are_the_transposed_array(
     options: dict[str, Any], kernels: str, rng: Rng
 ) -> None:

@@ -319,6 +319,7 @@ def test_float8_caches_with_two_scales(kernels: str, cache_layout: str, rng: Rng
     assert worst([wrong], [right]) > 1
 
 
+@pytest.mark.bug("sgl-project/sglang#24148", "test")
 def test_rotating_twice_or_never_is_seen(rng: Rng) -> None:
     story = Story.tell(rng, LENGTHS)
     want = story.truth()

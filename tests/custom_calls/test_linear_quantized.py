@@ -200,6 +200,7 @@ def grid_k(layout: str) -> tuple[int, ...]:
 
 @EACH
 @pytest.mark.parametrize("types", [TYPES[0], TYPES[2]], ids="-".join)
+@pytest.mark.bug("ROCm/aiter#4181", "test")
 def test_every_size_against_the_oracle_and_against_the_batch(
     layout: str, types: tuple[str, str], rng: Rng
 ) -> None:
@@ -428,6 +429,8 @@ def test_gradients_of_every_container(layout: str, rng: Rng) -> None:
 
 
 @BOTH
+@pytest.mark.bug("sgl-project/sglang#29275", "type")
+@pytest.mark.bug("sgl-project/sglang#28471", "type")
 def test_column_major_scales_are_refused(kernels: str, rng: Rng) -> None:
     data, scale = random_weight(rng, (64, 64), "mxfp4")
     weight = weight_of(data, scale.T, "mxfp4", (1, 32), scale_layout="column_major")

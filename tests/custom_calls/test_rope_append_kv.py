@@ -342,6 +342,7 @@ class TestRopeAppendKv(OpTests):
 
 @pytest.mark.parametrize("together", ["".join(c) for n in range(4) for c in itertools.combinations("qkv", n)])
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.bug("sgl-project/sglang#21315", "test")
 def test_heads_apart_or_together(kernels: str, together: str, rng: Rng) -> None:
     call = make(4, 6, 2, 24, "flash", "half", rope=8, value_width=20)(rng, "bfloat16", "float32")
     arrays = {name: call.arrays[name].reshape(4, -1) for name in together}
@@ -461,6 +462,7 @@ def test_float8_nan_is_stored_as_nan(kernels: str) -> None:
 
 @pytest.mark.parametrize("cache_layout", ["flash", "split_k"])
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.bug("sgl-project/sglang#21315", "test")
 def test_keys_and_values_have_their_own_scale(kernels: str, cache_layout: str) -> None:
     values = np.tile(np.array([1.0, -2.0, 3.0, 4.0], np.float32), 4)
     call = identity_call(values, "float8_e4m3fn", cache_layout, scales=(0.25, 0.125))
@@ -541,6 +543,7 @@ def test_caches_without_rows_store_nothing(kernels: str, where: str, rng: Rng) -
     assert same_bits(q_rotated, TestRopeAppendKv.call(call, kernels)[0])
 
 
+@pytest.mark.bug("sgl-project/sglang#21315", "test")
 def test_the_slot_map_has_a_kernel_of_its_own(rng: Rng) -> None:
     call = TestRopeAppendKv.small_call(rng)
     for slot_map, target in ((None, TARGET), (np.zeros(7, np.int32), TARGET_MAPPED)):
@@ -588,6 +591,8 @@ def test_without_donation_the_callers_caches_are_left_alone(kernels: str, rng: R
 
 
 @pytest.mark.parametrize("cache_layout", KV_CACHE_LAYOUTS)
+@pytest.mark.bug("ROCm/aiter#2768", "test")
+@pytest.mark.bug("ROCm/aiter#4474", "test")
 def test_caches_of_more_than_32_bits_of_elements_compile(cache_layout: str, rng: Rng) -> None:
     """The reference's coordinates stay in 32 bits; the native kernel's addresses are checked by its build."""
     call = TestRopeAppendKv.small_call(rng).changed(cache_layout=cache_layout)

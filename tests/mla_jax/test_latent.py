@@ -147,6 +147,7 @@ def rows_float64(c):
         (lambda c: {"cache": empty_pool(num_pages=13)}, "SlotMapping was made for .* the cache has"),
     ],
 )
+@pytest.mark.bug("vllm-project/vllm#13418", "type")
 def test_append_refuses_mix_ups(rng, make, message, jit):
     c = case(rng)
     change = make(c)
@@ -156,6 +157,7 @@ def test_append_refuses_mix_ups(rng, make, message, jit):
     assert issubclass(LayoutError, TypeError)
 
 
+@pytest.mark.bug("sgl-project/sglang#24148", "type")
 def test_appended_cannot_be_made_by_hand(rng):
     appended = append(case(rng))
     fields = (appended.q, appended.q_rope, appended.cache, appended.layer, appended.rows)
@@ -179,6 +181,8 @@ def test_appended_cannot_be_changed(rng):
 
 
 @pytest.mark.parametrize("attend", ["absorbed", "expanded"])
+@pytest.mark.bug("sgl-project/sglang#24148", "type")
+@pytest.mark.bug("sgl-project/sglang#21315", "type")
 def test_attention_takes_nothing_but_appended(rng, attend):
     c = case(rng)
     appended = append(c)
@@ -194,6 +198,7 @@ def test_attention_takes_nothing_but_appended(rng, attend):
             call(wrong)
 
 
+@pytest.mark.bug("sgl-project/sglang#25556", "type")
 def test_absorbed_attention_needs_a_pool_and_its_own_page_table(rng):
     c = case(rng)
     q_latent = jnp.zeros((c.meta.num_tokens, HEADS, RANK), jnp.float32)
@@ -254,6 +259,7 @@ def test_rows_without_a_pool_are_the_rows_in_the_pool(rng, layout, kernels):
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.bug("vllm-project/vllm#56314", "test")
 def test_identity_table_is_no_rotation(rng, layout, kernels):
     c = case(rng, layout=layout, before=(9, 0, 3), padding=0)
     appended = append(c, table=RopeTable.identity(ROPE, 1, layout), kernels=kernels)

@@ -38,6 +38,8 @@ def test_slots_of_extreme_positions_and_poisoned_pages():
     np.testing.assert_array_equal(mapping.slots, [8, 8, 8, 8])
 
 
+@pytest.mark.bug("sgl-project/sglang#36207", "test")
+@pytest.mark.bug("ROCm/aiter#5010", "test")
 def test_only_slots_of_the_pool_are_stored():
     mapping = SlotMapping(ints(-(2**31), -1, 0, 7, 8, 2**31 - 1), 8, 2)
     assert mapping.stored.tolist() == [False, False, True, True, False, False]
@@ -58,6 +60,7 @@ def test_extend_by_hand():
 
 
 @pytest.mark.parametrize("page_size", [1, 3])
+@pytest.mark.bug("vllm-project/vllm#31282", "test")
 def test_extend_exhaustively_equals_a_loop(page_size):
     table = PageTable.allocate(pool(3 * 4, page_size), 3, 4 * page_size)
     extend = jax.jit(AttentionMetadata.extend, static_argnames="num_tokens")
@@ -259,6 +262,8 @@ def test_advance_in_a_while_loop_equals_steps_outside(page_size):
 # Types -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.bug("sgl-project/sglang#25556", "type")
+@pytest.mark.bug("sgl-project/sglang#24587", "type")
 def test_slots_and_pages_remember_their_pool():
     cache = pool(4, 2)
     check_pool("op", PageTable.empty(cache, 1, 2), cache)

@@ -87,6 +87,8 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.bug("vllm-project/vllm#26042", "test")
+@pytest.mark.bug("ROCm/aiter#2720", "test")
 def test_any_chunking_is_the_whole_prompt(model, config, rng, schedule):
     prompts = sequences(config, rng)
     cache = pool(config)
@@ -154,6 +156,7 @@ def test_decode_of_one_is_decode_of_three(native_model, config, rng):
         np.testing.assert_array_equal(*rows)
 
 
+@pytest.mark.bug("vllm-project/vllm#37682", "test")
 def test_inactive_and_empty_rows_do_not_disturb_the_others(model, config, rng):
     prompts = sequences(config, rng, (6, 3, 0))
     cache = pool(config)

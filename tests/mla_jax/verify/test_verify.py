@@ -297,6 +297,8 @@ def test_never_rotated_and_never_projected():
     refused(body, "queries are rotated never")
 
 
+@pytest.mark.bug("sgl-project/sglang#24148", "verifier")
+@pytest.mark.bug("sgl-project/sglang#21315", "verifier")
 def test_rotated_twice():
     def body(own):
         q = own.queries()
@@ -374,6 +376,7 @@ def test_rotated_in_one_branch_only():
     refused(body, "queries are rotated never or once")
 
 
+@pytest.mark.bug("sgl-project/sglang#18242", "verifier")
 def test_rotated_on_one_platform_only():
     def body(own):
         q = own.queries()
@@ -439,6 +442,7 @@ def test_stored_in_another_layer():
     refused(body, "layer 1 mla_attention: .*rows are stored never")
 
 
+@pytest.mark.bug("sgl-project/sglang#21315", "verifier")
 def test_stored_twice():
     def body(own):
         _, pool = own.append(own.queries(), own.kv_a(), own.pool)
