@@ -74,16 +74,23 @@ class Encoder:
 
 
 def make_batch(encoder: Encoder, seed: int, index: int, rows: int, length: int) -> Batch:
-    """Batch `index`. Problems that are longer than length + 1 tokens are passed over."""
+    """Batch `index`. The rare problem that is longer than length + 1 tokens is passed over.
+
+    Raises:
+      ValueError: they are not rare.
+    """
     tokens = np.full((rows, length + 1), EOS, np.uint16)
     prompt, used = np.zeros(rows, np.uint16), np.zeros(rows, np.uint16)
     stream = problems("train", f"{seed} {index}")
-    row = 0
+    row = passed = 0
     while row < rows:
         problem = next(stream)
         question, solution = encoder.prompt(problem), encoder.solution(problem)
         total = len(question) + len(solution)
         if total > length + 1:
+            passed += 1
+            if passed > 8 + rows // 20:
+                raise ValueError(f"length {length} is too short for one problem in twenty")
             continue
         tokens[row, :total] = question + solution
         prompt[row], used[row] = len(question), total

@@ -40,24 +40,35 @@ AHEAD = 3
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=6.0, help="of training (default %(default)s)")
     length.add_argument("--steps", type=int, help="number of steps, whatever they take")
-    parser.add_argument("--total-minutes", type=float, default=9.0, help="of everything, from start to export")
+    parser.add_argument(
+        "--total-minutes", type=float, default=9.0, help="of everything, from start to export"
+    )
     parser.add_argument("--batch", type=int, default=512, help="problems a step")
     parser.add_argument("--length", type=int, default=152, help="tokens of a padded problem")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=max(1, min(8, (os.cpu_count() or 2) - 1)))
-    parser.add_argument("--eval-every", type=float, default=60.0, help="seconds between evaluations; 0 for none")
+    parser.add_argument(
+        "--eval-every", type=float, default=60.0, help="seconds between evaluations; 0 for none"
+    )
     parser.add_argument("--eval-problems", type=int, default=256)
     parser.add_argument("--final-problems", type=int, default=1000)
     parser.add_argument("--eval-rows", type=int, default=256, help="sequences decoded together")
     parser.add_argument("--save", type=Path, help="file for master weights and optimiser, written at the end")
-    parser.add_argument("--save-every", type=float, default=0.0, help="seconds between saves; 0 for the end only")
+    parser.add_argument(
+        "--save-every", type=float, default=0.0, help="seconds between saves; 0 for the end only"
+    )
     parser.add_argument("--resume", type=Path, help="file of --save to go on from")
     parser.add_argument("--log-every", type=int, default=50, help="steps between lines of progress")
+    parser.add_argument(
+        "--exact-products", action="store_true", help="gradients in full float32, without tensor cores"
+    )
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
     return parser.parse_args(argv)
@@ -140,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     write_tokenizer(tokenizer, options.out)
     config = mla_jax.ModelConfig.from_hf(CONFIG)
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
-    trainer = Trainer(config, settings)
+    trainer = Trainer(config, settings, fast_products=not options.exact_products)
     state = trainer.init(options.seed)
     step, seconds = 0, 0.0
     if options.resume is not None:
@@ -166,8 +177,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         batches = iter(workers)
         batch = next(batches)
         say("compiling")
-        # With rate 0 nothing is learned from it, and Adam's state is thrown away.
-        jax.block_until_ready(trainer.step(jax.tree.map(lambda x: x + 0, state), batch, *map(np.float32, (0, 0)), np.bool_(False)))
+        # On a copy, because a step takes its state's memory; what comes of it is thrown away.
+        spare = jax.tree.map(lambda leaf: leaf + 0, state)
+        jax.block_until_ready(trainer.run_step(spare, batch, 0, 0.0))
         if options.eval_every:
             evaluate("test", options.eval_problems)
         clock = Clock(options, step, seconds)

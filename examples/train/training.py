@@ -1,6 +1,6 @@
 """One training step through `mla_jax.forward`: loss, gradient, AdamW, router balance, and its state on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from batches import Batch
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 import mla_jax
 from custom_calls.mxfp4_quantize import mxfp4_quantize
@@ -77,7 +78,14 @@ class StepReport(NamedTuple):
 class Trainer:
     """The compiled step for one architecture and shape of batch."""
 
-    def __init__(self, config: ModelConfig, settings: Settings, *, kernels: Kernels = "reference") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: Settings,
+        *,
+        kernels: Kernels = "reference",
+        fast_products: bool = True,
+    ) -> None:
         self.config, self.settings, self.kernels = config, settings, kernels
         self.table = parameter_table(config)
         self.rope = RopeTable.from_config(config.rope, config.max_position_embeddings)
@@ -88,7 +96,8 @@ class Trainer:
                 settings.weight_decay, mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
             ),
         )
-        self.step = jax.jit(self._step, donate_argnums=0)
+        step = with_fast_products(self._step) if fast_products else self._step
+        self.step = jax.jit(step, donate_argnums=0)
 
     def init(self, seed: int) -> State:
         params = random_parameters(self.table, jax.random.key(seed), "float32")
@@ -125,8 +134,12 @@ class Trainer:
         # Column i predicts token i + 1: the first token of the solution to the last, which is EOS.
         counted = (column + 1 >= batch.prompt.astype(jnp.int32)[:, None]) & (column + 1 < used)
         counts = count_choices(module, real.reshape(-1))
+        embedding = module.model.embed_tokens.weight[...]
+        module.model.embed_tokens = lambda tokens: rows_of(embedding, tokens)
         logits = mla_jax.forward(module, inputs)
-        wanted = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+        # A sum over the vocabulary with one term that is not zero: unlike a gather's, its derivative is no scatter.
+        is_target = targets[:, :, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None, :]
+        wanted = jnp.sum(jnp.where(is_target, logits, jnp.float32(0)), axis=-1)
         surprise = jax.nn.logsumexp(logits, axis=-1) - wanted
         total = jnp.sum(jnp.where(counted, surprise, jnp.float32(0)))
         number = jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1).astype(jnp.float32)
@@ -135,9 +148,7 @@ class Trainer:
     def _step(
         self, state: State, batch: Batch, rate: jax.Array, bias_rate: jax.Array, see_mxfp4: jax.Array
     ) -> tuple[State, StepReport]:
-        (loss, counts), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-            state.params, batch, see_mxfp4
-        )
+        (loss, counts), gradient = jax.value_and_grad(self.loss, has_aux=True)(state.params, batch, see_mxfp4)
         update, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda leaf, change: leaf - rate * change, state.params, update)
         share = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), jnp.float32(1))
@@ -160,8 +171,68 @@ class Trainer:
         )
 
 
+def with_fast_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with every matrix product that it shows at the backend's default precision.
+
+    The references ask for `Precision.HIGHEST`, which they should as oracles: on NVIDIA it keeps float32
+    products off the tensor cores. Their derivatives inherit it, and a gradient does not need it: the default,
+    TF32, has three bits more than the bfloat16 in which the weights are used. What is inside an op of
+    `custom_calls` stays as it is; on the CPU nothing changes.
+    """
+
+    def fast(*args: Any) -> Any:
+        flat, structure = jax.tree.flatten(args)
+        closed, shape = jax.make_jaxpr(
+            lambda *leaves: function(*jax.tree.unflatten(structure, leaves)), return_shape=True
+        )(*flat)
+        return jax.tree.unflatten(jax.tree.structure(shape), jaxpr_as_fun(_fast_jaxpr(closed))(*flat))
+
+    return fast
+
+
+def _fast_jaxpr(value: Any) -> Any:
+    if isinstance(value, ClosedJaxpr) and value.jaxpr is not value:
+        return value.replace(jaxpr=_fast_jaxpr(value.jaxpr))
+    if isinstance(value, Jaxpr):
+        return value.replace(eqns=[_fast_equation(equation) for equation in value.eqns])
+    if isinstance(value, tuple):
+        return tuple(map(_fast_jaxpr, value)) if any(isinstance(v, ClosedJaxpr) for v in value) else value
+    return value
+
+
+def _fast_equation(equation: Any) -> Any:
+    params = {name: _fast_jaxpr(value) for name, value in equation.params.items()}
+    if equation.primitive is jax.lax.dot_general_p:
+        params["precision"] = None
+    return equation.replace(params=params)
+
+
 def sparse_layers(params: Mapping[str, Any]) -> list[Tree]:
     return [layer for layer in params["model"]["layers"] if "gate" in layer["mlp"]]
+
+
+@jax.custom_vjp
+def rows_of(weight: jax.Array, tokens: jax.Array) -> jax.Array:
+    """weight[tokens], with a matrix product as its derivative.
+
+    A scatter of the rows of a batch into a small vocabulary would have thousands of additions to one row wait
+    for each other, in an order that changes from run to run.
+    """
+    return weight[tokens]
+
+
+def _rows_forward(weight: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return weight[tokens], (weight, tokens)
+
+
+def _rows_backward(saved: tuple[jax.Array, jax.Array], change: jax.Array) -> tuple[jax.Array, None]:
+    weight, tokens = saved
+    hot = jax.nn.one_hot(tokens, weight.shape[0], dtype=change.dtype)
+    by_row = jax.lax.dot_general(hot, change, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return by_row.astype(weight.dtype), None
+
+
+rows_of.defvjp(_rows_forward, _rows_backward)
 
 
 def count_choices(module: mla_jax.MLAForCausalLM, real: jax.Array) -> list[jax.Array]:
