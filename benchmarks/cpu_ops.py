@@ -17,15 +17,41 @@ import numpy as np
 
 from custom_calls.absorb import absorb
 from custom_calls.expert_mlp import expert_mlp
+from custom_calls.flatten_quantize import flatten_quantize
 from custom_calls.linear import linear
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.rmsnorm import rmsnorm
+from custom_calls.rmsnorm_quantize import rmsnorm_quantize
 from custom_calls.rope_append_latent import rope_append_latent
 
 HIDDEN, HEADS, RANK, ROPE, NOPE, V = 2048, 16, 512, 64, 128, 128
 EXPERTS, WIDTH, TOP_K = 64, 1408, 6
 PAGE = 64
+
+
+def plain_fp8(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows of float32 to e4m3fn in groups of 128, as one would write it in jnp."""
+    groups = v.reshape(v.shape[0], v.shape[1] // 128, 128)
+    scale = jnp.maximum(jnp.max(jnp.abs(groups), axis=-1), 1e-10) / 448
+    codes = jnp.clip(groups / scale[..., None], -448, 448).astype(jnp.float8_e4m3fn)
+    return codes.reshape(v.shape), scale
+
+
+def plain_mxfp4(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows of float32 to MXFP4, as one would write it in jnp."""
+    groups = v.reshape(v.shape[0], v.shape[1] // 32, 32)
+    exponent = jnp.floor(jnp.log2(jnp.max(jnp.abs(groups), axis=-1) / 1.75)) - 1
+    y = jnp.abs(groups) * jnp.exp2(-exponent)[..., None]
+    code = sum((y > limit).astype(jnp.uint8) for limit in (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0))
+    code = (code | jnp.where(groups < 0, jnp.uint8(8), jnp.uint8(0))).reshape(v.shape)
+    return code[:, ::2] | (code[:, 1::2] << 4), (exponent + 127).astype(jnp.uint8)
+
+
+GROUPED: dict[str, tuple[int, Callable[[jax.Array], Any]]] = {
+    "fp8": (128, plain_fp8),
+    "mxfp4": (32, plain_mxfp4),
+}
 
 
 def interleaved_ms(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
@@ -88,6 +114,36 @@ class Bench:
             x,
             w,
         )
+
+    def flatten_quantize(self, tokens: int, heads: int, format: Any) -> None:
+        x = self.array(tokens, heads, V)
+        group, quantise = GROUPED[format]
+
+        def native(x: jax.Array) -> Any:
+            return flatten_quantize(
+                x, format=format, group_size=group, scale_layout="row_major", kernels="native"
+            )
+
+        def plain(x: jax.Array) -> Any:
+            return quantise(x.reshape(tokens, heads * V).astype(jnp.float32))
+
+        self.row(f"flatten_quantize {format}, {heads} heads, {tokens} tokens", native, plain, x)
+
+    def rmsnorm_quantize(self, tokens: int, width: int, format: Any) -> None:
+        x, w = self.array(tokens, width), self.array(width)
+        group, quantise = GROUPED[format]
+
+        def native(x: jax.Array, w: jax.Array) -> Any:
+            return rmsnorm_quantize(
+                x, w, eps=1e-6, format=format, group_size=group, scale_layout="row_major", kernels="native"
+            )
+
+        def plain(x: jax.Array, w: jax.Array) -> Any:
+            v = x.astype(jnp.float32)
+            scale = jax.lax.rsqrt(jnp.mean(v * v, -1, keepdims=True) + 1e-6)
+            return quantise(v * scale * w.astype(jnp.float32))
+
+        self.row(f"rmsnorm_quantize {format} {width}, {tokens} tokens", native, plain, x, w)
 
     def absorb(self, tokens: int) -> None:
         x, w = self.array(tokens, HEADS, NOPE + ROPE), self.array(HEADS, NOPE + V, RANK)
@@ -207,6 +263,12 @@ def main() -> None:
         bench.rmsnorm(tokens)
         bench.absorb(tokens)
         bench.append(tokens)
+    for format in GROUPED:
+        for tokens in (1, 4, 64, 512):
+            for heads in (16, 128):
+                bench.flatten_quantize(tokens, heads, format)
+            for width in (512, 1536):
+                bench.rmsnorm_quantize(tokens, width, format)
     for tokens in (1, 8, 128):
         bench.experts(tokens)
     for heads, keys in ((16, 512), (16, 4096), (128, 4096)):

@@ -12,12 +12,14 @@ from custom_calls import (
     absorb_quantized,
     expert_mlp,
     expert_mlp_quantized,
+    flatten_quantize,
     linear,
     linear_quantized,
     mla_attention,
     mla_attention_expanded,
     mxfp4_quantize,
     rmsnorm,
+    rmsnorm_quantize,
     rope_append_latent,
 )
 
@@ -26,11 +28,13 @@ __all__ = [
     "absorb_quantized",
     "expert_mlp",
     "expert_mlp_quantized",
+    "flatten_quantize",
     "linear",
     "linear_quantized",
     "mla_attention",
     "mla_attention_expanded",
     "mxfp4_quantize",
     "rmsnorm",
+    "rmsnorm_quantize",
     "rope_append_latent",
 ]

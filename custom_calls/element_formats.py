@@ -111,3 +111,37 @@ def encode_e2m1(bits: jax.Array, scale: jax.Array) -> jax.Array:
         code = code + (significand >= at if up else significand > at).astype(jnp.uint32)
     code = jnp.where(exponent == _u32(255), _u32(7), code) | ((bits >> _u32(31)) << _u32(3))
     return jnp.where(scale == _u32(255), _u32(0), code).astype(jnp.uint8)
+
+
+def fp8_scale(magnitude_bits: jax.Array) -> jax.Array:
+    """Bits of max(A, 1e-10) / 448 rounded to float32, for a largest magnitude A with these bits, both uint32.
+
+    An infinity gives what 2^128 would. XLA would divide by a constant as a product with its reciprocal, which
+    is off by one unit in the last place for some A; the integer quotient is not.
+    """
+    bits = jnp.maximum(magnitude_bits, _u32(int(np.float32(1e-10).view(np.uint32))))
+    significand = (bits & _u32(0x7FFFFF)) | _u32(1 << 23)
+    # 448 is 7 * 2^6. The shift that gives the quotient by 7 its 24 bits; it never rounds up to 2^24.
+    shift = jnp.where(significand >= _u32(7 << 21), _u32(2), _u32(3))
+    dividend = significand << shift
+    quotient = jax.lax.div(dividend, jnp.full_like(dividend, 7))
+    quotient = quotient + (dividend - quotient * _u32(7) >= _u32(4)).astype(jnp.uint32)
+    exponent = (bits >> _u32(23)) - _u32(6) - shift
+    return (exponent << _u32(23)) + (quotient - _u32(1 << 23))
+
+
+def encode_e4m3(magnitude_bits: jax.Array) -> jax.Array:
+    """e4m3fn codes, as uint32, of magnitudes with these float32 bits: to nearest, ties to even, saturating at 448.
+
+    NaN gives 0x7f. XLA's own conversion does not saturate.
+    """
+    rounded = magnitude_bits + _u32(0x7FFFF) + ((magnitude_bits >> _u32(20)) & _u32(1))
+    normal = jnp.minimum((rounded >> _u32(20)) - _u32(120 << 3), _u32(0x7E))
+    # Below 2^-6 the codes are multiples of 2^-9; beyond 25 every magnitude is below half of one.
+    exponent = (magnitude_bits >> _u32(23)).astype(jnp.int32)
+    shift = jnp.clip(np.int32(141) - exponent, np.int32(21), np.int32(25)).astype(jnp.uint32)
+    significand = (magnitude_bits & _u32(0x7FFFFF)) | _u32(1 << 23)
+    half = _u32(1) << (shift - _u32(1))
+    small = (significand + (half - _u32(1)) + ((significand >> shift) & _u32(1))) >> shift
+    code = jnp.where(magnitude_bits < _u32(0x3C800000), small, normal)
+    return jnp.where(magnitude_bits > _u32(0x7F800000), _u32(0x7F), code)

@@ -5,22 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype
-from custom_calls.element_formats import (
-    MXFP4_GROUP,
-    ROUNDINGS,
-    Rounding,
-    encode_e2m1,
-    mxfp4_scale,
-    pack_nibbles,
-)
+from custom_calls.element_formats import MXFP4_GROUP, ROUNDINGS, Rounding
 from custom_calls.errors import ShapeError
+from custom_calls.group_quantize import float32_bits, mxfp4_groups
 from custom_calls.op import Arrays, Op, map_rows
 from custom_calls.quantized_tensor import QuantizedTensor
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.mxfp4_quantize.v1"
-
-_ROUNDING_CODE = {rule: code for code, rule in enumerate(ROUNDINGS)}
 
 
 def mxfp4_quantize(
@@ -67,22 +59,12 @@ def _abstract(x: jax.Array, *, rounding: Rounding) -> list[jax.ShapeDtypeStruct]
 
 
 def _reference(x: jax.Array, *, rounding: Rounding) -> Arrays:
-    width = x.shape[-1]
-    fill = -width % MXFP4_GROUP
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32)
-    # Widened as bits: XLA's conversion to float32 may flush subnormal numbers.
-    bits = bits.astype(jnp.uint32) << np.uint32(16) if x.dtype == jnp.bfloat16 else bits
-    bits = jnp.pad(bits, [(0, 0)] * (x.ndim - 1) + [(0, fill)])
-    groups = bits.reshape(*x.shape[:-1], (width + fill) // MXFP4_GROUP, MXFP4_GROUP)
-    largest = jnp.max(groups & np.uint32(0x7FFFFFFF), axis=-1)
-    scale = mxfp4_scale(largest, rounding)
-    codes = encode_e2m1(groups, scale[..., None]).reshape(*x.shape[:-1], width + fill)[..., :width]
-    return pack_nibbles(codes), scale.astype(jnp.uint8)
+    return mxfp4_groups(float32_bits(x), rounding)
 
 
 def _native(x: jax.Array, *, rounding: Rounding) -> Arrays:
     outs = _abstract(x, rounding=rounding)
-    return tuple(jax.ffi.ffi_call(TARGET, outs)(x, rounding=np.int64(_ROUNDING_CODE[rounding])))
+    return tuple(jax.ffi.ffi_call(TARGET, outs)(x, rounding=np.int64(ROUNDINGS.index(rounding))))
 
 
 MXFP4_QUANTIZE: Op = Op(

@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--revision", help="branch, tag or commit of a hub id")
     compare.add_argument("--tokens", type=int, default=64, help="length of the random prompt (default 64)")
 
+    verify = command(
+        "verify", _verify, "Prove that a model's steps rotate once, store once, and copy no pool."
+    )
+    verify.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id; no weight is read")
+    verify.add_argument("--revision", help="branch, tag or commit of a hub id")
+
     bench = command("bench", _bench, "Measure tokens per second beside the rate at which memory is read.")
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a Hugging Face folder or hub id")
     bench.add_argument("--config", help="a preset or a config.json, with random weights")
@@ -297,6 +303,18 @@ def _compare(options: argparse.Namespace) -> int:
     )
     print(format_report(found))
     return EXIT_DIVERGES if any(one.diverges for one in found) else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mla_jax.verify import VerificationError
+    from mla_jax.verify.model import check_model, format_model_report
+
+    try:
+        print(format_model_report(check_model(options.model, revision=options.revision)))
+    except (VerificationError, AssertionError) as error:
+        print(f"mla-jax: {error}", file=sys.stderr)
+        return EXIT_DIVERGES
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

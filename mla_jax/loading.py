@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -18,8 +18,9 @@ from mla_jax.checkpoints.quantization import parse_quantization
 from mla_jax.checkpoints.streaming import stream
 from mla_jax.config import ModelConfig
 from mla_jax.errors import ConfigError, KernelUnavailableError, shown
+from mla_jax.fp8_format import Fp8Format, in_fp8_format, resolve_fp8_format
 from mla_jax.models import MLAForCausalLM
-from mla_jax.parameters import ParamInfo, parameter_table, with_storage
+from mla_jax.parameters import ParamInfo, abstract_parameter, map_table, parameter_table, with_storage
 from mla_jax.rope import RopeTable
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -36,6 +37,7 @@ def load(
     dtype: Any = "auto",
     kernels: Kernels = "auto",
     absorb_weights: AbsorbWeights = "auto",
+    fp8_format: Fp8Format = "auto",
     abstract: bool = False,
     progress: bool = True,
 ) -> tuple[MLAForCausalLM, ModelConfig]:
@@ -52,6 +54,8 @@ def load(
       kernels: "auto", "native" or "reference", for every op of the model.
       absorb_weights: how kv_b_proj is held, which every step's absorbed products read; "auto": in the
         checkpoint's own bytes. See `mla_jax.absorbed`.
+      fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", which gfx942
+        multiplies (recoded while loading, scales doubled), or "auto": what the default device multiplies.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 
@@ -65,6 +69,7 @@ def load(
     asked = compute_dtype(dtype)
     check_kernels(kernels)
     check_absorb_weights(absorb_weights)
+    codes = resolve_fp8_format(fp8_format)
     source = locate(path_or_id, revision)
     config = read_config(source.folder, asked)
     if abstract:
@@ -72,8 +77,10 @@ def load(
         table = parameter_table(config)
         if quantization is not None:
             table = with_storage(table, lambda info: expected_storage(info, quantization))
-        return MLAForCausalLM.abstract(config, table=table, kernels=kernels), config
-    return read_model(source, config, kernels, absorb_weights, progress=progress), config
+        params = map_table(lambda info: _abstract(info, config, absorb_weights, codes), table)
+        rope = RopeTable.abstract(config.rope, config.max_position_embeddings)
+        return MLAForCausalLM(config, params, rope, kernels=kernels), config
+    return read_model(source, config, kernels, absorb_weights, codes, progress=progress), config
 
 
 def compute_dtype(asked: Any) -> str:
@@ -106,17 +113,23 @@ def read_model(
     config: ModelConfig,
     kernels: Kernels,
     absorb_weights: AbsorbWeights = "auto",
+    fp8_format: Fp8Format = "auto",
     *,
     progress: bool = True,
 ) -> MLAForCausalLM:
     """The model that `config` (of `read_config`) describes, with the checkpoint's weights."""
-    params = _read_parameters(source.with_weights(), config, absorb_weights, progress)
+    codes = resolve_fp8_format(fp8_format)
+    params = _read_parameters(source.with_weights(), config, absorb_weights, codes, progress)
     table = RopeTable.from_config(config.rope, config.max_position_embeddings)
     return MLAForCausalLM(config, params, table, kernels=kernels)
 
 
 def _read_parameters(
-    folder: Path, config: ModelConfig, absorb_weights: AbsorbWeights, progress: bool
+    folder: Path,
+    config: ModelConfig,
+    absorb_weights: AbsorbWeights,
+    fp8_format: Literal["e4m3fn", "e4m3fnuz"],
+    progress: bool,
 ) -> dict[str, object]:
     is_info = lambda node: isinstance(node, ParamInfo)  # noqa: E731
     infos, structure = jax.tree.flatten(parameter_table(config), is_leaf=is_info)
@@ -133,8 +146,20 @@ def _read_parameters(
             param = one.assemble(arrays)
             if one.info.absorbed:
                 param = absorbed_weight(param, absorb_weights, config.dtype)
-            params.append(param)
+            params.append(in_fp8_format(param, fp8_format))
         return jax.tree.unflatten(structure, params)
+
+
+def _abstract(info: ParamInfo, config: ModelConfig, absorb_weights: AbsorbWeights, fp8_format: Any) -> Any:
+    """A parameter's description, after the same steps as its data."""
+    described = abstract_parameter(info, config.dtype)
+
+    def held(weight: Any) -> Any:
+        if info.absorbed:
+            weight = absorbed_weight(weight, absorb_weights, config.dtype)
+        return in_fp8_format(weight, fp8_format)
+
+    return jax.eval_shape(held, described)
 
 
 def ignored_because(name: str, config: ModelConfig) -> str | None:

@@ -93,13 +93,14 @@ def with_storage(table: Tree, choose: Callable[[ParamInfo], Storage | None]) -> 
 
 def abstract_parameters(table: Tree, dtype: str) -> Tree:
     """`jax.ShapeDtypeStruct`s of the parameters, to plan and compile without data."""
+    return map_table(lambda info: abstract_parameter(info, dtype), table)
 
-    def leaf(info: ParamInfo) -> jax.ShapeDtypeStruct | QuantizedTensor:
-        if info.storage is not None:
-            return abstract_tensor(info.storage, info.shape)
-        return jax.ShapeDtypeStruct(info.shape, info.dtype or dtype)
 
-    return map_table(leaf, table)
+def abstract_parameter(info: ParamInfo, dtype: str) -> jax.ShapeDtypeStruct | QuantizedTensor:
+    """The same for one parameter."""
+    if info.storage is not None:
+        return abstract_tensor(info.storage, info.shape)
+    return jax.ShapeDtypeStruct(info.shape, info.dtype or dtype)
 
 
 def random_parameters(table: Tree, key: jax.Array, dtype: str, scale: float = 1.0) -> Tree:

@@ -29,6 +29,23 @@ inline uint8_t EncodeF8(float x) {
   return static_cast<uint8_t>(sign | (code > 0x7eu ? 0x7eu : code));
 }
 
+// The codes of magnitudes given by their f32 bits (sign cleared), one a 32-bit lane: the same codes
+// as EncodeF8's, by integer arithmetic alone, so that a product in front of it cannot be fused into
+// a sum and escape its own rounding. NaN is 0x7f.
+MLA_INLINE vu EncodeF8Magnitude(vu magnitude) {
+  const vu rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  const vi normal = (vi)(rounded >> 20) - (120 << 3);
+  // Below 2^-6 the codes are multiples of 2^-9; beyond 25 every magnitude is below half of one.
+  const vi wide = 141 - (vi)(magnitude >> 23);
+  const vu shift = (vu)(wide > 25 ? vi{} + 25 : (wide < 21 ? vi{} + 21 : wide));
+  const vu significand = (magnitude & 0x7fffffu) | 0x800000u;
+  const vu half = (vu{} + 1u) << (shift - 1u);
+  const vi subnormal = (vi)((significand + (half - 1u) + ((significand >> shift) & 1u)) >> shift);
+  vi code = (vi)magnitude < 0x3c800000 ? subnormal : (normal > 0x7e ? vi{} + 0x7e : normal);
+  code = (vi)magnitude > 0x7f800000 ? vi{} + 0x7f : code;
+  return (vu)code;
+}
+
 // Decodes kLanes codes to bf16, which holds every e4m3 value exactly. No step works on a
 // subnormal, because the thread may run with those flushed to zero.
 MLA_INLINE vh DecodeF8ToBf16(vb codes) {

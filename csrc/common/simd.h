@@ -238,6 +238,23 @@ MLA_INLINE float LaneMax(vf v) {
 
 MLA_INLINE vf Max(vf a, vf b) { return a > b ? a : b; }
 
+// Of float bits with the sign cleared, whose order is that of the numbers; NaN is above infinity.
+MLA_INLINE vu MaxMagnitude(vu a, vu b) { return (vi)a > (vi)b ? a : b; }
+
+MLA_INLINE uint32_t LaneMaxMagnitude(vu v) {
+#if MLA_VECTOR_BYTES == 64
+  v = MaxMagnitude(
+      v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = MaxMagnitude(
+      v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+#elif MLA_VECTOR_BYTES == 32
+  v = MaxMagnitude(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+  uint32_t largest = v[0];
+  for (int i = 1; i < 4; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+}
+
 // e^x to about one unit in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
 MLA_INLINE vf Exp(vf x) {
   const vf high = x > 88.72f ? Splat(88.72f) : x;

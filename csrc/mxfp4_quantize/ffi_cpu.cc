@@ -15,23 +15,25 @@ ffi::Error Mxfp4QuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t rou
   check.Type("data", *data, {DType::kU8});
   check.Type("scale", *scale, {DType::kU8});
   const auto dims = x.dimensions();
-  args.k = dims.size() == 0 ? 0 : dims.back();
-  check.Require(args.k > 0 && args.k % 2 == 0, "x", "(..., K) with K even and positive",
-                ShapeText(dims));
+  const int64_t k = dims.size() == 0 ? 0 : dims.back();
+  check.Require(k > 0 && k % 2 == 0, "x", "(..., K) with K even and positive", ShapeText(dims));
   check.Require(rounding >= 0 && rounding <= 3, "rounding", "0 to 3", std::to_string(rounding));
   if (!check.ok()) return check.error();
-  args.rows = static_cast<int64_t>(x.element_count()) / args.k;
-  const int64_t groups = (args.k + 31) / 32;
-  check.Require(static_cast<int64_t>(data->element_count()) == args.rows * args.k / 2, "data",
-                std::to_string(args.rows * args.k / 2) + " elements",
-                ShapeText(data->dimensions()));
-  check.Require(static_cast<int64_t>(scale->element_count()) == args.rows * groups, "scale",
-                std::to_string(args.rows * groups) + " elements", ShapeText(scale->dimensions()));
+  const int64_t rows = static_cast<int64_t>(x.element_count()) / k;
+  const int64_t groups = (k + kMxfp4Group - 1) / kMxfp4Group;
+  check.Require(static_cast<int64_t>(data->element_count()) == rows * k / 2, "data",
+                std::to_string(rows * k / 2) + " elements", ShapeText(data->dimensions()));
+  check.Require(static_cast<int64_t>(scale->element_count()) == rows * groups, "scale",
+                std::to_string(rows * groups) + " elements", ShapeText(scale->dimensions()));
   if (!check.ok()) return check.error();
   args.x = x.untyped_data();
-  args.data = static_cast<uint8_t*>(data->untyped_data());
-  args.scale = static_cast<uint8_t*>(scale->untyped_data());
-  args.rounding = rounding;
+  args.out.data = static_cast<uint8_t*>(data->untyped_data());
+  args.out.scale = scale->untyped_data();
+  args.out.format = GroupFormat::kMxfp4;
+  args.out.rounding = static_cast<Rounding>(rounding);
+  args.out.rows = rows;
+  args.out.k = k;
+  args.out.group = kMxfp4Group;
   MLA_KERNEL(Mxfp4QuantizeRows, Mxfp4QuantizeArgs)(args, PoolExecutor(pool));
   return ffi::Error::Success();
 }

@@ -22,7 +22,9 @@
   target("mla_jax.linear_quantized.v1", mla_jax_linear_quantized_v1, 1) between \
   target("mla_jax.linear_quantized_bias.v1", mla_jax_linear_quantized_bias_v1, 1) between \
   target("mla_jax.absorb_quantized.v1", mla_jax_absorb_quantized_v1, 1) between \
-  target("mla_jax.expert_mlp_quantized.v1", mla_jax_expert_mlp_quantized_v1, 1)
+  target("mla_jax.expert_mlp_quantized.v1", mla_jax_expert_mlp_quantized_v1, 1) between \
+  target("mla_jax.flatten_quantize.v1", mla_jax_flatten_quantize_v1, 1) between \
+  target("mla_jax.rmsnorm_quantize.v1", mla_jax_rmsnorm_quantize_v1, 1)
 // clang-format on
 
 #define MLA_DECLARE_TARGET(name, handler, contract) \

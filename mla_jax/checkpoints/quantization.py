@@ -26,6 +26,7 @@ SCALE_NAMES = ("weight_scale_inv", "weight_scale", "scale")
 E8M0_DTYPES = ("U8", "F8_E8M0")
 FLOAT_SCALES = ("F32", "BF16", "F16")
 
+_LINEAR_CLASS = "Linear"
 _MOST_QUANTIFIERS = 4
 
 
@@ -35,15 +36,15 @@ class Quantization:
 
     Attributes:
       method: quant_method.
-      storage: how weights that are not excluded are stored.
+      storage: how weights are stored that are neither excluded nor named by `layers`; None: plain.
       block: rows and columns of an FP8 block.
       excluded: module names, globs ("*lm_head") or regular expressions ("re:.*self_attn.*").
-      layers: patterns of modules that are stored otherwise, with Quark's settings for their weights. These
-        are read when a module asks for them: they may be about parts that are not run here.
+      layers: patterns of modules that are stored otherwise, each with its storage, or with Quark's settings
+        for its weight. These are read when a module asks for them: they may be about parts that are not run here.
     """
 
     method: str
-    storage: Storage
+    storage: Storage | None
     block: tuple[int, int] = FP8_BLOCK
     excluded: tuple[str, ...] = ()
     layers: tuple[tuple[str, Any], ...] = ()
@@ -61,6 +62,8 @@ class Quantization:
             return None
         for pattern, weight in self.layers:
             if any(_matches(pattern, module) for module in modules):
+                if isinstance(weight, Storage):
+                    return weight
                 where = f"quantization_config.layer_quant_config.{shown(pattern)}.weight"
                 return _quark_storage(where, weight)
         return self.storage
@@ -142,11 +145,27 @@ def _compressed_tensors(settings: Mapping[str, Any], excluded: tuple[str, ...]) 
         raise UnsupportedModelError(
             f"quantization_config.config_groups: expected an object, got {shown(groups)}"
         )
-    kinds = [
-        _compressed_group(f"quantization_config.config_groups.{name}", group)
+    kinds = {
+        name: _compressed_group(f"quantization_config.config_groups.{name}", group)
         for name, group in groups.items()
+    }
+    # A group is for a class of modules, which all linear layers are, or for modules by name.
+    named = [
+        (target, kinds[name][0])
+        for name, group in groups.items()
+        for target in _names(group, "targets")
+        if target != _LINEAR_CLASS
     ]
-    return Quantization("compressed-tensors", kinds[0][0], kinds[0][1], excluded)
+    everywhere = [
+        kinds[name][0]
+        for name, group in groups.items()
+        if _LINEAR_CLASS in (_names(group, "targets") or (_LINEAR_CLASS,))
+    ]
+    storage = everywhere[0] if everywhere else None
+    blocks = [block for kind, block in kinds.values() if kind.container == "fp8_block"]
+    return Quantization(
+        "compressed-tensors", storage, blocks[0] if blocks else FP8_BLOCK, excluded, tuple(named)
+    )
 
 
 def _compressed_group(where: str, group: Any) -> tuple[Storage, tuple[int, int]]:

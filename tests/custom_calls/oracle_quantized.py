@@ -284,3 +284,116 @@ def random_weight(rng: Rng, shape: tuple[int, ...], layout: str) -> tuple[Array,
     codes = rng.integers(0, 256, shape).astype(np.uint8)
     codes[codes % 128 == NAN_FP8] = 0
     return codes.view(FP8), np.asarray(factor / 512, np.float32)
+
+
+# ---- activations in groups ----
+
+FP8_MAGNITUDES = np.arange(NAN_FP8, dtype=np.uint8).view(FP8).astype(np.float64)
+FP8_FLOOR = np.float32(1e-10)
+
+
+def nearest_fp8(y: Array) -> Array:
+    """Nearest e4m3fn codes, saturating; of two at the same distance the even one. NaN is 0x7f."""
+    magnitude = np.minimum(np.abs(y), 448)
+    middles = (FP8_MAGNITUDES[1:] + FP8_MAGNITUDES[:-1]) / 2
+    below, reached = (np.searchsorted(middles, magnitude, side) for side in ("left", "right"))
+    code = np.where(below == reached, below, below + below % 2) + 128 * np.signbit(y)
+    return np.where(np.isnan(y), NAN_FP8, code).astype(np.uint8)
+
+
+def fp8_scales(largest: Array) -> Array:
+    """float32 scales by the definition, one IEEE division; an infinity counts as 2^128."""
+    finite = np.where(np.isinf(largest), 0, largest).astype(np.float32)
+    scale = np.maximum(finite, FP8_FLOOR) / np.float32(448)
+    return np.where(np.isinf(largest), np.float32(2.0**128 / 448), scale).astype(np.float32)
+
+
+def quantize_fp8(x: Array, group: int) -> tuple[Array, Array]:
+    """Codes (T, K) as bytes and float32 scales (T, ceil(K/g)) of float32 or bfloat16 rows."""
+    codes = np.zeros(x.shape, np.uint8)
+    scale = np.zeros((x.shape[0], -(-x.shape[1] // group)), np.float32)
+    for g in range(scale.shape[1]):
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            part = x[:, g * group : (g + 1) * group].astype(np.float32)
+            counted = np.where(np.isnan(part), 0, np.abs(part))
+            scale[:, g] = fp8_scales(counted.max(axis=1))
+            scaled = part * (np.float32(1) / scale[:, g])[:, None]
+        codes[:, g * group : (g + 1) * group] = nearest_fp8(f64(scaled))
+    return codes, scale
+
+
+def quantize_rows(
+    x: Array, *, format: str, group_size: int, scale_layout: str, rounding: str | None = None
+) -> tuple[Array, Array]:
+    """Bytes of the codes and scales of rows (T, K), in the layout."""
+    data, scale = quantize(x, rounding or "even") if format == "mxfp4" else quantize_fp8(x, group_size)
+    return data, (scale.T if scale_layout == "column_major" else scale)
+
+
+def _quantized_mxfp4(y: Array, error: Array, rounding: str) -> tuple[Bounded, Bounded]:
+    """Bytes of rows that are known up to `error`, which must leave every scale certain."""
+    rows, width = y.shape
+    bounds = []
+    for side in (-1, 1):
+        near = np.copysign(np.maximum(np.abs(y) + side * error, 0), y)
+        padded = np.concatenate([near, np.zeros((rows, -width % GROUP))], axis=1)
+        groups = padded.reshape(rows, padded.shape[1] // GROUP, GROUP)
+        scale = np.zeros(groups.shape[:2], np.uint8)
+        for at in np.ndindex(*scale.shape):
+            scale[at] = scale_byte(float(np.abs(groups[at]).max()), rounding)
+        powers = np.ldexp(1.0, 127 - scale.astype(np.int64))[..., None]
+        codes = [nearest_codes(group) for group in (groups * powers).reshape(-1, GROUP)]
+        packed = pack(np.array(codes, np.uint8).reshape(padded.shape)[:, :width])
+        bounds.append((packed.astype(np.float64), scale))
+    (low, scale), (high, same) = bounds
+    assert np.array_equal(scale, same), "a group's scale hangs on the last bits of the norm: other values"
+    data = Bounded((low + high) / 2, np.abs(high - low) / 2, 255.0)
+    return data, Bounded(scale.astype(np.float64), np.zeros(scale.shape), 255.0)
+
+
+def _quantized_fp8(y: Array, error: Array, group: int) -> tuple[Bounded, Bounded]:
+    rows, width = y.shape
+    shape = (rows, -(-width // group))
+    scale, scale_error, code, code_error = (np.zeros(s) for s in (shape, shape, y.shape, y.shape))
+    for g in range(shape[1]):
+        at = slice(g * group, (g + 1) * group)
+        scale[:, g] = np.maximum(np.abs(y[:, at]).max(axis=1), float(FP8_FLOOR)) / 448
+        scale_error[:, g] = error[:, at].max(axis=1) / 448 + 2 * U * scale[:, g]
+        s, s_error = scale[:, g, None], scale_error[:, g, None]
+        code[:, at] = y[:, at] / s
+        # The reciprocal of the scale and the product round once each.
+        most = (np.abs(y[:, at]) + error[:, at]) / (s - s_error) * (1 + 3 * U)
+        code_error[:, at] = most - np.abs(code[:, at])
+    return Bounded(code, code_error, 448.0), Bounded(scale, scale_error, oracle._scale(scale))
+
+
+def rmsnorm_quantize(
+    x: Array,
+    weight: Array,
+    residual: Array | None = None,
+    *,
+    eps: float,
+    format: str,
+    group_size: int,
+    scale_layout: str,
+    rounding: str | None = None,
+    offset: int = 0,
+    weight_offset: float = 0.0,
+    return_unquantized: bool = False,
+) -> tuple[Bounded, ...]:
+    used = f64(weight) + weight_offset
+    if residual is None:
+        (norm,) = oracle.rmsnorm(x, used, eps=eps, offset=offset)
+        rest = ()
+    else:
+        norm, total = oracle.rmsnorm_residual(x, residual, used, eps=eps, offset=offset)
+        rest = (total,)
+    # The weight's own sum rounds once.
+    norm = Bounded(norm.value, norm.error + U * np.abs(norm.value), norm.scale)
+    if format == "mxfp4":
+        data, scale = _quantized_mxfp4(norm.value, norm.error, rounding or "even")
+    else:
+        data, scale = _quantized_fp8(norm.value, norm.error, group_size)
+    if scale_layout == "column_major":
+        scale = Bounded(scale.value.T, scale.error.T, scale.scale)
+    return (data, scale, *((norm,) if return_unquantized else ()), *rest)

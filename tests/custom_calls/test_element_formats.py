@@ -17,6 +17,8 @@ from custom_calls.element_formats import (
     ROUNDINGS,
     decode_mxfp4,
     encode_e2m1,
+    encode_e4m3,
+    fp8_scale,
     mxfp4_scale,
     pack_nibbles,
     unpack_nibbles,
@@ -122,6 +124,30 @@ def test_every_code_decodes_and_encodes_to_itself() -> None:
     values = jax.jit(decode_mxfp4)(jnp.asarray(codes), jnp.asarray(scales))
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     assert same_bits(ENCODE(bits, jnp.asarray(scales.astype(np.uint32))), codes)
+
+
+def test_fp8_scale_of_every_magnitude(rng: Rng) -> None:
+    bits = np.concatenate([magnitudes(rng), rng.integers(0x2EDBE000, 0x2EDBF000, 500, np.uint32)])
+    # Both sides of where the quotient by 7 gets one bit less.
+    bits = np.concatenate([bits, ((np.arange(255)[:, None] << 23) + 0x600000 + np.arange(-2, 3)).ravel()])
+    bits = bits[bits <= 0x7F800000].astype(np.uint32)
+    got = np.asarray(jax.jit(fp8_scale)(jnp.asarray(bits)))
+    assert same_bits(got.view(np.float32), oracle_quantized.fp8_scales(bits.view(np.float32)))
+
+
+def test_e4m3_codes_near_every_threshold(rng: Rng) -> None:
+    codes = oracle_quantized.FP8_MAGNITUDES
+    marks = np.concatenate([codes, (codes[1:] + codes[:-1]) / 2, [456, 464, 480, 512, 1e30]])
+    marks = marks.astype(np.float32)
+    tiny = np.float32([1e-45, 1e-40, 2.0**-126, 2.0**-11, 1.5 * 2.0**-11, 3.4e38, np.inf])
+    x = np.concatenate(
+        [marks, np.nextafter(marks, np.float32(0)), np.nextafter(marks, np.float32(1e38)), tiny]
+    )
+    x = np.concatenate([x, magnitudes(rng).view(np.float32), rng.uniform(0, 500, 3000).astype(np.float32)])
+    got = jax.jit(encode_e4m3)(jnp.asarray(x.view(np.uint32)))
+    assert np.array_equal(got, oracle_quantized.nearest_fp8(x.astype(np.float64)))
+    nan = np.uint32([0x7F800001, 0x7FC00000, 0x7FFFFFFF])
+    assert np.array_equal(encode_e4m3(jnp.asarray(nan)), [0x7F, 0x7F, 0x7F])
 
 
 def test_names_of_the_rules() -> None:

@@ -261,6 +261,26 @@ def test_values_of_the_format_survive(kernels: str, rng: Rng) -> None:
         assert same_bits(data, tensor.data) and same_bits(again, tensor.scale)
 
 
+@BOTH
+@EACH
+def test_codes_near_every_threshold_at_every_scale(rounding: str, kernels: str) -> None:
+    # Each group's first value sets its scale; the others are thresholds and codes and their neighbours.
+    marks = np.float64([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5])
+    scales = np.arange(253)[:, None]
+    at = np.ldexp(marks, scales - 127).astype(np.float32)
+    below, above = (np.nextafter(at, np.float32(side)) for side in (0, np.inf))
+    first = np.ldexp(np.float32(6), scales - 127).astype(np.float32)
+    x = np.concatenate(
+        [first, at[:, :7], below, at[:, :10], first, -at[:, 7:], above, -above[:, :10]], axis=1
+    )
+    assert x.shape == (253, 64)
+    got = quantize_bytes(jnp.asarray(x), rounding=rounding, kernels=kernels)
+    want = oracle_quantized.quantize(x, rounding)
+    assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+    for scale in (got[1], want[1]):
+        assert np.array_equal(np.asarray(scale)[:, 0], scales[:, 0] + (rounding == "ceil"))
+
+
 FFI_ERRORS = {
     "x-type": (np.zeros((4, 32), np.float16), 1, (16, 1), "argument 'x': expected float32 or bfloat16, got float16"),
     "x-odd": (

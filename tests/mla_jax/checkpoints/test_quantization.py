@@ -273,3 +273,37 @@ def test_abstract_models_are_the_loaded_ones(case):
     for a, b in zip(jax.tree.leaves(promised), jax.tree.leaves(found), strict=True):
         assert isinstance(a, jax.ShapeDtypeStruct)
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+GROUPS = {
+    "a": {
+        "targets": ["re:.*self_attn.*", "model.layers.1.mlp.down_proj"],
+        "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 96]},
+    },
+    "b": {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+    },
+}
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a"), ("a",)])
+def test_groups_are_for_the_modules_that_they_name(order):
+    found = parse(quant_method="compressed-tensors", config_groups={name: GROUPS[name] for name in order})
+    block, group = Storage("fp8_block", (64, 96)), Storage("int4_group", (1, 32), "bfloat16")
+    expected = {
+        "model.layers.0.self_attn.o_proj": block,
+        "model.layers.1.mlp.down_proj": block,
+        "model.layers.2.mlp.down_proj": group if "b" in order else None,
+        "lm_head": None,
+    }
+    for module, storage in expected.items():
+        info = ParamInfo((64, 64), ("a", "b"), (Source(f"{module}.weight"),), quantizable=True)
+        assert found.expected(info) == storage, module
+    assert found.block == (64, 96)
+
+
+@pytest.mark.parametrize("targets", ["Linear", [1], {"Linear": 1}])
+def test_targets_are_names(targets):
+    with pytest.raises(UnsupportedModelError, match="targets: expected a list of names"):
+        parse(quant_method="compressed-tensors", config_groups={"b": {**GROUPS["b"], "targets": targets}})

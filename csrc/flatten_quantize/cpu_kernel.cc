@@ -1,0 +1,14 @@
+// The heads of a token lie side by side, so that a token is one row of the shared group quantiser.
+#include "flatten_quantize/cpu_kernel.h"
+
+#include "common/group_quantize.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+void FlattenQuantize(const FlattenQuantizeArgs& args, const Executor& executor) {
+  QuantizeRows(args.x, args.x_type, args.out, executor);
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla

@@ -1,0 +1,21 @@
+// Tokens of several heads, flattened and quantised in groups.
+#ifndef MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_
+#define MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_
+
+#include "common/dtype.h"
+#include "common/group_format.h"
+#include "common/isa.h"
+
+namespace mla {
+
+struct FlattenQuantizeArgs {
+  const void* x;  // (out.rows, heads, head width), f32 or bf16; out.k is heads * head width
+  DType x_type;
+  QuantizedRows out;
+};
+
+MLA_DECLARE_KERNEL(FlattenQuantize, FlattenQuantizeArgs)
+
+}  // namespace mla
+
+#endif  // MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_

@@ -1,0 +1,41 @@
+// Norm of rows as in rmsnorm, each quantised while it is still in f32.
+#include "rmsnorm_quantize/cpu_kernel.h"
+
+#include "common/bfloat16.h"
+#include "common/denormals.h"
+#include "common/group_quantize.h"
+#include "common/norm.h"
+#include "common/scratch.h"
+#include "common/tasks.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+void RmsNormQuantize(const RmsNormQuantizeArgs& args, const Executor& executor) {
+  const int64_t n = args.out.k;
+  constexpr int64_t kRows = 8;
+  const double cost = static_cast<double>(args.out.rows) * static_cast<double>(n) * 0.5;
+  ForEach(executor, CeilDiv(args.out.rows, kRows), cost, [&](int64_t task) {
+    const KeepDenormals guard;
+    auto* weight = static_cast<float*>(Scratch(kTaskScratch, (3 * n + 64) * 4));
+    float* v = weight + n;
+    float* r = v + n;
+    ReadRow(args.weight, args.weight_type, 0, n, weight);
+    for (int64_t i = 0; i < n; ++i) weight[i] += args.weight_offset;
+    const int64_t end = Min(args.out.rows, (task + 1) * kRows);
+    for (int64_t row = task * kRows; row < end; ++row) {
+      ReadRow(args.x, args.io_type, row * args.width + args.offset, n, v);
+      if (args.residual != nullptr) {
+        ReadRow(args.residual, args.io_type, row * n, n, r);
+        for (int64_t i = 0; i < n; ++i) v[i] += r[i];
+        WriteRow(args.sum, args.io_type, row * n, n, v);
+      }
+      ScaleRow(v, InverseRms(v, n, args.eps), weight, n);
+      if (args.unquantized != nullptr) WriteRow(args.unquantized, args.io_type, row * n, n, v);
+      QuantizeRow(v, row, args.out);
+    }
+  });
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
