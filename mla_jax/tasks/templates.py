@@ -82,8 +82,8 @@ def remaining_trip(d: Draw) -> Drawn:
     if done + rest > 999:
         return None
     return (
-        f"A trip is {done + rest} miles long. {who} drives {h} hours at {v} miles per hour and wants to drive the rest "
-        f"in {g} hours. How many miles per hour does {who} have to drive?",
+        f"A trip is {done + rest} miles long. {who} drives {h} hours at {v} miles per hour and wants to drive the "
+        f"rest in {g} hours. How many miles per hour does {who} have to drive?",
         [
             f"{who} has driven {h} * {v} = {done} miles.",
             f"There are {done + rest} - {done} = {rest} miles left.",
@@ -136,10 +136,10 @@ def equal_shares(d: Draw) -> Drawn:
     return (
         d.pick(
             (
-                f"{who} has {shared + eaten} {sweet}, keeps {eaten} of them and shares the rest equally among {friends} "
-                f"friends. How many {sweet} does each friend get?",
-                f"A bag holds {shared + eaten} {sweet}. After {who} takes {eaten} of them, {friends} children share the "
-                f"others equally. How many {sweet} does each child get?",
+                f"{who} has {shared + eaten} {sweet}, keeps {eaten} of them and shares the rest equally among "
+                f"{friends} friends. How many {sweet} does each friend get?",
+                f"A bag holds {shared + eaten} {sweet}. After {who} takes {eaten} of them, {friends} children share "
+                f"the others equally. How many {sweet} does each child get?",
             )
         ),
         [
@@ -176,8 +176,8 @@ def machine_rate(d: Draw) -> Drawn:
         return None
     product_name = d.pick(("toys", "chairs", "lamps", "clocks", "bikes"))
     return (
-        f"A machine makes {per_hour} {product_name} per hour and runs {hours} hours a day. In {days} days {broken} of the "
-        f"{product_name} turn out to be broken. How many good {product_name} are there?",
+        f"A machine makes {per_hour} {product_name} per hour and runs {hours} hours a day. In {days} days {broken} of "
+        f"the {product_name} turn out to be broken. How many good {product_name} are there?",
         [
             f"In one day it makes {per_hour} * {hours} = {daily} {product_name}.",
             f"In {days} days it makes {daily} * {days} = {made} {product_name}.",
@@ -194,8 +194,8 @@ def boxes_sold(d: Draw) -> Drawn:
     full = size * boxes
     thing = d.pick(("eggs", "bottles", "oranges", "rolls", "bulbs"))
     return (
-        f"{who} has {full + rest} {thing}, gives {rest} of them away and packs the others into boxes of {size}. A box sells "
-        f"for {price} dollars. How many dollars does {who} earn?",
+        f"{who} has {full + rest} {thing}, gives {rest} of them away and packs the others into boxes of {size}. A box "
+        f"sells for {price} dollars. How many dollars does {who} earn?",
         [
             f"There are {full + rest} - {rest} = {full} {thing} to pack.",
             f"They fill {full} / {size} = {boxes} boxes.",
@@ -212,8 +212,8 @@ def leftover(d: Draw) -> Drawn:
     boxes = total // size
     rest = total - boxes * size
     return (
-        f"{who} has {a} {thing} in the kitchen and {b} {thing} in the cellar and packs them into boxes of {size}. How many "
-        f"{thing} are left over when as many boxes as possible are full?",
+        f"{who} has {a} {thing} in the kitchen and {b} {thing} in the cellar and packs them into boxes of {size}. How "
+        f"many {thing} are left over when as many boxes as possible are full?",
         [
             f"There are {a} + {b} = {total} {thing}.",
             f"{boxes} boxes hold {boxes} * {size} = {boxes * size} {thing}.",
@@ -280,8 +280,8 @@ def survey_percent(d: Draw) -> Drawn:
     if rest < 1:
         return None
     return (
-        f"A school has {total} students. {percent}% of them walk to school, {cars} come by car and the others take the "
-        f"bus. How many students take the bus?",
+        f"A school has {total} students. {percent}% of them walk to school, {cars} come by car and the others take "
+        f"the bus. How many students take the bus?",
         [
             step,
             f"Without them there are {total} - {walking} = {total - walking} students.",
@@ -338,8 +338,8 @@ def garden(d: Draw) -> Drawn:
     if alive < 2 or alive * fruit > 900:
         return None
     return (
-        f"{who} plants {rows} rows of {per_row} {plant} plants. {dead} plants die and each of the others bears {fruit} "
-        f"flowers. How many flowers are there?",
+        f"{who} plants {rows} rows of {per_row} {plant} plants. {dead} plants die and each of the others bears "
+        f"{fruit} flowers. How many flowers are there?",
         [
             f"There are {rows} * {per_row} = {planted} plants.",
             f"After that {planted} - {dead} = {alive} plants are alive.",
@@ -355,8 +355,8 @@ def library(d: Draw) -> Drawn:
     a = start - out
     b = a + back
     return (
-        f"A library has {start} books. On {day} {out} books are borrowed and {back} are returned, and the next day {new} "
-        f"new books arrive. How many books are in the library then?",
+        f"A library has {start} books. On {day} {out} books are borrowed and {back} are returned, and the next day "
+        f"{new} new books arrive. How many books are in the library then?",
         [
             f"After borrowing there are {start} - {out} = {a} books.",
             f"After the returns there are {a} + {back} = {b} books.",
@@ -374,8 +374,8 @@ def bakery(d: Draw) -> Drawn:
         return None
     cake = d.pick(("muffins", "buns", "tarts", "bagels", "scones"))
     return (
-        f"A bakery bakes {trays} trays of {per_tray} {cake}. In the evening {left} {cake} are left, the others were sold "
-        f"for {price} dollars each. How many dollars did the bakery earn?",
+        f"A bakery bakes {trays} trays of {per_tray} {cake}. In the evening {left} {cake} are left, the others were "
+        f"sold for {price} dollars each. How many dollars did the bakery earn?",
         [
             f"It baked {trays} * {per_tray} = {baked} {cake}.",
             f"It sold {baked} - {left} = {sold} {cake}.",
@@ -395,8 +395,8 @@ def reading(d: Draw) -> Drawn:
     )
     read, rest = daily * days, rest_days * rest_daily
     return (
-        f"A book has {read + rest} pages. {who} reads {daily} pages a day for {days} days and then finishes the book in "
-        f"{rest_days} days with the same number of pages each day. How many pages a day is that?",
+        f"A book has {read + rest} pages. {who} reads {daily} pages a day for {days} days and then finishes the book "
+        f"in {rest_days} days with the same number of pages each day. How many pages a day is that?",
         [
             f"{who} first reads {daily} * {days} = {read} pages.",
             f"Then {read + rest} - {read} = {rest} pages are left.",
@@ -414,8 +414,8 @@ def farm_legs(d: Draw) -> Drawn:
     left = cows - sold
     a, b = birds * 2, left * 4
     return (
-        f"{who} has {birds} {bird} and {cows} cows and sells {sold} of the cows. How many legs do the remaining animals "
-        f"have?",
+        f"{who} has {birds} {bird} and {cows} cows and sells {sold} of the cows. How many legs do the remaining "
+        f"animals have?",
         [
             f"There are {cows} - {sold} = {left} cows left.",
             f"The {bird} have {birds} * 2 = {a} legs.",
@@ -453,8 +453,8 @@ def tank(d: Draw) -> Drawn:
         return None
     what = d.pick(("tank", "pool", "barrel"))
     return (
-        f"A {what} holds {start} liters of water. A pump adds {rate} liters a minute for {minutes} minutes, and then {used} "
-        f"liters are used. How many liters are in the {what}?",
+        f"A {what} holds {start} liters of water. A pump adds {rate} liters a minute for {minutes} minutes, and then "
+        f"{used} liters are used. How many liters are in the {what}?",
         [
             f"The pump adds {product(rate, minutes)} liters.",
             f"Then there are {start} + {flow} = {full} liters.",
@@ -491,8 +491,8 @@ def tiles(d: Draw) -> Drawn:
         return None
     room = d.pick(("kitchen", "bathroom", "hall", "terrace"))
     return (
-        f"{who} tiles a {room} with {a} rows of {b} tiles and already has {have} tiles. How many more tiles does {who} "
-        f"need?",
+        f"{who} tiles a {room} with {a} rows of {b} tiles and already has {have} tiles. How many more tiles does "
+        f"{who} need?",
         [
             f"The {room} takes {product(a, b)} tiles.",
             f"{who} needs {area} - {have} = {area - have} more.",
@@ -508,8 +508,8 @@ def twice_and_half(d: Draw) -> Drawn:
     third = half + more
     both = n + half
     return (
-        f"{a} has {n} {sweet}. {b} has half as many as {a}, and {c} has {more} more than {b}. How many {sweet} do they "
-        f"have together?",
+        f"{a} has {n} {sweet}. {b} has half as many as {a}, and {c} has {more} more than {b}. How many {sweet} do "
+        f"they have together?",
         [
             f"{b} has {n} / 2 = {half} {sweet}.",
             f"{c} has {half} + {more} = {third} {sweet}.",
@@ -533,8 +533,8 @@ def tickets(d: Draw) -> Drawn:
         return None
     show = d.pick(("concert", "film", "play", "circus"))
     return (
-        f"{adults} adults and {children} children see a {show}. A ticket costs {p} dollars for an adult and {q} dollars "
-        f"for a child. The hall costs {cost} dollars. How many dollars remain?",
+        f"{adults} adults and {children} children see a {show}. A ticket costs {p} dollars for an adult and {q} "
+        f"dollars for a child. The hall costs {cost} dollars. How many dollars remain?",
         [
             f"The adults pay {adults} * {p} = {a} dollars.",
             f"The children pay {children} * {q} = {b} dollars.",
@@ -558,8 +558,8 @@ def wages(d: Draw) -> Drawn:
     if pay + bonus > 999:
         return None
     return (
-        f"{who} earns {hourly} dollars an hour and works {hours} hours a day for {days} days. There is a bonus of {bonus} "
-        f"dollars. How many dollars does {who} earn?",
+        f"{who} earns {hourly} dollars an hour and works {hours} hours a day for {days} days. There is a bonus of "
+        f"{bonus} dollars. How many dollars does {who} earn?",
         [
             f"One day brings {hourly} * {hours} = {daily} dollars.",
             f"{days} days bring {daily} * {days} = {pay} dollars.",
@@ -597,8 +597,8 @@ def recipe(d: Draw) -> Drawn:
     what = d.pick(("grams of sugar", "grams of butter", "grams of flour", "spoons of oil"))
     guests = people * k
     return (
-        f"A recipe for {people} people takes {each} {what}. {who} cooks for {guests} people and has {have} {what}. How "
-        f"many more are needed?",
+        f"A recipe for {people} people takes {each} {what}. {who} cooks for {guests} people and has {have} {what}. "
+        f"How many more are needed?",
         [
             f"That is {guests} / {people} = {k} times the recipe.",
             f"It takes {each} * {k} = {need} {what}.",
@@ -617,8 +617,8 @@ def running(d: Draw) -> Drawn:
         return None
     more, less = max(total, other), min(total, other)
     return (
-        f"{a} runs {laps} laps of {length} minutes a day for {days} days. {b} runs {other} minutes in all. What is the "
-        f"difference between their times in minutes?",
+        f"{a} runs {laps} laps of {length} minutes a day for {days} days. {b} runs {other} minutes in all. What is "
+        f"the difference between their times in minutes?",
         [
             f"{a} runs {laps} * {length} = {daily} minutes a day.",
             f"In {days} days it is {daily} * {days} = {total} minutes.",
@@ -640,8 +640,8 @@ def game_score(d: Draw) -> Drawn:
     if lost >= won:
         return None
     return (
-        f"In a game {who} gets {points} points for a hit and loses {penalty} points for a miss. {who} has {hits} hits and "
-        f"{misses} misses. What is the score?",
+        f"In a game {who} gets {points} points for a hit and loses {penalty} points for a miss. {who} has {hits} hits "
+        f"and {misses} misses. What is the score?",
         [
             f"The hits bring {hits} * {points} = {won} points.",
             f"The misses cost {misses} * {penalty} = {lost} points.",
@@ -659,7 +659,8 @@ def average(d: Draw) -> Drawn:
         return None
     what = d.pick(("points", "miles", "pages", "pictures"))
     return (
-        f"{who} counts {a} {what} on the first day, {b} on the second and {c} on the third. What is the average a day?",
+        f"{who} counts {a} {what} on the first day, {b} on the second and {c} on the third. What is the average a "
+        f"day?",
         [
             f"The first two days give {a} + {b} = {a + b} {what}.",
             f"All three give {a + b} + {c} = {total} {what}.",
@@ -680,8 +681,8 @@ def album(d: Draw) -> Drawn:
     a, b = pages * per_page, more * per_new
     what = d.pick(("stamps", "photos", "coins", "cards"))
     return (
-        f"{who} has an album with {pages} pages of {per_page} {what} and buys {more} packs of {per_new} {what}. How many "
-        f"{what} does {who} have?",
+        f"{who} has an album with {pages} pages of {per_page} {what} and buys {more} packs of {per_new} {what}. How "
+        f"many {what} does {who} have?",
         [
             f"The album holds {pages} * {per_page} = {a} {what}.",
             f"The packs hold {more} * {per_new} = {b} {what}.",
@@ -718,8 +719,8 @@ def teams(d: Draw) -> Drawn:
     if not 5 <= boys <= 200:
         return None
     return (
-        f"{girls} girls and {boys} boys sign up for a tournament, but {absent} of them stay at home. The others form teams "
-        f"of {size}. How many teams are there?",
+        f"{girls} girls and {boys} boys sign up for a tournament, but {absent} of them stay at home. The others form "
+        f"teams of {size}. How many teams are there?",
         [
             f"{girls} + {boys} = {total} children sign up.",
             f"{total} - {absent} = {present} children come.",
@@ -737,8 +738,8 @@ def profit(d: Draw) -> Drawn:
     spent, earned = n * cost, n * price
     thing = d.pick(THINGS)
     return (
-        f"{who} buys {n} {thing} for {cost} dollars each and sells all of them for {price} dollars each. How many dollars "
-        f"of profit does {who} make?",
+        f"{who} buys {n} {thing} for {cost} dollars each and sells all of them for {price} dollars each. How many "
+        f"dollars of profit does {who} make?",
         [
             f"{who} pays {n} * {cost} = {spent} dollars.",
             f"{who} receives {n} * {price} = {earned} dollars.",
@@ -757,8 +758,8 @@ def collection(d: Draw) -> Drawn:
     if total <= shared or first == second:
         return None
     return (
-        f"{who} collects {n} boxes of {p} {first} and {m} boxes of {q} {second} and then gives {k} children {each} things "
-        f"each. How many things does {who} have left?",
+        f"{who} collects {n} boxes of {p} {first} and {m} boxes of {q} {second} and then gives {k} children {each} "
+        f"things each. How many things does {who} have left?",
         [
             f"There are {n} * {p} = {a} {first}.",
             f"There are {m} * {q} = {b} {second}.",

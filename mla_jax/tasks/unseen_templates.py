@@ -17,8 +17,8 @@ def hiking_water(d: Draw) -> Drawn:
     if left < 1:
         return None
     return (
-        f"{people} hikers go with {who}'s club. Each of them packs {bottles} bottles of water of {half_liters} cups each. "
-        f"{spilled} bottles are spilled. How many cups of water remain?",
+        f"{people} hikers go with {who}'s club. Each of them packs {bottles} bottles of water of {half_liters} cups "
+        f"each. {spilled} bottles are spilled. How many cups of water remain?",
         [
             f"They pack {people} * {bottles} = {packed} bottles.",
             f"There are {packed} - {spilled} = {left} bottles left.",
@@ -35,8 +35,8 @@ def theater_seats(d: Draw) -> Drawn:
     if not 1 <= free * price <= 999 or free < 1:
         return None
     return (
-        f"A theater has {rows} rows with {seats} seats in each row. {sold} seats are sold already. What do the other seats "
-        f"bring at {price} dollars each?",
+        f"A theater has {rows} rows with {seats} seats in each row. {sold} seats are sold already. What do the other "
+        f"seats bring at {price} dollars each?",
         [
             f"The theater has {rows} * {seats} = {total} seats.",
             f"There are {total} - {sold} = {free} seats to sell.",
@@ -56,8 +56,8 @@ def post_office(d: Draw) -> Drawn:
     )
     a, b = letters * stamp, parcels * parcel
     return (
-        f"{who} sends {letters} letters and {parcels} parcels. A letter needs a stamp of {stamp} dollars and a parcel one of "
-        f"{parcel} dollars. How many dollars more do the dearer of the two kinds of mail cost in all?",
+        f"{who} sends {letters} letters and {parcels} parcels. A letter needs a stamp of {stamp} dollars and a parcel "
+        f"one of {parcel} dollars. How many dollars more do the dearer of the two kinds of mail cost in all?",
         [
             f"The letters cost {letters} * {stamp} = {a} dollars.",
             f"The parcels cost {parcels} * {parcel} = {b} dollars.",
@@ -75,8 +75,8 @@ def aquarium(d: Draw) -> Drawn:
         return None
     times = {2: "twice", 3: "three times", 4: "four times"}[k]
     return (
-        f"An aquarium has {fish} fish and {times} as many snails. {who} takes {sold} animals out. How many animals stay in "
-        f"the aquarium?",
+        f"An aquarium has {fish} fish and {times} as many snails. {who} takes {sold} animals out. How many animals "
+        f"stay in the aquarium?",
         [
             f"There are {fish} * {k} = {snails} snails.",
             f"Together there are {fish} + {snails} = {total} animals.",
@@ -98,8 +98,8 @@ def painting(d: Draw) -> Drawn:
     if area != per_can * cans:
         return None
     return (
-        f"{who} paints {walls} walls of {meters} square meters each. One can of paint is enough for {per_can} square meters. "
-        f"How many cans does {who} need?",
+        f"{who} paints {walls} walls of {meters} square meters each. One can of paint is enough for {per_can} square "
+        f"meters. How many cans does {who} need?",
         [
             f"The walls have {walls} * {meters} = {area} square meters.",
             f"{who} needs {area} / {per_can} = {cans} cans.",
@@ -115,8 +115,8 @@ def bees(d: Draw) -> Drawn:
     if sold < 1 or sold * price > 999:
         return None
     return (
-        f"{who} keeps bees. Each of the {hives} hives gives {jars} jars of honey. {who} keeps {kept} jars and sells the rest "
-        f"for {price} dollars a jar. How much money does {who} get?",
+        f"{who} keeps bees. Each of the {hives} hives gives {jars} jars of honey. {who} keeps {kept} jars and sells "
+        f"the rest for {price} dollars a jar. How much money does {who} get?",
         [
             f"The hives give {hives} * {jars} = {total} jars.",
             f"{who} sells {total} - {kept} = {sold} jars.",
@@ -133,8 +133,8 @@ def charity(d: Draw) -> Drawn:
     if both % k:
         return None
     return (
-        f"For a charity {a} collects {n} dollars and {b} collects {more} dollars more than {a}. The money is divided equally "
-        f"among {k} families. How many dollars does one family get?",
+        f"For a charity {a} collects {n} dollars and {b} collects {more} dollars more than {a}. The money is divided "
+        f"equally among {k} families. How many dollars does one family get?",
         [
             f"{b} collects {n} + {more} = {second} dollars.",
             f"Together they collect {n} + {second} = {both} dollars.",
@@ -151,8 +151,8 @@ def elevator(d: Draw) -> Drawn:
     if used < 1 or used * people > 999:
         return None
     return (
-        f"A tower has {floors} floors with {per_floor} flats on each floor. {empty} flats are empty, and {people} people live "
-        f"in each of the others. How many people live in the tower?",
+        f"A tower has {floors} floors with {per_floor} flats on each floor. {empty} flats are empty, and {people} "
+        f"people live in each of the others. How many people live in the tower?",
         [
             f"The tower has {floors} * {per_floor} = {flats} flats.",
             f"People live in {flats} - {empty} = {used} of them.",
