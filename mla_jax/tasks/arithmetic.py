@@ -12,7 +12,7 @@ from mla_jax.tasks.problem import Draw, Problem, Split, is_held_out
 from mla_jax.tasks.templates import SHARED_TEMPLATES, Template
 from mla_jax.tasks.unseen_templates import UNSEEN_TEMPLATES
 
-_FINAL = re.compile(r"####\s*\$?\s*(-?[\d,]+(?:\.\d+)?)")
+_FINAL = re.compile(r"####\s*\$?\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
 
 
 def problems(split: Split, seed: int | str = 0) -> Iterator[Problem]:
@@ -44,6 +44,9 @@ def draw(template: Template, generator: random.Random, split: Split) -> Problem:
 
 
 def final_answer(text: str) -> str | None:
-    """The number after the last `####`, without thousands separators, or None."""
-    found = _FINAL.findall(text)
-    return found[-1].replace(",", "").rstrip(".") if found else None
+    """The first number that stands after `####`, without thousands separators, or None.
+
+    The first: what a model writes once it has answered is not its answer.
+    """
+    found = _FINAL.search(text)
+    return None if found is None else found[1].replace(",", "")
