@@ -1,7 +1,7 @@
 """The templates that training and the test split share: two to five steps each, every step an equation.
 
 A template takes a `Draw` and returns (question, steps, answer), or None where the numbers do not fit; the
-caller draws again. Results stay in [1, 999].
+caller draws again. Results stay in [0, 999].
 """
 
 from collections.abc import Callable
