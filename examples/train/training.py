@@ -157,7 +157,7 @@ class Trainer:
         for layer, one in zip(sparse_layers(params), share, strict=True):
             layer["mlp"]["gate"][BIAS] += bias_rate * jnp.sign(even - one)
         imbalance = jnp.max(share, axis=1) * np.float32(self.config.n_routed_experts)
-        return State(params, optimizer), StepReport(loss, optax.global_norm(gradient), imbalance)
+        return State(params, optimizer), StepReport(loss, optax.tree.norm(gradient), imbalance)
 
     def run_step(self, state: State, batch: Batch, step: int, progress: float) -> tuple[State, StepReport]:
         """Step number `step` when `progress` in [0, 1] of the run is done."""
