@@ -127,7 +127,10 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     middle = share + z2 / (2 * n)
     half = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     scale = 1 + z2 / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    low = 0.0 if right == 0 else (middle - half) / scale
+    high = 1.0 if right == n else (middle + half) / scale
+    return low, high
 
 
 def format_report(score: Score) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -49,3 +51,29 @@ def test_it_answers_held_out_problems(llm):
     # Of 1,000 it answers 998: three wrong ones among 24 have a probability of 2e-5.
     assert right >= 22
     assert all(answer.finish_reason == "stop" for answer in answers)
+
+
+def test_the_demo():
+    done = subprocess.run(
+        [sys.executable, FOLDER.parent / "demo.py"], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    marks = [re.fullmatch(r"#### (\d+)   \[(right|wrong: it is \d+)\]", line) for line in shown]
+    marks = [mark[2] for mark in marks if mark]
+    found = re.fullmatch(r"(\d) of 5 right, (\d+) tokens/s", shown[-1])
+    assert found is not None
+    assert len(marks) == 5
+    assert marks.count("right") == int(found[1]) >= 4
+    assert int(found[2]) > 0
+    asked = list(islice(problems("test", "demo"), 5))
+    assert [line for line in shown if line in {problem.question for problem in asked}] == [
+        problem.question for problem in asked
+    ]
+
+
+def test_the_demo_says_how_to_call_it():
+    done = subprocess.run(
+        [sys.executable, FOLDER.parent / "demo.py", "a", "b"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "usage: demo.py [MODEL]\n")
