@@ -2,9 +2,11 @@
 
 import random
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 
+from mla_jax.tasks import problem
 from mla_jax.tasks.arithmetic import problems
 from mla_jax.tasks.problem import SPLITS, TEST_NAMES, TRAIN_NAMES, Draw, is_held_out, product
 
@@ -20,7 +22,7 @@ def test_names_are_disjoint(drawn):
     assert not set(TRAIN_NAMES) & set(TEST_NAMES)
     assert len(set(TRAIN_NAMES)) == len(TRAIN_NAMES)
     assert len(set(TEST_NAMES)) == len(TEST_NAMES)
-    names = {split: {name for problem in found for name in problem.names} for split, found in drawn.items()}
+    names = {split: {name for one in found for name in one.names} for split, found in drawn.items()}
     assert names["test"] | names["unseen"] == set(TEST_NAMES)
     assert not names["train"] & set(TEST_NAMES)
     assert set(TRAIN_NAMES) < names["train"], "composed names beside the listed ones"
@@ -45,10 +47,10 @@ def test_templates_are_disjoint(drawn):
 
 
 def test_what_was_drawn_is_what_is_shown(drawn):
-    for problem in drawn["train"][:500] + drawn["test"][:500]:
-        text = problem.question + problem.solution
-        assert all(name in text for name in problem.names)
-        assert len(set(problem.names)) == len(problem.names)
+    for one in drawn["train"][:500] + drawn["test"][:500]:
+        text = one.question + one.solution
+        assert all(name in text for name in one.names)
+        assert len(set(one.names)) == len(one.names)
 
 
 def test_held_out_is_one_multiset_in_eight():
@@ -82,6 +84,21 @@ def test_a_name_occurs_once():
     draw = Draw(random.Random(3), "test")
     assert sorted(draw.name() for _ in TEST_NAMES) == sorted(TEST_NAMES)
     assert len(draw.names) == len(TEST_NAMES)
+
+
+def test_syllables_that_make_a_test_name_are_drawn_again():
+    def place(items, item):
+        return (items.index(item) + 0.5) / len(items)
+
+    parts = (problem._ONSETS, problem._MIDDLES, problem._CODAS, problem._ENDS)
+    drawn = [
+        place(items, item)
+        for word in ("K i r a", "K i r e")
+        for items, item in zip(parts, word.split(), strict=True)
+    ]
+    assert "Kira" in TEST_NAMES
+    generator = SimpleNamespace(random=iter([0.0, *drawn]).__next__)
+    assert Draw(generator, "train").name() == "Kire"
 
 
 def test_products():
