@@ -1,4 +1,4 @@
-# make demo    set up, build, and watch a DeepSeek-architecture checkpoint answer
+# make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
@@ -41,9 +41,7 @@ $(VENV)/.built: $(VENV)/.dependencies $(NATIVE)
 	@touch $@
 
 demo: $(VENV)/.built
-	@$(BIN)/python examples/make_demo_checkpoint.py build/demo-checkpoint
-	@$(BIN)/mla-jax generate build/demo-checkpoint --max-tokens 200 --ignore-eos \
-	  --prompt "def attention(" --prompt "The latent cache holds" --prompt "A page table is"
+	@$(BIN)/python examples/demo.py
 
 # Half of the suite's time is compilation: what one run compiled serves the next, and the wheel's.
 test-editable test-wheel: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/build/compiled

@@ -139,6 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id; no weight is read")
     verify.add_argument("--revision", help="branch, tag or commit of a hub id")
 
+    evaluate = command("eval", _eval, "Count the word problems that a model answers exactly.")
+    _add_model_options(evaluate)
+    group = evaluate.add_argument_group("task")
+    group.add_argument("--task", required=True, choices=("arithmetic", "gsm8k"))
+    group.add_argument("--data", metavar="FILE", help="gsm8k's public jsonl, your own copy")
+    group.add_argument("--n", type=int, help="problems (default: 100 of arithmetic, all of FILE)")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+
     bench = command("bench", _bench, "Measure tokens per second beside the rate at which memory is read.")
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a Hugging Face folder or hub id")
     bench.add_argument("--config", help="a preset or a config.json, with random weights")
@@ -314,6 +322,17 @@ def _verify(options: argparse.Namespace) -> int:
     except (VerificationError, AssertionError) as error:
         print(f"mla-jax: {error}", file=sys.stderr)
         return EXIT_DIVERGES
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from mla_jax.evaluation import evaluate, format_report, make_task
+
+    task = make_task(options.task, data=options.data, n=options.n)
+    score = evaluate(_llm(options), task)
+    print(json.dumps(asdict(score)) if options.json else format_report(score))
     return 0
 
 

@@ -71,7 +71,15 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["generate", "--help"], ["chat", "--help"], ["doctor", "--help"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["chat", "--help"],
+        ["doctor", "--help"],
+        ["eval", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_is_immediate(arguments):
     """How long it takes is the machine's affair; what it imports is ours."""

@@ -1,0 +1,1 @@
+"""Tasks with known answers, to train and to gate models: problems, prompts and the scoring of answers."""
