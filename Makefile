@@ -1,5 +1,6 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
+# make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
@@ -12,7 +13,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-matrix lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-matrix accuracy lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -68,6 +69,9 @@ test-wheel: wheel
 
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py
+
+accuracy: $(VENV)/.built
+	@$(BIN)/python benchmarks/accuracy.py
 
 lint: $(VENV)/.built
 	@$(BIN)/ruff check .
