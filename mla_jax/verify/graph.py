@@ -229,7 +229,7 @@ class Graph:
         )
 
     def _scan(self, eqn: JaxprEqn, inputs: list[Node]) -> list[Node]:
-        n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        n_consts, n_carry = _scan_counts(eqn.params)
         carry = self._carried(CARRY, inputs[n_consts : n_consts + n_carry], eqn)
         elements = [
             self._new(Node(ELEMENT, (one,), i, var.aval, 0, {}, eqn, self._where))
@@ -242,6 +242,15 @@ class Graph:
             )
         ]
         return self._inside("scan body", eqn.params["jaxpr"], [*inputs[:n_consts], *carry, *elements])
+
+
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # jax 0.11 keeps the operands' trees instead.
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(list(consts.vals)), len(list(carry.vals))
 
 
 def source_of(eqn: JaxprEqn) -> str:
