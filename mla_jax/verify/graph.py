@@ -103,7 +103,7 @@ class Graph:
             self._new(Node(INPUT, aval=var.aval, origin=names[i] if i < len(names) else f"argument {i}"))
             for i, var in enumerate(closed.jaxpr.invars)
         ]
-        self.outputs = self._run(closed.jaxpr, self._constants(closed), given)
+        self._run(closed.jaxpr, self._constants(closed), given)
 
     def _new(self, node: Node) -> Node:
         self.nodes.append(node)
@@ -214,34 +214,29 @@ class Graph:
             for i, (var, found) in enumerate(zip(eqn.outvars, zip(*results, strict=True), strict=True))
         ]
 
-    def _carried(self, kind: str, inputs: Sequence[Node], eqn: JaxprEqn) -> list[Node]:
+    def _entering(
+        self, kind: str, inputs: Sequence[Node], variables: Sequence[Var], eqn: JaxprEqn
+    ) -> list[Node]:
+        """What a loop's body sees of operands that change from one iteration to the next."""
         return [
-            self._new(Node(kind, (one,), i, one.aval, 0, {}, eqn, self._where))
-            for i, one in enumerate(inputs)
+            self._new(Node(kind, (one,), i, var.aval, 0, {}, eqn, self._where))
+            for i, (one, var) in enumerate(zip(inputs, variables, strict=True))
         ]
 
     def _while(self, eqn: JaxprEqn, inputs: list[Node]) -> list[Node]:
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        carry = self._carried(CARRY, inputs[n_cond + n_body :], eqn)
-        self._inside("while condition", eqn.params["cond_jaxpr"], [*inputs[:n_cond], *carry])
-        return self._inside(
-            "while body", eqn.params["body_jaxpr"], [*inputs[n_cond : n_cond + n_body], *carry]
-        )
+        condition, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+        carry = self._entering(CARRY, inputs[n_cond + n_body :], body.jaxpr.invars[n_body:], eqn)
+        self._inside("while condition", condition, [*inputs[:n_cond], *carry])
+        return self._inside("while body", body, [*inputs[n_cond : n_cond + n_body], *carry])
 
     def _scan(self, eqn: JaxprEqn, inputs: list[Node]) -> list[Node]:
         n_consts, n_carry = _scan_counts(eqn.params)
-        carry = self._carried(CARRY, inputs[n_consts : n_consts + n_carry], eqn)
-        elements = [
-            self._new(Node(ELEMENT, (one,), i, var.aval, 0, {}, eqn, self._where))
-            for i, (one, var) in enumerate(
-                zip(
-                    inputs[n_consts + n_carry :],
-                    eqn.params["jaxpr"].jaxpr.invars[n_consts + n_carry :],
-                    strict=True,
-                )
-            )
-        ]
-        return self._inside("scan body", eqn.params["jaxpr"], [*inputs[:n_consts], *carry, *elements])
+        body, at = eqn.params["jaxpr"], n_consts + n_carry
+        variables = body.jaxpr.invars
+        carry = self._entering(CARRY, inputs[n_consts:at], variables[n_consts:at], eqn)
+        elements = self._entering(ELEMENT, inputs[at:], variables[at:], eqn)
+        return self._inside("scan body", body, [*inputs[:n_consts], *carry, *elements])
 
 
 def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:

@@ -22,35 +22,15 @@ _ATTENTION = (_POOL_ATTENTION, _OWN_ATTENTION)
 _PROJECTIONS = ("mla_jax.linear", "mla_jax.absorb", "mla_jax.expert_mlp", "dot_general", "ragged_dot")
 _NORMS = ("mla_jax.rmsnorm",)
 
-# These move values about and leave them as they are; only the operands named here are values.
-_MOVES: dict[str, tuple[int, ...] | None] = {
-    "reshape": (0,),
-    "transpose": (0,),
-    "squeeze": (0,),
-    "expand_dims": (0,),
-    "broadcast_in_dim": (0,),
-    "slice": (0,),
-    "dynamic_slice": (0,),
-    "gather": (0,),
-    "convert_element_type": (0,),
-    "copy": (0,),
-    "split": (0,),
-    "pad": (0,),
-    "rev": (0,),
-    "stop_gradient": (0,),
-    "optimization_barrier": None,
-    "sharding_constraint": (0,),
-    "reduce_precision": (0,),
-    "pvary": (0,),
-    "pcast": (0,),
-    "all_gather": (0,),
-    "ppermute": (0,),
-    "concatenate": None,
-    "dynamic_update_slice": None,
-}
-_UNCHANGED = tuple(
-    name for name in _MOVES if name not in ("concatenate", "dynamic_update_slice", "pad", "rev", "slice")
-)
+# These move the values of one operand about and leave them as they are: their first operand's, but for
+# `optimization_barrier`, whose results are its operands one by one.
+_MOVES = (
+    "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "dynamic_slice", "gather",
+    "convert_element_type", "copy", "split", "pad", "rev", "stop_gradient", "optimization_barrier",
+    "sharding_constraint", "reduce_precision", "pvary", "pcast", "all_gather", "ppermute",
+)  # fmt: skip
+# A pool that went through one of these is no longer the pool.
+_RESHAPED = ("slice", "pad", "rev")
 # One of several values, place by place.
 _CHOICES = {
     "select_n": slice(1, None),
@@ -183,10 +163,8 @@ class Proof:
                         message = "a write and a read whose layers cannot be compared"
                         findings.append(Finding("warning", message, node.source))
                     node = node.inputs[_APPEND["kv"]]
-                elif node.op == "optimization_barrier":
-                    node = node.inputs[node.index]
-                elif node.op in _UNCHANGED:
-                    node = node.inputs[0]
+                elif node.op in _MOVES and node.op not in _RESHAPED:
+                    (node,) = _values(node)
                 else:
                     if node.op not in (BRANCHES, "select_n"):
                         findings.append(Finding("warning", f"'{node.op}' changes the pool", node.source))
@@ -351,8 +329,7 @@ def _values(node: Node) -> tuple[Node, ...]:
         return (node.inputs[node.index],)
     if node.op in _CHOICES:
         return node.inputs[_CHOICES[node.op]]
-    kept = _MOVES.get(node.op)
-    return node.inputs if kept is None else tuple(node.inputs[i] for i in kept if i < len(node.inputs))
+    return node.inputs[:1] if node.op in _MOVES else node.inputs
 
 
 def _same_layer(written: Node, read: Node) -> bool | None:
