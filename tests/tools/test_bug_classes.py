@@ -1,21 +1,17 @@
 """docs/bug-classes.md is what the tests say, the five bugs that the project began with are in it, and it notices."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+import scripts
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SEEDS = ("sglang#24148", "sglang#24799", "sglang#25463", "sglang#21315", "sglang#25556")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("tool_bug_classes", ROOT / "tools" / "bug_classes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="tool")
+def bug_classes():
+    return scripts.tool("bug_classes")
 
 
 def test_the_document_is_what_the_tests_say(tool):

@@ -1,23 +1,18 @@
 """The fuzzer: a slice of its cases on every run, and that it notices what it is there to notice."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, tool
 
 from mla_jax.errors import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [ROOT / "tests/goldens/deepseek_v3", *sorted((ROOT / "tests/goldens_quantized").iterdir())]
 
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    spec = importlib.util.spec_from_file_location("tool_fuzz", ROOT / "tools" / "fuzz_checkpoints.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("fuzz_checkpoints")
 
 
 def test_damaged_checkpoints_load_or_are_refused(fuzzer, tmp_path):

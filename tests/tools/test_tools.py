@@ -1,24 +1,12 @@
 """The scripts that the Makefile calls."""
 
-import importlib.util
 import subprocess
 import sys
 import tomllib
 import venv
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import ROOT, tool
 
 
 def test_requirements_are_those_of_the_project(capsys, monkeypatch):
