@@ -85,9 +85,7 @@ def write_checkpoint(folder: Path, container: str) -> None:
         tensors[name] = LazyTensor(shape, kind, make)
 
     def leaf(info: ParamInfo, source: Source) -> None:
-        shape = info.shape[len(source.index) :]
-        if source.rows is not None:
-            shape = (source.rows[1] - source.rows[0], *shape[1:])
+        shape = info.source_shape(source)
         module = source.name.removesuffix(".weight")
         if storage is None or not info.quantizable or module.endswith("lm_head"):
             add(source.name, shape, info.dtype or ml_dtypes.bfloat16)

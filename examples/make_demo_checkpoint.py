@@ -88,9 +88,7 @@ def write_weights(folder: Path, config: ModelConfig, seed: int) -> None:
     tensors = {}
     for info in jax.tree.leaves(parameter_table(config), is_leaf=lambda leaf: hasattr(leaf, "sources")):
         for source in info.sources:
-            shape = info.shape[len(source.index) :]
-            if source.rows is not None:
-                shape = (source.rows[1] - source.rows[0], *shape[1:])
+            shape = info.source_shape(source)
             kind = np.dtype(info.dtype or ml_dtypes.bfloat16)
             if info.init == "ones":
                 tensors[source.name] = np.ones(shape, kind)

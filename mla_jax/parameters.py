@@ -57,6 +57,11 @@ class ParamInfo:
     absorbed: bool = False
     storage: Storage | None = None
 
+    def source_shape(self, source: Source) -> tuple[int, ...]:
+        """Shape of the values that a checkpoint tensor contributes."""
+        rest = self.shape[len(source.index) :]
+        return rest if source.rows is None else (source.rows[1] - source.rows[0], *rest[1:])
+
 
 def parameter_table(config: ModelConfig) -> Tree:
     """The parameters of `config`'s model, nested as the modules and the checkpoint names are."""

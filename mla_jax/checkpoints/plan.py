@@ -18,7 +18,7 @@ from mla_jax.checkpoints.quantization import (
 )
 from mla_jax.checkpoints.streaming import Piece, Target
 from mla_jax.errors import CheckpointError, shown
-from mla_jax.parameters import ParamInfo, Source
+from mla_jax.parameters import ParamInfo
 from mla_jax.quant import Storage
 
 _DATA_DTYPES = {"mxfp4": ("U8", "I8"), "int4_group": ("I32",)}
@@ -80,7 +80,7 @@ def _plan_one(info: ParamInfo, dtype: str, index: TensorIndex, quantization: Qua
     if len(info.shape) < 2 or not info.sources[0].name.endswith(".weight"):
         return Planned(info, (plain,))
     parts = [
-        stored_weight(source.name, _values(source, info), index, quantization) for source in info.sources
+        stored_weight(source.name, info.source_shape(source), index, quantization) for source in info.sources
     ]
     first = parts[0]
     for source, part in zip(info.sources, parts, strict=True):
@@ -106,7 +106,7 @@ def _quantized(info: ParamInfo, stored: list[Stored], index: TensorIndex) -> Pla
     data, scale = [], []
     per_row = storage.container == "fp8_channel"
     for source, part in zip(info.sources, stored, strict=True):
-        values = _values(source, info)
+        values = info.source_shape(source)
         _check_declared_shape(part, values, index)
         # Eight nibbles a 32-bit word, lowest first: on a little-endian machine, two a byte.
         packed = (
@@ -160,11 +160,6 @@ def common_storage(info: ParamInfo, found: Storage) -> Storage:
         # Blocks that begin inside another's: every row gets its scales written out.
         return replace(found, block=(1, found.block[1]))
     return found
-
-
-def _values(source: Source, info: ParamInfo) -> tuple[int, ...]:
-    rest = info.shape[len(source.index) :]
-    return rest if source.rows is None else (source.rows[1] - source.rows[0], *rest[1:])
 
 
 def _check_declared_shape(part: Stored, values: tuple[int, ...], index: TensorIndex) -> None:
