@@ -11,15 +11,13 @@ import contextlib
 import io
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mla_jax
 from mla_jax.convert import convert
-from mla_jax.evaluation import make_task, wilson_interval
-from mla_jax.tasks.arithmetic import final_answer
+from mla_jax.evaluation import answer, make_task
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "examples" / "arithmetic"
 CONTEXT = 320
@@ -75,28 +73,20 @@ def main() -> int:
                     convert(CHECKPOINT, folder, weights=row.weights, progress=False)
             with contextlib.redirect_stderr(io.StringIO()):  # the table of kernels, each time
                 llm = mla_jax.LLM(folder, **{"max_num_seqs": 32, "max_model_len": CONTEXT} | row.options)
-            prompts = [llm.encode_chat([{"role": "user", "content": text}]) for text in task.prompts]
-            started = time.perf_counter()
-            answers = llm.generate(prompts, task.params, progress=False)
-            seconds = time.perf_counter() - started
-            right = sum(
-                final_answer(got.text) == want for got, want in zip(answers, task.answers, strict=True)
-            )
-            low, high = wilson_interval(right, count)
-            print(
-                f"| {row.name} | {right / count:.3f} | {low:.3f} to {high:.3f} | {seconds:.0f} |", flush=True
-            )
+            score, answers = answer(llm, task, progress=False)
+            interval = f"{score.low:.3f} to {score.high:.3f}"
+            print(f"| {row.name} | {score.exact_match:.3f} | {interval} | {score.seconds:.0f} |", flush=True)
             tokens = [list(got.token_ids) for got in answers]
             if first is None:
-                first = right / count, tokens
-                if right < 0.95 * count:
-                    missed.append(f"{row.name}: expected at least 0.95, got {right / count:.3f}")
+                first = score.exact_match, tokens
+                if score.exact_match < 0.95:
+                    missed.append(f"{row.name}: expected at least 0.95, got {score.exact_match:.3f}")
             elif row.same_tokens and tokens != first[1]:
                 different = sum(one != other for one, other in zip(tokens, first[1], strict=True))
                 missed.append(f"{row.name}: {different} of {count} answers have other tokens")
-            elif 100 * (first[0] - right / count) > row.points + 1e-9:
+            elif 100 * (first[0] - score.exact_match) > row.points + 1e-9:
                 missed.append(
-                    f"{row.name}: expected to lose at most {row.points} points, got {right / count:.3f}"
+                    f"{row.name}: expected to lose at most {row.points} points, got {score.exact_match:.3f}"
                 )
     for problem in missed:
         print(problem, file=sys.stderr)

@@ -13,6 +13,7 @@ from mla_jax.sampling_params import SamplingParams
 from mla_jax.tasks import arithmetic, gsm8k
 
 if TYPE_CHECKING:  # a task is checked before the engine is imported
+    from mla_jax.completion import Completion
     from mla_jax.llm import LLM, Prompt
 
 TaskName = Literal["arithmetic", "gsm8k"]
@@ -107,6 +108,11 @@ def evaluate(llm: "LLM", task: Task, *, progress: bool = True) -> Score:
       TokenizerError, TemplateError: a chat task, and a model without a chat template.
       RequestError: a prompt that does not fit the model's context.
     """
+    return answer(llm, task, progress=progress)[0]
+
+
+def answer(llm: "LLM", task: Task, *, progress: bool = True) -> "tuple[Score, list[Completion]]":
+    """`evaluate`, and the completions themselves, in the order of the problems."""
     prompts: list[Prompt] = list(task.prompts)
     if task.chat:
         prompts = [llm.encode_chat([{"role": "user", "content": text}]) for text in task.prompts]
@@ -114,11 +120,11 @@ def evaluate(llm: "LLM", task: Task, *, progress: bool = True) -> Score:
     completions = llm.generate(prompts, task.params, progress=progress)
     seconds = time.perf_counter() - start
     right = sum(
-        arithmetic.final_answer(completion.text) == answer
-        for completion, answer in zip(completions, task.answers, strict=True)
+        arithmetic.final_answer(completion.text) == expected
+        for completion, expected in zip(completions, task.answers, strict=True)
     )
     low, high = wilson_interval(right, len(completions))
-    return Score(right / len(completions), low, high, len(completions), seconds)
+    return Score(right / len(completions), low, high, len(completions), seconds), completions
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
