@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.cache_rows import store, to_cache_dtype
+from custom_calls.cache_rows import from_cache_dtype, store, to_cache_dtype
 from custom_calls.checks import (
     CACHE_DTYPES,
     COMPUTE_DTYPES,
@@ -112,8 +112,7 @@ def rope_latent_rows(
 
 def dequantise_rows(rows: jax.Array, scales: jax.Array, rank: int) -> jax.Array:
     """Rows (..., R + P) of a pool as float32; only float8 rows are scaled."""
-    values = rows.astype(jnp.float32)
-    return values * _row_scale(scales, rank, values) if rows.dtype == jnp.float8_e4m3fn else values
+    return from_cache_dtype(rows, _row_scale(scales, rank, rows))
 
 
 def _row_scale(scales: jax.Array, rank: int, rows: jax.Array) -> jax.Array:

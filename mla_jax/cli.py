@@ -70,9 +70,8 @@ def _repeat_interrupts() -> None:
 
     signal.signal(signal.SIGALRM, interrupt)
     sys.unraisablehook = report
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # not ignored, as in a shell's background
+    # A shell's background job has it ignored, and keeps it so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
 
 
