@@ -205,6 +205,31 @@ def _native(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
     )
 
 
+def _native_gpu(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
+    """With scratch for the partial results of splits, whose number follows from shapes alone."""
+    q_latent, kv, pages = arrays[0], arrays[2], arrays[5]
+    num_rows, num_heads, rank = q_latent.shape
+    splits = _num_splits(num_rows, num_heads, pages.shape[1] * kv.shape[2])
+    outs = _abstract(*arrays, softmax_scale=softmax_scale, keys=keys)
+    if splits > 1:
+        outs.append(jax.ShapeDtypeStruct((splits, num_rows, num_heads, rank), jnp.float32))
+        outs.append(jax.ShapeDtypeStruct((splits, num_rows, num_heads), jnp.float32))
+    call = jax.ffi.ffi_call(TARGET, outs)
+    static = {"softmax_scale": np.float32(softmax_scale), "cached_only": np.int64(keys == "cached")}
+    return tuple(call(*arrays, **static))[:2]
+
+
+def _num_splits(num_rows: int, num_heads: int, capacity: int) -> int:
+    """Shares of the keys that fill a GPU: blocks of up to 16, 32 or 64 heads, a token each.
+
+    A GPU takes about 264 blocks of 16 heads or 132 larger ones at once; more splits than that only
+    make more partial results. A split of fewer than 64 keys is not worth its merge.
+    """
+    blocks = num_rows * (-(-num_heads // 64) if num_heads > 32 else 1)
+    at_once = 264 if num_heads <= 16 else 132
+    return max(1, min(at_once // max(blocks, 1), capacity // 64, 128))
+
+
 def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
     if batched[2]:
         raise UnsupportedTransformError(
@@ -220,6 +245,7 @@ MLA_ATTENTION: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
+    native_gpu=_native_gpu,
     batch=_batch,
     not_differentiable="it reads the pool; use the pool-less expanded form (mla_jax.forward)",
 )

@@ -36,6 +36,7 @@ class Op:
       abstract: (*avals, **static) -> sequence of `jax.ShapeDtypeStruct`.
       reference: (*arrays, **static) -> tuple of arrays in plain jnp; the oracle, differentiable.
       native: same signature, calls `jax.ffi.ffi_call`.
+      native_gpu: what the GPU libraries are called with instead, where an op needs scratch there.
       batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
         vmap with a clear sentence.
       not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
@@ -50,6 +51,7 @@ class Op:
         abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]],
         reference: Callable[..., Arrays],
         native: Callable[..., Arrays],
+        native_gpu: Callable[..., Arrays] | None = None,
         batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
         not_differentiable: str | None = None,
         native_note: str = "",
@@ -58,6 +60,7 @@ class Op:
         self.targets = tuple(targets)
         self.reference = reference
         self.native = native
+        self._native_gpu = native_gpu or native
         self._batch = batch
         self._not_differentiable = not_differentiable
         self._native_note = native_note
@@ -91,7 +94,8 @@ class Op:
     def _lowering(self, platform: str) -> Any:
         def rule(ctx: Any, *operands: Any, kernels: registry.Kernels, **static: Any) -> Any:
             chosen = self.choice(platform, kernels).implementation
-            body = self.native if chosen == "native" else self.reference
+            native = self._native_gpu if registry.library(platform).is_gpu else self.native
+            body = native if chosen == "native" else self.reference
             return mlir.lower_fun(body, multiple_results=True)(ctx, *operands, **static)
 
         return rule

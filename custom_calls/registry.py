@@ -25,8 +25,8 @@ KERNELS: tuple[Kernels, ...] = ("auto", "native", "reference")
 PROJECT_ABI = 1
 """Version of the operand order and attributes that this Python package speaks."""
 
-LIBRARIES = {"cpu": "custom_calls._cpu"}
-"""Lowering platform -> extension module that holds its handlers. ROCm and CUDA have none yet."""
+LIBRARIES = {"cpu": "custom_calls._cpu", "cuda": "custom_calls._cuda", "rocm": "custom_calls._rocm"}
+"""Lowering platform -> extension module that holds its handlers."""
 
 # jaxlib keys its handler tables by these exact spellings, which differ from lowering platform names.
 _REGISTRATION_PLATFORM = {"cpu": "cpu", "cuda": "CUDA", "rocm": "ROCM"}
@@ -41,6 +41,11 @@ class Library:
     targets: frozenset[str]
     reason: str
     abi: dict[str, Any]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether its ops are called as GPUs want them; an emulated library serves the CPU and says so."""
+        return self.abi.get("emulates", self.platform) in ("rocm", "cuda")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,19 @@
 // Texts of the argument checks.
 #include "common/ffi_checks.h"
 
+#if defined(MLA_GPU_EMULATED)
+#include "gpu/runtime.h"
+#endif
+
 namespace mla {
 namespace {
+
+// Every buffer passes a check of its type: what the emulator lets a kernel touch.
+void Note([[maybe_unused]] const ffi::AnyBuffer& buffer) {
+#if defined(MLA_GPU_EMULATED)
+  gpu::AllowMemory(buffer.untyped_data(), buffer.size_bytes());
+#endif
+}
 
 const char* TypeName(ffi::DataType type) {
   switch (type) {
@@ -73,6 +84,7 @@ void Checker::Fail(const char* name, const std::string& expected, const std::str
 
 DType Checker::Type(const char* name, const ffi::AnyBuffer& buffer,
                     std::initializer_list<DType> allowed) {
+  Note(buffer);
   std::string expected;
   for (DType type : allowed) {
     if (ToXla(type) == buffer.element_type()) return type;
@@ -85,6 +97,7 @@ DType Checker::Type(const char* name, const ffi::AnyBuffer& buffer,
 
 void Checker::SameType(const char* name, const ffi::AnyBuffer& buffer, DType type,
                        const char* other) {
+  Note(buffer);
   if (buffer.element_type() != ToXla(type)) {
     Fail(name, TypeText(ToXla(type)) + " (the type of '" + other + "')",
          TypeText(buffer.element_type()));
@@ -92,6 +105,7 @@ void Checker::SameType(const char* name, const ffi::AnyBuffer& buffer, DType typ
 }
 
 void Checker::Int32(const char* name, const ffi::AnyBuffer& buffer) {
+  Note(buffer);
   if (buffer.element_type() != ffi::DataType::S32) {
     Fail(name, "int32", TypeText(buffer.element_type()));
   }
@@ -116,6 +130,13 @@ void Checker::Shape(const char* name, const ffi::AnyBuffer& buffer,
     ++i;
   }
   if (!same) Fail(name, "shape " + expected + ")", "shape " + ShapeText(got));
+}
+
+void Checker::Same(const char* name, const ffi::AnyBuffer& result, const char* other,
+                   const ffi::AnyBuffer& argument) {
+  if (result.untyped_data() != argument.untyped_data() && argument.size_bytes() != 0) {
+    Fail(name, std::string("the buffer of '") + other + "' (an alias)", "a buffer of its own");
+  }
 }
 
 void Checker::Require(bool condition, const char* name, const std::string& expected,

@@ -35,6 +35,9 @@ class Checker {
   void Rank(const char* name, const ffi::AnyBuffer& buffer, size_t rank);
   // Rank and dimensions; kAny matches every size.
   void Shape(const char* name, const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> dims);
+  // A result must be the argument's own buffer, which it updates in place.
+  void Same(const char* name, const ffi::AnyBuffer& result, const char* other,
+            const ffi::AnyBuffer& argument);
   // Any other condition.
   void Require(bool condition, const char* name, const std::string& expected,
                const std::string& got);

@@ -6,6 +6,9 @@
 #define MLA_COMMON_ISA_H_
 
 #include "common/executor.h"
+#if defined(MLA_GPU)
+#include "gpu/runtime.h"
+#endif
 
 // The build system defines MLA_BUILD_<LEVEL> for every level beyond the baseline.
 #ifdef MLA_BUILD_AVX2
@@ -56,7 +59,16 @@ auto Pick(const KernelTable<Args>& table) {
 
 }  // namespace mla
 
-// Declares `name` in the namespace of every level that was built.
+// Declares `name` in the namespace of every level that was built; for a GPU, its launcher. Device
+// code sees the arguments only.
+#if defined(__HIP__) || defined(__CUDACC__)
+#define MLA_DECLARE_KERNEL(name, Args)
+#elif defined(MLA_GPU)
+#define MLA_DECLARE_KERNEL(name, Args)                            \
+  namespace gpu {                                                 \
+  ::xla::ffi::Error name(const Args& args, const Stream& stream); \
+  }
+#else
 #define MLA_DECLARE_KERNEL(name, Args)                                         \
   namespace baseline {                                                         \
   void name(const Args&, const Executor&);                                     \
@@ -64,6 +76,7 @@ auto Pick(const KernelTable<Args>& table) {
   MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })     \
   MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); }) \
   MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); })
+#endif
 
 #ifdef MLA_BUILD_AVX2
 #define MLA_ENTRY_AVX2(name) &mla::avx2::name

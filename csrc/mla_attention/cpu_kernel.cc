@@ -2,14 +2,13 @@
 // sequence, make a tile. With many tiles a task takes a tile through all its key splits; with few
 // (decode) every split is a task of its own and a second pass merges them in order. Both ways do
 // the same arithmetic.
-#include "mla_attention/cpu_kernel.h"
-
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/float8.h"
 #include "common/scratch.h"
 #include "common/sequences.h"
 #include "common/tasks.h"
+#include "mla_attention/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {
@@ -35,14 +34,20 @@ int64_t Visible(const MlaAttentionArgs& args, const Tile& tile, int64_t row) {
   return Clamp(args.cached_only ? tile.first : tile.first + 1 + i, 0, tile.keys);
 }
 
+// The pool's number of page `id` of the layer; -1: there is no such page, or no such layer.
+int64_t PageOfPool(const MlaAttentionArgs& args, int64_t id) {
+  const int64_t layer = *args.layer;
+  const bool exists = id >= 0 && id < args.pages && layer >= 0 && layer < args.layers;
+  return exists ? layer * args.pages + id : -1;
+}
+
 // First key whose page id is out of range, or a number past every key; -1 where the sequence is
 // longer than its row of the table, so that no number of keys that a query sees is right.
 int64_t FirstBadKey(const MlaAttentionArgs& args, int64_t sequence, int64_t keys) {
   if (args.seq_lens[sequence] > keys) return -1;
-  if (args.cache == nullptr) return 0;
   const int32_t* table = args.page_table + sequence * args.max_pages;
   for (int64_t p = 0; p * args.page_size < keys; ++p) {
-    if (table[p] < 0 || table[p] >= args.pages) return p * args.page_size;
+    if (PageOfPool(args, table[p]) < 0) return p * args.page_size;
   }
   return INT64_MAX;
 }
@@ -108,10 +113,10 @@ void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, i
   const int64_t begin = split * kSplitKeys;
   for (int64_t j = 0; j < count;) {
     const int64_t page = (begin + j) / args.page_size, offset = (begin + j) % args.page_size;
-    const int64_t id = args.cache == nullptr ? -1 : table[page];
-    const bool good = id >= 0 && id < args.pages;
+    const int64_t number = PageOfPool(args, table[page]);
+    const bool good = number >= 0;
     const int64_t end = Min(count, j + args.page_size - offset);
-    const int64_t element = good ? (id * args.page_size + offset) * width : 0;
+    const int64_t element = good ? (number * args.page_size + offset) * width : 0;
     if (kFloat8 && good) {
       bf16* rows = staged + j * width;
       DecodeF8Row(static_cast<const f8e4m3fn*>(args.cache) + element, (end - j) * width, rows);

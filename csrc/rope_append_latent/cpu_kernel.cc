@@ -1,12 +1,11 @@
 // Rope, norm and append: a few tokens a task, f32 inside, one rounding into each output.
-#include "rope_append_latent/cpu_kernel.h"
-
 #include "common/cache_row.h"
 #include "common/denormals.h"
 #include "common/norm.h"
 #include "common/rope.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
+#include "rope_append_latent/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {
@@ -28,6 +27,8 @@ void StoreRow(const RopeAppendArgs& args, int64_t row, const float* v) {
 void RopeAppend(const RopeAppendArgs& args, const Executor& executor) {
   constexpr int64_t kTokens = 4;
   const int64_t width = args.rank + args.rope;
+  const int64_t layer = args.layer != nullptr ? *args.layer : 0;
+  const bool layer_exists = layer >= 0 && layer < args.layers;
   const double cost =
       static_cast<double>(args.tokens) * static_cast<double>(args.heads * args.rope + width) * 0.5;
   ForEach(executor, CeilDiv(args.tokens, kTokens), cost, [&](int64_t task) {
@@ -45,12 +46,12 @@ void RopeAppend(const RopeAppendArgs& args, const Executor& executor) {
                  args.rope, args.half_layout);
       // The slot is checked inside its layer: a bad one must not land in a neighbouring layer.
       const int64_t slot = args.slots != nullptr ? args.slots[t] : t;
-      if (slot < 0 || slot >= args.slots_per_layer || args.first_row < 0) continue;
+      if (slot < 0 || slot >= args.slots_per_layer || !layer_exists) continue;
       ReadRow(args.kv_a, args.io_type, t * args.kv_width + args.kv_offset, width, row);
       ScaleRow(row, InverseRms(row, args.rank, args.eps), weight, args.rank);
       float* key = row + args.rank;
       Rotate(Heads<float>{key, key, 1, 0, 0}, cos, sin, args.rope, args.half_layout);
-      StoreRow(args, args.first_row + slot, row);
+      StoreRow(args, layer * args.slots_per_layer + slot, row);
     }
   });
 }

@@ -1,17 +1,17 @@
 // FFI binding of mla_jax.mla_attention.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
-#include "mla_attention/cpu_kernel.h"
+#include "mla_attention/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
+ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
                 ffi::AnyBuffer cache, ffi::AnyBuffer layer, ffi::AnyBuffer scales,
                 ffi::AnyBuffer page_table, ffi::AnyBuffer query_start_loc, ffi::AnyBuffer seq_lens,
                 float softmax_scale, int64_t cached_only, ffi::Result<ffi::AnyBuffer> out,
-                ffi::Result<ffi::AnyBuffer> lse) {
+                ffi::Result<ffi::AnyBuffer> lse, ffi::RemainingRets scratch) {
   Checker check("mla_jax.mla_attention");
   MlaAttentionArgs args = {};
   args.io_type = check.Type("q_latent", q_latent, {DType::kF32, DType::kBF16});
@@ -48,15 +48,23 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_
   check.Shape("out", *out, {args.tokens, args.heads, args.rank});
   check.SameType("lse", *lse, DType::kF32, "scales");
   check.Shape("lse", *lse, {args.tokens, args.heads});
+  args.splits = 1;
+  if (scratch.size() == 2) {
+    auto partial = *scratch.get<ffi::AnyBuffer>(0), partial_lse = *scratch.get<ffi::AnyBuffer>(1);
+    args.splits = Dim(*partial, 0);
+    check.SameType("partial", *partial, DType::kF32, "lse");
+    check.Shape("partial", *partial, {args.splits, args.tokens, args.heads, args.rank});
+    check.SameType("partial_lse", *partial_lse, DType::kF32, "lse");
+    check.Shape("partial_lse", *partial_lse, {args.splits, args.tokens, args.heads});
+    args.partial = static_cast<float*>(partial->untyped_data());
+    args.partial_lse = static_cast<float*>(partial_lse->untyped_data());
+  }
   if (!check.ok()) return check.error();
   args.q_latent = q_latent.untyped_data();
   args.q_rope = q_rope.untyped_data();
-  const int64_t layers = Dim(cache, 0);
-  const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
-  if (layer_index >= 0 && layer_index < layers && cache.size_bytes() != 0) {
-    args.cache =
-        static_cast<const char*>(cache.untyped_data()) + cache.size_bytes() / layers * layer_index;
-  }
+  args.cache = cache.untyped_data();
+  args.layer = static_cast<const int32_t*>(layer.untyped_data());
+  args.layers = Dim(cache, 0);
   args.scales = static_cast<const float*>(scales.untyped_data());
   args.page_table = static_cast<const int32_t*>(page_table.untyped_data());
   args.query_start_loc = static_cast<const int32_t*>(query_start_loc.untyped_data());
@@ -65,8 +73,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_
   args.lse = static_cast<float*>(lse->untyped_data());
   args.softmax_scale = softmax_scale;
   args.cached_only = cached_only == 1;
-  MLA_KERNEL(MlaAttention, MlaAttentionArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(MlaAttention, MlaAttentionArgs, args, backend);
 }
 
 }  // namespace
@@ -74,7 +81,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_v1, mla::Call,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -86,4 +93,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_v1, mla::Call,
                                   .Attr<float>("softmax_scale")
                                   .Attr<int64_t>("cached_only")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets(),
+                              MLA_TRAITS);

@@ -1,10 +1,8 @@
 // FFI binding of mla_jax.rope_append_latent.v1 and mla_jax.rope_latent_rows.v1.
-#include <cstring>
-
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "python/handlers.h"
-#include "rope_append_latent/cpu_kernel.h"
+#include "rope_append_latent/kernel.h"
 
 namespace mla {
 namespace {
@@ -72,7 +70,7 @@ RopeAppendArgs CheckInputs(Checker& check, const Inputs& in, const ffi::AnyBuffe
   return args;
 }
 
-ffi::Error AppendCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
+ffi::Error AppendCall(Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
                       ffi::AnyBuffer norm_weight, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
                       ffi::AnyBuffer positions, ffi::AnyBuffer slots, ffi::AnyBuffer cache,
                       ffi::AnyBuffer layer, ffi::AnyBuffer scales, int64_t q_offset,
@@ -96,22 +94,17 @@ ffi::Error AppendCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_
   check.Shape("layer", layer, {});
   check.SameType("scales", scales, DType::kF32, "cos");
   check.Shape("scales", scales, {2});
+  check.Same("new_cache", *new_cache, "cache", cache);
   if (!check.ok()) return check.error();
   args.slots = static_cast<const int32_t*>(slots.untyped_data());
   args.scales = static_cast<const float*>(scales.untyped_data());
   args.store = new_cache->untyped_data();
-  // The cache is updated in place when the caller gave its buffer away; otherwise this is a copy.
-  if (args.store != cache.untyped_data() && cache.size_bytes() != 0) {
-    std::memcpy(args.store, cache.untyped_data(), cache.size_bytes());
-  }
-  const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
-  const bool valid_layer = layer_index >= 0 && layer_index < layers;
-  args.first_row = valid_layer ? layer_index * args.slots_per_layer : -1;
-  MLA_KERNEL(RopeAppend, RopeAppendArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  args.layer = static_cast<const int32_t*>(layer.untyped_data());
+  args.layers = layers;
+  return MLA_RUN(RopeAppend, RopeAppendArgs, args, backend);
 }
 
-ffi::Error RowsCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
+ffi::Error RowsCall(Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
                     ffi::AnyBuffer norm_weight, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
                     ffi::AnyBuffer positions, int64_t q_offset, int64_t kv_offset, float eps,
                     int64_t layout, ffi::Result<ffi::AnyBuffer> q_rope,
@@ -126,8 +119,8 @@ ffi::Error RowsCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
   args.store_type = args.io_type;
   args.store = rows->untyped_data();
   args.slots_per_layer = args.tokens;
-  MLA_KERNEL(RopeAppend, RopeAppendArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  args.layers = 1;
+  return MLA_RUN(RopeAppend, RopeAppendArgs, args, backend);
 }
 
 }  // namespace
@@ -135,7 +128,7 @@ ffi::Error RowsCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv_a,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_latent_v1, mla::AppendCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -151,11 +144,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_latent_v1, mla::AppendCall,
                                   .Attr<float>("eps")
                                   .Attr<int64_t>("layout")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_latent_rows_v1, mla::RowsCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -167,4 +161,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_latent_rows_v1, mla::RowsCall,
                                   .Attr<float>("eps")
                                   .Attr<int64_t>("layout")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

@@ -1,7 +1,7 @@
 // Rotates the queries' and the new key's rope part, norms the new latent, and stores the pair
 // [latent | rotated key] either into the paged cache or into plain rows.
-#ifndef MLA_ROPE_APPEND_LATENT_CPU_KERNEL_H_
-#define MLA_ROPE_APPEND_LATENT_CPU_KERNEL_H_
+#ifndef MLA_ROPE_APPEND_LATENT_KERNEL_H_
+#define MLA_ROPE_APPEND_LATENT_KERNEL_H_
 
 #include <cstdint>
 
@@ -10,6 +10,7 @@
 
 namespace mla {
 
+// Plain data, which device code reads as it is.
 struct RopeAppendArgs {
   const void* q;             // (tokens, heads, q_width)
   const void* kv_a;          // (tokens, kv_width)
@@ -24,8 +25,9 @@ struct RopeAppendArgs {
   int64_t tokens, heads, q_width, kv_width, rank, rope, table_rows;
   int64_t q_offset, kv_offset;
   int64_t slots_per_layer;  // Valid slots are [0, slots_per_layer).
-  int64_t first_row;        // Row of slot 0 of the layer; negative: store nothing.
-  const float* scales;      // (latent, rope), read for float8 only
+  const int32_t* layer;     // Of `layers`; null: the only one. Outside, nothing is stored.
+  int64_t layers;
+  const float* scales;  // (latent, rope), read for float8 only
   float eps;
   bool half_layout;  // Pairs (i, i + rope / 2) instead of (2i, 2i + 1).
 };
@@ -34,4 +36,4 @@ MLA_DECLARE_KERNEL(RopeAppend, RopeAppendArgs)
 
 }  // namespace mla
 
-#endif  // MLA_ROPE_APPEND_LATENT_CPU_KERNEL_H_
+#endif  // MLA_ROPE_APPEND_LATENT_KERNEL_H_

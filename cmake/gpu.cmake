@@ -1,0 +1,94 @@
+# The GPU libraries _rocm and _cuda: kernels by a device compiler, handlers by the plain C++ compiler.
+#
+# mla_add_gpu_library(NAME rocm|cuda MODULE name [EMULATED]): with EMULATED the handlers run on JAX's CPU
+# platform, for tests that put an emulator in the driver's place.
+
+set(MLA_GPU_OPS rope_append_latent mla_attention)
+
+set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
+set(MLA_CUDA_ARCHITECTURES sm_90)
+
+# A clang that knows HIP and gfx950: ROCm's own, or a plain one, which needs no ROCm.
+function(mla_find_hip_compiler result)
+  find_program(MLA_HIP_COMPILER NAMES amdclang++ clang++-22 clang++-23 clang++-21 HINTS /opt/rocm/llvm/bin $ENV{ROCM_PATH}/llvm/bin)
+  set(${result} "${MLA_HIP_COMPILER}" PARENT_SCOPE)
+endfunction()
+
+function(mla_find_cuda_compiler result)
+  find_program(MLA_CUDA_COMPILER NAMES nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+  set(${result} "${MLA_CUDA_COMPILER}" PARENT_SCOPE)
+endfunction()
+
+# The command that compiles one op's kernels for every architecture of a platform into one file.
+function(mla_device_command platform source output result)
+  set(include ${PROJECT_SOURCE_DIR}/csrc)
+  if(platform STREQUAL "rocm")
+    set(archs ${MLA_ROCM_ARCHITECTURES})
+    list(TRANSFORM archs PREPEND --offload-arch=)
+    set(${result}
+      ${MLA_HIP_COMPILER} -x hip -std=c++17 -O3 -nogpuinc -nogpulib -Wall -Wextra -I${include} ${archs}
+      --cuda-device-only -c ${source} -o ${output} PARENT_SCOPE)
+  else()
+    set(archs "")
+    foreach(arch ${MLA_CUDA_ARCHITECTURES})
+      string(REPLACE "sm_" "" number ${arch})
+      list(APPEND archs -gencode arch=compute_${number},code=[sm_${number},compute_${number}])
+    endforeach()
+    set(${result}
+      ${MLA_CUDA_COMPILER} -x cu -std=c++17 -O3 -I${include} ${archs} -fatbin ${source}
+      -o ${output} PARENT_SCOPE)
+  endif()
+endfunction()
+
+function(mla_add_gpu_library platform module)
+  cmake_parse_arguments(ARG "EMULATED" "" "" ${ARGN})
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/${platform})
+  file(MAKE_DIRECTORY ${folder})
+  set(sources "")
+  set(declarations "")
+  set(items "")
+  foreach(op ${MLA_GPU_OPS})
+    set(image ${folder}/${op}.image)
+    set(source ${PROJECT_SOURCE_DIR}/csrc/${op}/gpu_kernel.cc)
+    if(NOT TARGET mla_${platform}_${op})
+      mla_device_command(${platform} ${source} ${image} command)
+      # Not a depfile: clang writes none where it compiles for several architectures at once.
+      file(GLOB headers CONFIGURE_DEPENDS csrc/gpu/*.h csrc/common/*.h csrc/*/kernel.h csrc/*/gpu_*.h)
+      list(TRANSFORM headers PREPEND ${PROJECT_SOURCE_DIR}/ REGEX "^csrc")
+      add_custom_command(OUTPUT ${image} COMMAND ${command} DEPENDS ${source} ${headers}
+        COMMENT "Compiling ${op} for ${platform}" VERBATIM)
+      add_custom_target(mla_${platform}_${op} DEPENDS ${image})
+      configure_file(${PROJECT_SOURCE_DIR}/csrc/gpu/embed.cc.in ${folder}/${op}.embed.cc @ONLY)
+    endif()
+    set_source_files_properties(${folder}/${op}.embed.cc PROPERTIES OBJECT_DEPENDS ${image})
+    list(APPEND sources csrc/${op}/ffi.cc csrc/${op}/gpu_launch.cc ${folder}/${op}.embed.cc)
+    string(APPEND declarations "extern const Image kImage_${op};\n")
+    string(APPEND items "&kImage_${op}, ")
+  endforeach()
+  configure_file(${PROJECT_SOURCE_DIR}/csrc/gpu/images.cc.in ${folder}/images.cc @ONLY)
+
+  if(platform STREQUAL "rocm")
+    set(driver hip)
+    string(REPLACE ";" "," architectures "${MLA_ROCM_ARCHITECTURES}")
+  else()
+    set(driver cuda)
+    string(REPLACE ";" "," architectures "${MLA_CUDA_ARCHITECTURES}")
+  endif()
+  pybind11_add_module(${module} MODULE csrc/python/gpu_module.cc csrc/gpu/runtime.cc csrc/gpu/driver_${driver}.cc
+    csrc/common/ffi_checks.cc ${folder}/images.cc ${sources})
+  foreach(op ${MLA_GPU_OPS})
+    add_dependencies(${module} mla_${platform}_${op})
+  endforeach()
+  target_include_directories(${module} PRIVATE csrc)
+  target_include_directories(${module} SYSTEM PRIVATE "${MLA_FFI_INCLUDE}")
+  target_compile_definitions(${module} PRIVATE MLA_GPU MLA_MODULE=${module} MLA_PLATFORM="${platform}"
+    MLA_ARCHITECTURES="${architectures}")
+  if(platform STREQUAL "rocm")
+    target_compile_definitions(${module} PRIVATE MLA_GPU_ROCM)
+  endif()
+  if(ARG_EMULATED)
+    target_compile_definitions(${module} PRIVATE MLA_GPU_EMULATED)
+  endif()
+  target_compile_options(${module} PRIVATE -Wall -Wextra)
+  target_link_libraries(${module} PRIVATE ${CMAKE_DL_LIBS})
+endfunction()

@@ -1,0 +1,126 @@
+// The few things in which AMD's and NVIDIA's device code differ: waves, shuffles, barriers,
+// rounding.
+//
+// Code that includes this is compiled once an architecture, by clang (HIP) or nvcc (CUDA). The host
+// never sees a wave size: grids and blocks are the same on both.
+#ifndef MLA_GPU_DEVICE_H_
+#define MLA_GPU_DEVICE_H_
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+#if defined(__HIP__)
+#include "gpu/hip_language.h"
+#elif !defined(__CUDACC__)
+#error "kernels are compiled as HIP or CUDA"
+#endif
+
+#if defined(__HIP__)
+#define MLA_DEVICE inline __device__ __attribute__((always_inline))
+#else
+#define MLA_DEVICE __device__ __forceinline__
+#endif
+
+// A kernel by its own name, so that the host finds it in the code object.
+#define MLA_GPU_KERNEL(name, threads, Args) \
+  extern "C" __global__ void __launch_bounds__(threads) name(const Args args)
+
+namespace mla {
+namespace gpu {
+
+#if defined(__HIP__)
+constexpr int kWave = 64;
+MLA_DEVICE int ThreadX() { return static_cast<int>(__builtin_amdgcn_workitem_id_x()); }
+MLA_DEVICE int BlockX() { return static_cast<int>(__builtin_amdgcn_workgroup_id_x()); }
+MLA_DEVICE int BlockY() { return static_cast<int>(__builtin_amdgcn_workgroup_id_y()); }
+MLA_DEVICE int BlockZ() { return static_cast<int>(__builtin_amdgcn_workgroup_id_z()); }
+
+MLA_DEVICE void Barrier() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+MLA_DEVICE int ShuffleBits(int value, int lane) {
+  return __builtin_amdgcn_ds_bpermute(lane << 2, value);
+}
+MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
+#else
+constexpr int kWave = 32;
+MLA_DEVICE int ThreadX() { return static_cast<int>(threadIdx.x); }
+MLA_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
+MLA_DEVICE int BlockY() { return static_cast<int>(blockIdx.y); }
+MLA_DEVICE int BlockZ() { return static_cast<int>(blockIdx.z); }
+MLA_DEVICE void Barrier() { __syncthreads(); }
+MLA_DEVICE int ShuffleBits(int value, int lane) { return __shfl_sync(~0u, value, lane); }
+MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
+#endif
+
+template <typename To, typename From>
+MLA_DEVICE To BitCast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "of one size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+MLA_DEVICE float Shuffle(float value, int lane) {
+  return BitCast<float>(ShuffleBits(BitCast<int>(value), lane));
+}
+
+// Over the lanes of a wave that differ in the bits below `width`; every lane has the result. The
+// order of the sum depends on `width` alone.
+template <int width>
+MLA_DEVICE float LanesSum(float value) {
+#pragma unroll
+  for (int mask = width / 2; mask > 0; mask /= 2) value += Shuffle(value, Lane() ^ mask);
+  return value;
+}
+template <int width>
+MLA_DEVICE float LanesMax(float value) {
+#pragma unroll
+  for (int mask = width / 2; mask > 0; mask /= 2) {
+    const float other = Shuffle(value, Lane() ^ mask);
+    value = value > other ? value : other;
+  }
+  return value;
+}
+
+// Base-2 exponential and logarithm as the machine has them, good to 2 units in the last place.
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.69314718055994531f;
+#if defined(__HIP__)
+MLA_DEVICE float Exp2(float x) { return __builtin_amdgcn_exp2f(x); }
+MLA_DEVICE float Log2(float x) { return __builtin_amdgcn_logf(x); }
+#else
+MLA_DEVICE float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+MLA_DEVICE float Log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// n elements that move as one.
+template <typename T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T at[n];
+};
+
+template <int n, typename T>
+MLA_DEVICE Pack<T, n> LoadPack(const T* p) {
+  return *reinterpret_cast<const Pack<T, n>*>(p);
+}
+template <int n, typename T>
+MLA_DEVICE void StorePack(T* p, const Pack<T, n>& pack) {
+  *reinterpret_cast<Pack<T, n>*>(p) = pack;
+}
+
+}  // namespace gpu
+}  // namespace mla
+
+#endif  // MLA_GPU_DEVICE_H_

@@ -1,0 +1,36 @@
+// The kernels of mla_attention on a GPU by name.
+#include "mla_attention/gpu_merge.h"
+#include "mla_attention/gpu_plain.h"
+#include "mla_attention/gpu_tiles.h"
+
+using mla::MlaAttentionArgs;
+
+#if defined(__HIP__)
+extern "C" __shared__ mla::gpu::Chunk mla_attention_shared[];
+#else
+extern __shared__ mla::gpu::Chunk mla_attention_shared[];
+#endif
+
+#define MLA_ATTENTION_TILES(name, Shape, Cache)                                          \
+  MLA_GPU_KERNEL(name, mla::gpu::AttentionThreads<mla::gpu::Shape>(mla::gpu::kHostWave), \
+                 MlaAttentionArgs) {                                                     \
+    mla::gpu::TileAttention<mla::gpu::Shape, Cache>(                                     \
+        args, reinterpret_cast<char*>(mla_attention_shared),                             \
+        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows))             \
+        .Run();                                                                          \
+  }
+
+MLA_ATTENTION_TILES(mla_attention_16, Heads16, mla::bf16)
+MLA_ATTENTION_TILES(mla_attention_32, Heads32, mla::bf16)
+MLA_ATTENTION_TILES(mla_attention_64, Heads64, mla::bf16)
+MLA_ATTENTION_TILES(mla_attention_16_f8, Heads16, mla::f8e4m3fn)
+MLA_ATTENTION_TILES(mla_attention_32_f8, Heads32, mla::f8e4m3fn)
+MLA_ATTENTION_TILES(mla_attention_64_f8, Heads64, mla::f8e4m3fn)
+
+MLA_GPU_KERNEL(mla_attention_plain, mla::gpu::kPlainThreads, MlaAttentionArgs) {
+  mla::gpu::PlainAttention(args, reinterpret_cast<float*>(mla_attention_shared));
+}
+
+MLA_GPU_KERNEL(mla_attention_merge, mla::gpu::kMergeThreads, MlaAttentionArgs) {
+  mla::gpu::MergeSplits(args);
+}

@@ -1,0 +1,53 @@
+// Chooses the kernel: matrix cores for bf16 queries of MLA's own widths, the plain one for all
+// else.
+#include "mla_attention/gpu_shape.h"
+
+namespace mla {
+namespace gpu {
+
+extern const Image kImage_mla_attention;
+
+namespace {
+
+struct Tiled {
+  const char *bf16, *f8;
+  int rows, threads, shared_bytes;
+};
+
+template <typename Shape>
+constexpr Tiled Of(const char* bf16, const char* f8) {
+  return {bf16, f8, Shape::kRows, AttentionThreads<Shape>(kHostWave), Shape::kSharedBytes};
+}
+
+constexpr Tiled kTiled[] = {
+    Of<Heads16>("mla_attention_16", "mla_attention_16_f8"),
+    Of<Heads32>("mla_attention_32", "mla_attention_32_f8"),
+    Of<Heads64>("mla_attention_64", "mla_attention_64_f8"),
+};
+
+xla::ffi::Error LaunchTiles(const MlaAttentionArgs& args, const Stream& stream) {
+  const Tiled& tiled = kTiled[args.heads <= 16 ? 0 : (args.heads <= 32 ? 1 : 2)];
+  const int64_t blocks = (args.heads + tiled.rows - 1) / tiled.rows;
+  const char* name = args.cache_type == DType::kBF16 ? tiled.bf16 : tiled.f8;
+  return Launch({&kImage_mla_attention, name}, {args.tokens * blocks * args.splits}, tiled.threads,
+                static_cast<size_t>(tiled.shared_bytes), stream, &args);
+}
+
+}  // namespace
+
+xla::ffi::Error MlaAttention(const MlaAttentionArgs& args, const Stream& stream) {
+  const bool tiles = args.io_type == DType::kBF16 && args.cache_type != DType::kF32 &&
+                     args.rank == kRank && args.rope == kRope;
+  xla::ffi::Error error =
+      tiles ? LaunchTiles(args, stream)
+            : Launch({&kImage_mla_attention, "mla_attention_plain"},
+                     {args.tokens * args.heads * args.splits}, kPlainThreads,
+                     static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
+  if (error.failure() || args.splits == 1) return error;
+  return Launch({&kImage_mla_attention, "mla_attention_merge"},
+                {args.tokens * args.heads, (args.rank + kMergeColumns - 1) / kMergeColumns},
+                kMergeThreads, 0, stream, &args);
+}
+
+}  // namespace gpu
+}  // namespace mla

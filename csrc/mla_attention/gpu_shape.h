@@ -1,0 +1,85 @@
+// What the host and the device agree on: arguments, tiles, shared memory, how a grid covers the
+// work.
+#ifndef MLA_MLA_ATTENTION_GPU_SHAPE_H_
+#define MLA_MLA_ATTENTION_GPU_SHAPE_H_
+
+#include "mla_attention/kernel.h"
+
+namespace mla {
+namespace gpu {
+
+// Block x of a grid is split `split` of the heads from `head` on of token `token`; heads come in
+// groups.
+struct AttentionBlock {
+  int64_t token;
+  int head, split;
+};
+
+#if defined(__HIP__) || defined(__CUDACC__)
+inline __device__ AttentionBlock BlockOf(const MlaAttentionArgs& args, int x, int group) {
+  const int splits = static_cast<int>(args.splits);
+  const int groups = static_cast<int>((args.heads + group - 1) / group);
+  const int at = x / splits, token = at / groups;
+  return {token, (at - token * groups) * group, x - at * splits};
+}
+#endif
+
+// The widths of every published MLA model, which the matrix-core kernels are made for.
+constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
+
+// A tile: 16 * kRowWaves heads of one token. kColumnWaves waves share a row of it: each takes a
+// share of the contraction of the scores and, afterwards, a share of the output's columns.
+template <int row_waves, int column_waves, int keys, int stages, bool query_in_shared>
+struct AttentionShape {
+  static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
+  static constexpr int kRows = 16 * row_waves;
+  static constexpr int kKeys = keys;  // That a step takes.
+  static constexpr int kStages = stages;
+  static constexpr bool kQueryInShared = query_in_shared;
+
+  // Rows in shared memory are padded, so that 16 of them lie in different banks.
+  static constexpr int kStride = kWidth + 8;
+  static constexpr int kScoreStride = keys + 4;
+  static constexpr int kWeightStride = keys + 8;
+
+  // Parts of shared memory, in bytes from its beginning.
+  static constexpr int kQuery = 0;
+  static constexpr int kCache = kQuery + (query_in_shared ? kRows * kStride * 2 : 0);
+  static constexpr int kScores = kCache + stages * keys * kStride * 2;
+  static constexpr int kWeights = kScores + column_waves * kRows * kScoreStride * 4;
+  static constexpr int kRowFactors = kWeights + kRows * kWeightStride * 2;
+  static constexpr int kOffsets = kRowFactors + kRows * 4;
+  static constexpr int kPlan = kOffsets + 2 * keys * 8;
+  static constexpr int kSharedBytes = kPlan + 16;
+};
+
+#if defined(__HIP__) || defined(MLA_GPU_ROCM)
+// 64 KiB of shared memory, waves of 64 lanes.
+constexpr int kHostWave = 64;
+using Heads16 = AttentionShape<1, 4, 32, 1, false>;
+using Heads32 = AttentionShape<2, 4, 32, 1, false>;
+using Heads64 = AttentionShape<4, 2, 32, 1, false>;
+#else
+// 227 KiB, waves of 32 lanes: fewer registers a row, more shared memory.
+constexpr int kHostWave = 32;
+using Heads16 = AttentionShape<1, 4, 32, 2, false>;
+using Heads32 = AttentionShape<2, 4, 64, 2, false>;
+using Heads64 = AttentionShape<4, 2, 32, 2, true>;
+#endif
+
+template <typename Shape>
+constexpr int AttentionThreads(int wave) {
+  return Shape::kRowWaves * Shape::kColumnWaves * wave;
+}
+
+// Kernels for any width and type, one head a block.
+constexpr int kPlainThreads = 128;
+constexpr int kPlainKeys = 64;
+// The merge of splits: one wave-sized share of columns and 8 groups of splits a block.
+constexpr int kMergeThreads = 256;
+constexpr int kMergeColumns = 128;
+
+}  // namespace gpu
+}  // namespace mla
+
+#endif  // MLA_MLA_ATTENTION_GPU_SHAPE_H_

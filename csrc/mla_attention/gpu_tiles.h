@@ -1,0 +1,326 @@
+// Decode attention on matrix cores: a block takes up to 16, 32 or 64 heads of one token through its
+// share of the keys. Heads are rows, keys come through shared memory once for scores and values.
+//
+// The waves of a row share the contraction of the scores (each adds up its part of the 576
+// columns), meet in shared memory for the softmax, and share the output's columns.
+#ifndef MLA_MLA_ATTENTION_GPU_TILES_H_
+#define MLA_MLA_ATTENTION_GPU_TILES_H_
+
+#include "gpu/copy.h"
+#include "gpu/mma.h"
+#include "mla_attention/gpu_plan.h"
+
+namespace mla {
+namespace gpu {
+
+template <typename Shape, typename Cache>
+struct TileAttention {
+  static constexpr int kThreads = Shape::kRowWaves * Shape::kColumnWaves * kWave;
+  static constexpr int kSteps = kWidth / kMmaK;       // Of the scores' contraction.
+  static constexpr int kLatentSteps = kRank / kMmaK;  // The others are the rope part.
+  static constexpr int kWaveSteps = (kSteps + Shape::kColumnWaves - 1) / Shape::kColumnWaves;
+  static constexpr int kKeyTiles = Shape::kKeys / 16;
+  static constexpr int kGroups =
+      kRank / 64 / Shape::kColumnWaves;                        // Of 64 output columns, a wave's.
+  static constexpr int kRowThreads = kThreads / Shape::kRows;  // That share a row of the softmax.
+  static constexpr int kThreadKeys = Shape::kKeys / kRowThreads;
+  static constexpr bool kFloat8 = sizeof(Cache) == 1;
+
+  const MlaAttentionArgs& args;
+  char* shared;
+  int64_t token;
+  int head0, split;
+
+  MLA_DEVICE TileAttention(const MlaAttentionArgs& args, char* shared, const AttentionBlock& block)
+      : args(args), shared(shared), token(block.token), head0(block.head), split(block.split) {}
+
+  template <typename T>
+  MLA_DEVICE T* Part(int offset) const {
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  MLA_DEVICE static int RowWave() { return ThreadX() / kWave / Shape::kColumnWaves; }
+  MLA_DEVICE static int ColumnWave() { return ThreadX() / kWave % Shape::kColumnWaves; }
+  MLA_DEVICE bf16* CacheStage(int stage) const {
+    return Part<bf16>(Shape::kCache) + stage * Shape::kKeys * Shape::kStride;
+  }
+  // The first step of the scores' contraction of column wave `wave`.
+  MLA_DEVICE static int FirstStep(int wave) { return wave * kSteps / Shape::kColumnWaves; }
+
+  // `n` values of a query row from column `column` on, which do not cross from latent to rope.
+  template <int n>
+  MLA_DEVICE Pack<bf16, n> QueryPart(int row, int column) const {
+    Pack<bf16, n> zero = {};
+    if (head0 + row >= args.heads) return zero;
+    const int64_t head = token * args.heads + head0 + row;
+    return column < kRank
+               ? LoadPack<n>(static_cast<const bf16*>(args.q_latent) + head * kRank + column)
+               : LoadPack<n>(static_cast<const bf16*>(args.q_rope) + head * kRope + column - kRank);
+  }
+
+  MLA_DEVICE void QueryToShared() const {
+    constexpr int kChunks = kWidth / 8;
+    for (int i = ThreadX(); i < Shape::kRows * kChunks; i += kThreads) {
+      const int row = i / kChunks, column = i % kChunks * 8;
+      StorePack(Part<bf16>(Shape::kQuery) + row * Shape::kStride + column,
+                QueryPart<8>(row, column));
+    }
+  }
+
+  // Rows of the keys [first, first + kKeys) for CopyRows; -1 for what is not to be read. Says in
+  // shared memory if a visible key has no row.
+  MLA_DEVICE void FindRows(const KeyPlan& plan, int64_t first, int64_t end, int slot) const {
+    for (int i = ThreadX(); i < Shape::kKeys; i += kThreads) {
+      int64_t row = -1;
+      if (first + i < end) {
+        row = RowOfKey(args, plan.sequence, first + i);
+        if (row < 0) Part<int32_t>(Shape::kPlan)[1] = 1;
+      }
+      Part<int64_t>(Shape::kOffsets)[slot * Shape::kKeys + i] = row;
+    }
+  }
+
+  // This wave's part of the scores of its 16 rows with all keys of a stage.
+  MLA_DEVICE void Scores(const bf16* keys, const Fragment (&query)[kWaveSteps], float rope_ratio,
+                         float* out) const {
+    Accumulator scores[kKeyTiles];
+    const int begin = FirstStep(ColumnWave()), end = FirstStep(ColumnWave() + 1);
+    // Downwards: the rope part comes first and is brought to the latent part's scale.
+#pragma unroll
+    for (int i = kWaveSteps - 1; i >= 0; --i) {
+      const int step = begin + i;
+      if (kSteps % Shape::kColumnWaves != 0 && step >= end) continue;
+      if (kFloat8 && step == kLatentSteps - 1) {
+#pragma unroll
+        for (int t = 0; t < kKeyTiles; ++t) {
+#pragma unroll
+          for (int v = 0; v < Accumulator::kValues; ++v) {
+            scores[t].set(v, scores[t].at(v) * rope_ratio);
+          }
+        }
+      }
+      Fragment held;
+      if constexpr (Shape::kQueryInShared) {
+        held =
+            LoadFragment(Part<bf16>(Shape::kQuery) + RowWave() * 16 * Shape::kStride + step * kMmaK,
+                         Shape::kStride);
+      } else {
+        held = query[i];
+      }
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+        const Fragment key =
+            LoadFragment(keys + t * 16 * Shape::kStride + step * kMmaK, Shape::kStride);
+        Mma(scores[t], held, key);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kKeyTiles; ++t) {
+#pragma unroll
+      for (int v = 0; v < Accumulator::kValues; ++v) {
+        out[Accumulator::Row(v) * Shape::kScoreStride + t * 16 + Accumulator::Column(v)] =
+            scores[t].at(v);
+      }
+    }
+  }
+
+  // The weights of this thread's keys of its row, relative to the new peak; what the row had before
+  // shrinks by the factor that is left in shared memory.
+  MLA_DEVICE void Softmax(int64_t keys_left, float scale, float& peak, float& total) const {
+    const int row = ThreadX() / kRowThreads, first = ThreadX() % kRowThreads * kThreadKeys;
+    float score[kThreadKeys], highest = peak;
+#pragma unroll
+    for (int i = 0; i < kThreadKeys; ++i) {
+      float sum = 0;
+#pragma unroll
+      for (int c = 0; c < Shape::kColumnWaves; ++c) {
+        sum +=
+            Part<float>(Shape::kScores)[(c * Shape::kRows + row) * Shape::kScoreStride + first + i];
+      }
+      score[i] = first + i < keys_left ? sum * scale : -__builtin_inff();
+      highest = score[i] > highest ? score[i] : highest;
+    }
+    highest = LanesMax<kRowThreads>(highest);
+    // Where no score is above minus infinity every weight is 0, and not the NaN of inf - inf.
+    const float base = highest == -__builtin_inff() ? 0.0f : highest;
+    const float shrink = Exp2(peak - base);
+    float sum = 0;
+    Pack<bf16, kThreadKeys> weights;
+#pragma unroll
+    for (int i = 0; i < kThreadKeys; ++i) {
+      weights.at[i] = FromFloat<bf16>(Exp2(score[i] - base));
+      sum += ToFloat(weights.at[i]);
+    }
+    StorePack(Part<bf16>(Shape::kWeights) + row * Shape::kWeightStride + first, weights);
+    total = total * shrink + LanesSum<kRowThreads>(sum);
+    peak = highest;
+    if (ThreadX() % kRowThreads == 0) Part<float>(Shape::kRowFactors)[row] = shrink;
+  }
+
+  MLA_DEVICE void Scale(Accumulator (&out)[kGroups][4]) const {
+#pragma unroll
+    for (int v = 0; v < Accumulator::kValues; ++v) {
+      const float factor = Part<float>(Shape::kRowFactors)[RowWave() * 16 + Accumulator::Row(v)];
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) out[g][j].set(v, out[g][j].at(v) * factor);
+      }
+    }
+  }
+
+  MLA_DEVICE void Values(const bf16* keys, Accumulator (&out)[kGroups][4]) const {
+    const bf16* weights = Part<bf16>(Shape::kWeights) + RowWave() * 16 * Shape::kWeightStride;
+#pragma unroll
+    for (int k = 0; k < Shape::kKeys; k += kMmaK) {
+      const Fragment weight = LoadFragment(weights + k, Shape::kWeightStride);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        Fragment columns[4];
+        LoadColumns(keys + k * Shape::kStride + (ColumnWave() * kGroups + g) * 64, Shape::kStride,
+                    columns);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) Mma(out[g][j], weight, columns[j]);
+      }
+    }
+  }
+
+  // Calls store(row, column, values) for runs of values that lie side by side.
+  template <typename Fn>
+  MLA_DEVICE void ForEachRun(const Accumulator (&out)[kGroups][4], const Fn& store) const {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int column0 = (ColumnWave() * kGroups + g) * 64;
+#if defined(__HIP__)
+#pragma unroll
+      for (int v = 0; v < Accumulator::kValues; ++v) {
+        const float run[4] = {out[g][0].at(v), out[g][1].at(v), out[g][2].at(v), out[g][3].at(v)};
+        store(RowWave() * 16 + Accumulator::Row(v), column0 + ColumnOf(0, Accumulator::Column(v)),
+              run);
+      }
+#else
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int v = 0; v < Accumulator::kValues; v += 2) {
+          const float run[2] = {out[g][j].at(v), out[g][j].at(v + 1)};
+          store(RowWave() * 16 + Accumulator::Row(v), column0 + ColumnOf(j, Accumulator::Column(v)),
+                run);
+        }
+      }
+#endif
+    }
+  }
+
+  MLA_DEVICE int64_t OutRow(int row) const {
+    const int64_t at = token * args.heads + head0 + row;
+    return args.partial != nullptr ? split * args.tokens * args.heads + at : at;
+  }
+
+  template <int n>
+  MLA_DEVICE void StoreRun(int row, int column, const float (&run)[n]) const {
+    if (head0 + row >= args.heads) return;
+    const int64_t at = OutRow(row) * kRank + column;
+    if (args.partial != nullptr) {
+      Pack<float, n> pack;
+#pragma unroll
+      for (int i = 0; i < n; ++i) pack.at[i] = run[i];
+      StorePack(args.partial + at, pack);
+    } else {
+      Pack<bf16, n> pack;
+#pragma unroll
+      for (int i = 0; i < n; ++i) pack.at[i] = FromFloat<bf16>(run[i]);
+      StorePack(static_cast<bf16*>(args.out) + at, pack);
+    }
+  }
+
+  // Of one row: base-2 logarithm of the weights' sum, for the merge or as the answer.
+  MLA_DEVICE void StoreLse(int row, float log2) const {
+    if (head0 + row >= args.heads) return;
+    (args.partial != nullptr ? args.partial_lse : args.lse)[OutRow(row)] =
+        args.partial != nullptr ? log2 : log2 * kLn2;
+  }
+
+  MLA_DEVICE void Run() const {
+    if (ThreadX() == 0) Part<int32_t>(Shape::kPlan)[1] = 0;
+    const KeyPlan plan = PlanKeys<kThreads>(args, token, Part<int32_t>(Shape::kPlan));
+    // Whole steps are dealt out evenly, by what the sequence has and not by what it could have.
+    const int64_t steps = (plan.visible + Shape::kKeys - 1) / Shape::kKeys;
+    const int64_t share = (steps + args.splits - 1) / args.splits;
+    const int64_t first = split * share * Shape::kKeys;
+    const int64_t beyond = first + share * Shape::kKeys;
+    const int64_t end = beyond < plan.visible ? beyond : plan.visible;
+
+    Accumulator out[kGroups][4];
+    float peak = -__builtin_inff(), total = 0;
+    if (first < end) Loop(plan, first, end, out, peak, total);
+
+    // A sequence that the page table cannot hold, or a page that does not exist: no answer.
+    const bool broken = plan.too_long || Part<int32_t>(Shape::kPlan)[1] != 0;
+    const int row = ThreadX() / kRowThreads;
+    if (ThreadX() % kRowThreads == 0) {
+      const float nan = __builtin_nanf("");
+      const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+      const float latent = kFloat8 ? args.scales[0] : 1.0f;
+      Part<float>(Shape::kRowFactors)[row] = broken ? nan : inverse * latent;
+      StoreLse(row, broken ? nan : (total == 0.0f ? -__builtin_inff() : peak + Log2(total)));
+    }
+    // Nobody reads what a share without keys would have given.
+    if (args.partial != nullptr && first >= end && !broken) return;
+    Barrier();
+    Scale(out);
+    ForEachRun(out, [&](int r, int column, const auto& run) { StoreRun(r, column, run); });
+  }
+
+  MLA_DEVICE void Loop(const KeyPlan& plan, int64_t first, int64_t end,
+                       Accumulator (&out)[kGroups][4], float& peak, float& total) const {
+    Fragment query[kWaveSteps];
+    if constexpr (Shape::kQueryInShared) {
+      QueryToShared();
+    } else {
+      const int begin = FirstStep(ColumnWave());
+#pragma unroll
+      for (int i = 0; i < kWaveSteps; ++i) {
+        query[i] = MakeFragment([&](int vector, int k) {
+          const int column = (begin + i) * kMmaK + k;
+          return QueryPart<kFragmentRun>(RowWave() * 16 + vector, column < kWidth ? column : 0);
+        });
+      }
+    }
+    const float rope_ratio = kFloat8 ? args.scales[1] / args.scales[0] : 1.0f;
+    const float scale = args.softmax_scale * kLog2E * (kFloat8 ? args.scales[0] : 1.0f);
+    float* scores = Part<float>(Shape::kScores) +
+                    (ColumnWave() * Shape::kRows + RowWave() * 16) * Shape::kScoreStride;
+    const int64_t* rows = Part<int64_t>(Shape::kOffsets);
+    using Copy = RowCopy<Cache, kWidth, Shape::kKeys, kThreads, Shape::kStride, Shape::kStages>;
+    Copy copy;
+
+    FindRows(plan, first, end, 0);
+    Barrier();
+    copy.Start(static_cast<const Cache*>(args.cache), rows, CacheStage(0));
+    FindRows(plan, first + Shape::kKeys, end, 1);
+    int turn = 0;
+    for (int64_t key = first; key < end; key += Shape::kKeys, turn ^= 1) {
+      bf16* keys = CacheStage(Shape::kStages == 2 ? turn : 0);
+      if (!Copy::kAsync) Barrier();  // Until the step before is done with its keys.
+      copy.Finish(keys);
+      Barrier();
+      if (key + Shape::kKeys < end) {
+        copy.Start(static_cast<const Cache*>(args.cache), rows + (turn ^ 1) * Shape::kKeys,
+                   CacheStage(Shape::kStages == 2 ? turn ^ 1 : 0));
+      }
+      Scores(keys, query, rope_ratio, scores);
+      Barrier();
+      FindRows(plan, key + 2 * Shape::kKeys, end, turn);
+      Softmax(end - key, scale, peak, total);
+      Barrier();
+      Scale(out);
+      Values(keys, out);
+    }
+    Barrier();
+  }
+};
+
+}  // namespace gpu
+}  // namespace mla
+
+#endif  // MLA_MLA_ATTENTION_GPU_TILES_H_
