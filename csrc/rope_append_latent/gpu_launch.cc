@@ -1,4 +1,6 @@
 // Chooses the kernel: wide accesses where every row, offset and run allows them.
+#include <string>
+
 #include "rope_append_latent/gpu_shape.h"
 
 namespace mla {
@@ -19,16 +21,29 @@ bool Wide(const RopeAppendArgs& args) {
 
 xla::ffi::Error RopeAppend(const RopeAppendArgs& args, const Stream& stream) {
   const bool wide = Wide(args), f32 = args.io_type == DType::kF32;
-  const int pairs = wide ? 4 : 1;
-  const int64_t items = args.heads * (args.rope / 2 / pairs);
-  const int64_t parts = (items + kThreads * kItems - 1) / (kThreads * kItems);
+  const int64_t per_head = args.rope / 2 / (wide ? 4 : 1);
+  if (per_head > kThreads) {
+    return xla::ffi::Error::InvalidArgument(
+        "mla_jax.rope_append_latent: argument 'q_rope': expected at most " +
+        std::to_string(2 * kThreads * (wide ? 4 : 1)) + " columns on a GPU, got " +
+        std::to_string(args.rope));
+  }
+  const bool many = wide && !f32 && args.tokens >= kManyTokens;
+  const int64_t heads_at_once = (per_head == 0 ? 1 : kThreads / per_head) * (many ? kManyItems : 1);
+  const int64_t parts = (args.heads + heads_at_once - 1) / heads_at_once;
   // As many as waves of 64 need; where a wave has 32 lanes, the last ones find nothing to do.
   const int64_t row_blocks = (args.tokens + kThreads / 64 - 1) / (kThreads / 64);
   const RopeAppendGpuArgs all{args, static_cast<int32_t>(parts)};
-  const Kernel kernel{&kImage_rope_append_latent,
-                      f32 ? (wide ? "mla_rope_append_f32_wide" : "mla_rope_append_f32")
-                          : (wide ? "mla_rope_append_bf16_wide" : "mla_rope_append_bf16")};
-  return Launch(kernel, {row_blocks + args.tokens * parts}, kThreads, 0, stream, &all);
+  const auto launch = [&](const char* name, int64_t blocks) {
+    return Launch({&kImage_rope_append_latent, name}, {blocks}, kThreads, 0, stream, &all);
+  };
+  if (many) {
+    xla::ffi::Error error = launch("mla_rope_rows_bf16", row_blocks);
+    return error.failure() ? error : launch("mla_rope_query_bf16", args.tokens * parts);
+  }
+  const char* name = f32 ? (wide ? "mla_rope_append_f32_wide" : "mla_rope_append_f32")
+                         : (wide ? "mla_rope_append_bf16_wide" : "mla_rope_append_bf16");
+  return launch(name, row_blocks + args.tokens * parts);
 }
 
 }  // namespace gpu
