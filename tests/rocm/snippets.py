@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from emulation import loaded, poisoned
 from hip_toolchain import assemble
+from ml_dtypes import bfloat16
 
 LANES = 64
 BEFORE = 0xDEADBEEF
@@ -61,6 +62,8 @@ _EPILOGUE = """  s_endpgm
   .amdhsa_next_free_vgpr 256
   .amdhsa_next_free_sgpr 96
   .amdhsa_accum_offset 128
+  .amdhsa_float_denorm_mode_32 {denormals}
+  .amdhsa_float_denorm_mode_16_64 3
 .end_amdhsa_kernel
 .amdgpu_metadata
 ---
@@ -86,7 +89,7 @@ amdhsa.kernels:
 """
 
 
-def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str) -> str:
+def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str, denormals: int = 3) -> str:
     """The kernel's text: each piece, with its number of output words, between loads and stores."""
     words = sum(count for _, count in pieces)
     out = [_PROLOGUE.format(arch=architecture, in_bytes=rows * 4 * LANES, out_bytes=words * 4 * LANES)]
@@ -96,17 +99,17 @@ def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str) ->
         out += ["s_waitcnt vmcnt(0)", "s_mov_b64 exec, -1", text, "s_mov_b64 exec, -1", "s_nop 7"]
         out += [f"global_store_dword v1, v{40 + word}, s[4:5] offset:{256 * word}" for word in range(count)]
         out += [f"s_add_u32 s4, s4, {256 * count}", "s_addc_u32 s5, s5, 0"]
-    return "\n".join(out) + "\n" + _EPILOGUE.format(arch=architecture, lds=LDS_BYTES)
+    return "\n".join(out) + "\n" + _EPILOGUE.format(arch=architecture, lds=LDS_BYTES, denormals=denormals)
 
 
 def run_pieces(
-    architecture: str, pieces: Sequence[tuple[str, int]], inputs: np.ndarray, order: int = 0
+    architecture: str, pieces: Sequence[tuple[str, int]], inputs: np.ndarray, *, order: int = 0, denormals: int = 3
 ) -> list[np.ndarray]:
     """inputs: [groups, rows, 64] uint32. Returns one [groups, words, 64] uint32 array a piece."""
     groups, rows, lanes = inputs.shape
     assert lanes == LANES and inputs.dtype == np.uint32
     out = poisoned((groups, sum(count for _, count in pieces), LANES), np.uint32)
-    image = assemble(assembly(pieces, rows, architecture), architecture)
+    image = assemble(assembly(pieces, rows, architecture, denormals), architecture)
     with loaded(image, architecture) as module:
         module.launch("pieces", [groups], [LANES], [out, np.ascontiguousarray(inputs)], order=order)
     splits = np.cumsum([count for _, count in pieces])[:-1]
@@ -114,13 +117,12 @@ def run_pieces(
 
 
 def _same_bits(got: np.ndarray, expected: np.ndarray, kind: str) -> np.ndarray:
-    same = got == expected
     if kind == "u32":
-        return same
-    floats = {"f32": np.float32, "f16": np.float16}[kind]
-    got, expected = got.view(floats), expected.view(floats)
-    both_nan = np.isnan(got) & np.isnan(expected)
-    return same | (both_nan if kind == "f32" else both_nan.reshape(*same.shape, 2).all(-1))
+        return got == expected
+    bits, floats = {"f32": (np.uint32, np.float32), "f16": (np.uint16, np.float16), "bf16": (np.uint16, bfloat16)}[kind]
+    both_nan = np.isnan(got.view(floats)) & np.isnan(expected.view(floats))
+    same = (got.view(bits) == expected.view(bits)) | both_nan
+    return same.reshape(*got.shape, -1).all(-1)
 
 
 def check_cases(architecture: str, cases: Sequence[Case], inputs: np.ndarray) -> None:

@@ -249,6 +249,12 @@ void CodeObject::read_kernels(const uint8_t* image) {
       if (const Instruction& instruction = program_->instructions[size_t(i)];
           !instruction.problem.empty())
         unknown.push_back(program_->texts[size_t(i)] + ": " + instruction.problem);
+    // The host flushes doubles and singles together, and matrix instructions never flush.
+    if ((kernel.resource1 >> 16 & 3) == 0)
+      for (int i = kernel.first; i < kernel.last; ++i)
+        if (const std::string& text = program_->texts[size_t(i)];
+            text.find("_f64") != std::string::npos || text.rfind("v_mfma", 0) == 0)
+          unknown.push_back(text + ": not emulated in a kernel that flushes 32-bit denormals");
     // Registers come in blocks of eight, the accumulation registers after the others.
     const int all = 8 * int((kernel.resource1 & 63) + 1),
               vector_registers = 4 * int((kernel.resource3 & 63) + 1);

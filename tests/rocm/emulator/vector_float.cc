@@ -44,14 +44,13 @@ struct Parts;
 template <>
 struct Parts<float> {
   static int exponent(float x) { return int(bits_of(x) >> 23 & 0xff); }
-  static constexpr int near_overflow = 96, tiny = 23, scale = 64, fmas = 32, top = 255,
-                       vanishing = -150;
+  static constexpr int near_overflow = 96, tiny = 23, scale = 64, bias = 127, vanishing = -150, overflowing = 130;
 };
 template <>
 struct Parts<double> {
   static int exponent(double x) { return int(std::bit_cast<uint64_t>(x) >> 52 & 0x7ff); }
-  static constexpr int near_overflow = 768, tiny = 53, scale = 128, fmas = 64, top = 2047,
-                       vanishing = -1075;
+  static constexpr int near_overflow = 768, tiny = 53, scale = 128, bias = 1023,
+                       vanishing = -1075, overflowing = 1026;
 };
 
 template <class T>
@@ -71,9 +70,10 @@ T div_scaled(T s0, T denominator, T numerator, bool& flag) {
     return s0 == denominator ? std::ldexp(s0, P::scale) : s0;
   }
   if (is_denormal(denominator)) return std::ldexp(s0, P::scale);
+  // The documents print the other sign here, which would overflow the denominator.
   if (tiny_reciprocal && tiny_quotient) {
     flag = true;
-    return s0 == denominator ? std::ldexp(s0, P::scale) : s0;
+    return s0 == denominator ? std::ldexp(s0, -P::scale) : s0;
   }
   if (tiny_reciprocal) return std::ldexp(s0, -P::scale);
   if (tiny_quotient) {
@@ -107,7 +107,9 @@ void div_fmas(Wave& wave, const Instruction& instruction) {
   const uint64_t scaled = wave.vcc();
   for (int lane = 0; lane < kLanes; ++lane) {
     const T value = std::fma(in[0][lane], in[1][lane], in[2][lane]);
-    out[lane] = scaled >> lane & 1 ? std::ldexp(value, Parts<T>::fmas) : value;
+    // Undoes V_DIV_SCALE: the scaled quotient in S2 tells which way it went.
+    const int scale = Parts<T>::exponent(in[2][lane]) > Parts<T>::bias ? Parts<T>::scale : -Parts<T>::scale;
+    out[lane] = scaled >> lane & 1 ? std::ldexp(value, scale) : value;
   }
   finish(wave, instruction, out);
 }
@@ -124,6 +126,9 @@ T div_fixed(T quotient, T denominator, T numerator) {
   if (denominator == 0 || std::isinf(numerator)) return sign * infinity;
   if (std::isinf(denominator) || numerator == 0) return sign * T(0);
   if (P::exponent(numerator) - P::exponent(denominator) < P::vanishing) return sign * T(0);
+  // The documents' own test for overflow names an exponent that was handled above. Quotients past the largest
+  // number overflow the scaled steps, so the exponents decide.
+  if (P::exponent(numerator) - P::exponent(denominator) >= P::overflowing) return sign * infinity;
   return sign * std::fabs(quotient);
 }
 
@@ -159,7 +164,7 @@ void add_vector_float(Table& t) {
   t["v_floor_f32"] = vector_op([](float a) { return std::floor(a); });
   t["v_rndne_f32"] = vector_op([](float a) { return std::nearbyint(a); });
   t["v_fract_f32"] =
-      vector_op([](float a) { return minimum_number(a - std::floor(a), 0x1.fffffep-1f); });
+      vector_op([](float a) { return std::min(a - std::floor(a), 0x1.fffffep-1f); });
   t["v_ldexp_f32"] = vector_op(
       [](float a, i32 b) { return float(std::ldexp(double(a), std::clamp(b, -600, 600))); });
   t["v_frexp_mant_f32"] = vector_op([](float a) { return frexp_mantissa(a); });
@@ -222,7 +227,7 @@ void add_vector_float(Table& t) {
   t["v_ceil_f64"] = vector_op([](double a) { return std::ceil(a); });
   t["v_rndne_f64"] = vector_op([](double a) { return std::nearbyint(a); });
   t["v_fract_f64"] =
-      vector_op([](double a) { return minimum_number(a - std::floor(a), 0x1.fffffffffffffp-1); });
+      vector_op([](double a) { return std::min(a - std::floor(a), 0x1.fffffffffffffp-1); });
   t["v_frexp_mant_f64"] = vector_op([](double a) { return frexp_mantissa(a); });
   t["v_frexp_exp_i32_f64"] = vector_op([](double a) { return frexp_exponent(a); });
 }
