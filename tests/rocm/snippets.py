@@ -1,7 +1,8 @@
 """Instructions one by one: many short pieces of assembly in one kernel, each with inputs and outputs of its own.
 
 A piece reads v10, v11, ... (one row of inputs each), may use v60..v99, s20..s79 and a0..a127, and leaves its result
-in v40, v41, ..., which hold BEFORE when it starts. v0 is the lane, v1 is 4 x lane, s[6:7] points at the inputs.
+in v40, v41, ..., which hold BEFORE when it starts. v0 is the lane, v1 is 4 x lane, v2 that plus 4096; s[6:7] points at the
+group's inputs and s[4:5] at the piece's outputs.
 """
 
 import dataclasses
@@ -48,6 +49,7 @@ pieces:
   s_add_u32 s4, s4, s8
   s_addc_u32 s5, s5, 0
   v_lshlrev_b32_e32 v1, 2, v0
+  v_add_u32_e32 v2, 0x1000, v1
 """
 
 _EPILOGUE = """  s_endpgm
@@ -94,16 +96,23 @@ def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str, de
     words = sum(count for _, count in pieces)
     out = [_PROLOGUE.format(arch=architecture, in_bytes=rows * 4 * LANES, out_bytes=words * 4 * LANES)]
     for text, count in pieces:
-        out += [f"global_load_dword v{10 + row}, v1, s[6:7] offset:{256 * row}" for row in range(rows)]
-        out += [f"v_mov_b32_e32 v{40 + word}, 0x{BEFORE:x}" for word in range(count)]
-        out += ["s_waitcnt vmcnt(0)", "s_mov_b64 exec, -1", text, "s_mov_b64 exec, -1", "s_nop 7"]
+        out += [
+            f"global_load_dword v{10 + row}, v2, s[6:7] offset:{256 * row - 0x1000}" for row in range(rows)
+        ]
+        out += ["s_waitcnt vmcnt(0)", *(f"v_mov_b32_e32 v{40 + word}, 0x{BEFORE:x}" for word in range(count))]
+        out += ["s_mov_b64 exec, -1", text, "s_mov_b64 exec, -1", "s_nop 7"]
         out += [f"global_store_dword v1, v{40 + word}, s[4:5] offset:{256 * word}" for word in range(count)]
         out += [f"s_add_u32 s4, s4, {256 * count}", "s_addc_u32 s5, s5, 0"]
     return "\n".join(out) + "\n" + _EPILOGUE.format(arch=architecture, lds=LDS_BYTES, denormals=denormals)
 
 
 def run_pieces(
-    architecture: str, pieces: Sequence[tuple[str, int]], inputs: np.ndarray, *, order: int = 0, denormals: int = 3
+    architecture: str,
+    pieces: Sequence[tuple[str, int]],
+    inputs: np.ndarray,
+    *,
+    order: int = 0,
+    denormals: int = 3,
 ) -> list[np.ndarray]:
     """inputs: [groups, rows, 64] uint32. Returns one [groups, words, 64] uint32 array a piece."""
     groups, rows, lanes = inputs.shape
@@ -119,7 +128,11 @@ def run_pieces(
 def _same_bits(got: np.ndarray, expected: np.ndarray, kind: str) -> np.ndarray:
     if kind == "u32":
         return got == expected
-    bits, floats = {"f32": (np.uint32, np.float32), "f16": (np.uint16, np.float16), "bf16": (np.uint16, bfloat16)}[kind]
+    bits, floats = {
+        "f32": (np.uint32, np.float32),
+        "f16": (np.uint16, np.float16),
+        "bf16": (np.uint16, bfloat16),
+    }[kind]
     both_nan = np.isnan(got.view(floats)) & np.isnan(expected.view(floats))
     same = (got.view(bits) == expected.view(bits)) | both_nan
     return same.reshape(*got.shape, -1).all(-1)
@@ -140,7 +153,9 @@ def check_cases(architecture: str, cases: Sequence[Case], inputs: np.ndarray) ->
         if case.ulps:
             a, b = got.view(np.float32), expected.view(np.float32)
             with np.errstate(all="ignore"):
-                near = np.abs(a.astype(np.float64) - b) <= case.ulps * np.spacing(np.abs(b)).astype(np.float64)
+                near = np.abs(a.astype(np.float64) - b) <= case.ulps * np.spacing(np.abs(b)).astype(
+                    np.float64
+                )
             good = near | (got == expected.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
         else:
             good = _same_bits(got, expected.view(np.uint32), case.kind)

@@ -176,7 +176,9 @@ def plain_fp8(name: str, dtype: type) -> list[Case]:
 
 
 def dot2(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    low, high = (half(a, i).view(BF16).astype(np.float64) * half(b, i).view(BF16).astype(np.float64) for i in (0, 1))
+    low, high = (
+        half(a, i).view(BF16).astype(np.float64) * half(b, i).view(BF16).astype(np.float64) for i in (0, 1)
+    )
     return single(low + high + f(c).astype(np.float64))
 
 
@@ -208,7 +210,9 @@ def inputs_near_codes(rng: np.random.Generator, dtype: type) -> np.ndarray:
     codes = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
     codes = codes[np.isfinite(codes)]
     middles = (codes[:, None] * np.array([1, 1 + 2**-4, 1 + 2**-3, 1.5, 1 - 2**-5], np.float32)).ravel()
-    nudged = np.concatenate([middles, np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, np.float32(0))])
+    nudged = np.concatenate(
+        [middles, np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, np.float32(0))]
+    )
     return rng.choice(nudged, (8, 4, LANES)).view(np.uint32)
 
 
@@ -245,5 +249,7 @@ def test_saturation_is_a_mode(architecture: str) -> None:
     piece = ("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\nv_cvt_pk_fp8_f32 v40, v10, v10\n"
              "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 0", 1)  # fmt: skip
     (out,) = run_pieces(architecture, [piece], inputs)
-    largest = np.array(np.float32(ml_dtypes.finfo(FP8[architecture]).max)).astype(FP8[architecture]).view(np.uint8)
+    largest = (
+        np.array(np.float32(ml_dtypes.finfo(FP8[architecture]).max)).astype(FP8[architecture]).view(np.uint8)
+    )
     assert (out & 0xFF == largest).all() and (out >> 8 & 0xFF == largest).all()

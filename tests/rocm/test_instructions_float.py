@@ -38,7 +38,9 @@ def ordered(a: np.ndarray) -> np.ndarray:
 
 
 def med3(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    ranked = np.take_along_axis(np.stack([a, b, c]), np.argsort(np.stack([ordered(a), ordered(b), ordered(c)]), axis=0), 0)[1]
+    ranked = np.take_along_axis(
+        np.stack([a, b, c]), np.argsort(np.stack([ordered(a), ordered(b), ordered(c)]), axis=0), 0
+    )[1]
     any_nan = np.isnan(a) | np.isnan(b) | np.isnan(c)
     return np.where(any_nan, number(number(a, b, False), c, False), ranked)
 
@@ -147,8 +149,13 @@ CASES = [
     Case("v_cmp_class_f32_e32 vcc, v10, v11\nv_cndmask_b32_e64 v40, 0, 1, vcc", lambda a, b, *_: classes(a, b)),
 ]  # fmt: skip
 CASES_950 = [
-    case("v_minimum3_f32 v40, v10, v11, v12", lambda a, b, c, *_: strict(strict(f(a), f(b), False), f(c), False)),
-    case("v_maximum3_f32 v40, v10, v11, v12", lambda a, b, c, *_: strict(strict(f(a), f(b), True), f(c), True)),
+    case(
+        "v_minimum3_f32 v40, v10, v11, v12",
+        lambda a, b, c, *_: strict(strict(f(a), f(b), False), f(c), False),
+    ),
+    case(
+        "v_maximum3_f32 v40, v10, v11, v12", lambda a, b, c, *_: strict(strict(f(a), f(b), True), f(c), True)
+    ),
 ]
 
 CONDITIONS = {
@@ -167,12 +174,16 @@ def halves(a: np.ndarray) -> np.ndarray:
     return a[..., None].view(np.float16)
 
 
-def operands_of(kind: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def operands_of(
+    kind: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, e: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The compared values: pairs of words for 64 bits, low halves for 16."""
     bits = int(kind[1:])
     if bits == 64:
         joined = [x.astype(np.uint64) | y.astype(np.uint64) << np.uint64(32) for x, y in ((a, b), (c, e))]
-        return tuple(value.view({"f": np.float64, "u": np.uint64, "i": np.int64}[kind[0]]) for value in joined)
+        return tuple(
+            value.view({"f": np.float64, "u": np.uint64, "i": np.int64}[kind[0]]) for value in joined
+        )
     if bits == 16:
         short = [(x & np.uint32(0xFFFF)).astype(np.uint16) for x in (a, c)]
         return tuple(value.view({"f": np.float16, "u": np.uint16, "i": np.int16}[kind[0]]) for value in short)
@@ -203,7 +214,9 @@ COMPARES = [
 
 def pack(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Two float16 arrays as words."""
-    return low.astype(np.float16).view(np.uint16).astype(np.uint32) | high.astype(np.float16).view(np.uint16).astype(np.uint32) << np.uint32(16)
+    return low.astype(np.float16).view(np.uint16).astype(np.uint32) | high.astype(np.float16).view(
+        np.uint16
+    ).astype(np.uint32) << np.uint32(16)
 
 
 def h(a: np.ndarray, high: int = 0) -> np.ndarray:
@@ -230,7 +243,7 @@ def kept(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float16).view(np.uint16).astype(np.uint32) | np.uint32(0xDEAD0000)
 
 
-def u16_pair(f_) :
+def u16_pair(f_):
     def expect(*rows: np.ndarray) -> np.ndarray:
         parts = [[x & np.uint32(0xFFFF) for x in rows], [x >> np.uint32(16) for x in rows]]
         low, high = (np.asarray(f_(*part)).astype(np.int64) & 0xFFFF for part in parts)
@@ -317,12 +330,16 @@ PAIRS = [
 
 
 def g(rows: tuple[np.ndarray, ...], first: int) -> np.ndarray:
-    return (rows[first].astype(np.uint64) | rows[first + 1].astype(np.uint64) << np.uint64(32)).view(np.float64)
+    return (rows[first].astype(np.uint64) | rows[first + 1].astype(np.uint64) << np.uint64(32)).view(
+        np.float64
+    )
 
 
 def words64(a: np.ndarray) -> np.ndarray:
     bits = a.astype(np.float64).view(np.uint64)
-    return np.stack([(bits & np.uint64(0xFFFFFFFF)).astype(np.uint32), (bits >> np.uint64(32)).astype(np.uint32)], 1)
+    return np.stack(
+        [(bits & np.uint64(0xFFFFFFFF)).astype(np.uint32), (bits >> np.uint64(32)).astype(np.uint32)], 1
+    )
 
 
 def number64(a: np.ndarray, b: np.ndarray, larger: bool) -> np.ndarray:
@@ -394,7 +411,9 @@ def test_single_precision_of_ordinary_values(architecture: str, rng: np.random.G
 
 
 def test_comparisons(architecture: str, rng: np.random.Generator) -> None:
-    corners = np.concatenate([FLOAT_CORNERS, np.array([0, 1, 0x7C00, 0x7E01, 0x8000, 0xFFFF, 0x80000000], np.uint32)])
+    corners = np.concatenate(
+        [FLOAT_CORNERS, np.array([0, 1, 0x7C00, 0x7E01, 0x8000, 0xFFFF, 0x80000000], np.uint32)]
+    )
     inputs = mixed_inputs(rng, corners)
     inputs[:, 2] = np.where(rng.random(inputs[:, 2].shape) < 0.4, inputs[:, 0], inputs[:, 2])
     inputs[:, 3] = np.where(rng.random(inputs[:, 3].shape) < 0.6, inputs[:, 1], inputs[:, 3])
@@ -402,8 +421,12 @@ def test_comparisons(architecture: str, rng: np.random.Generator) -> None:
 
 
 def test_half_precision(architecture: str, rng: np.random.Generator) -> None:
-    corners = np.array([0, 0x8000, 0x3C00, 0x7C00, 0xFC00, 0x7E00, 0x7D01, 1, 0x3FF, 0x400, 0x7BFF, 0xFBFF], np.uint32)
-    check_cases(architecture, HALF, mixed_inputs(rng, (corners[:, None] | corners[None] << np.uint32(16)).ravel()))
+    corners = np.array(
+        [0, 0x8000, 0x3C00, 0x7C00, 0xFC00, 0x7E00, 0x7D01, 1, 0x3FF, 0x400, 0x7BFF, 0xFBFF], np.uint32
+    )
+    check_cases(
+        architecture, HALF, mixed_inputs(rng, (corners[:, None] | corners[None] << np.uint32(16)).ravel())
+    )
 
 
 def test_packed_singles(architecture: str, rng: np.random.Generator) -> None:
@@ -411,7 +434,12 @@ def test_packed_singles(architecture: str, rng: np.random.Generator) -> None:
 
 
 def test_double_precision(architecture: str, rng: np.random.Generator) -> None:
-    values = np.concatenate([rng.standard_normal(2000) * 10.0 ** rng.integers(-300, 300, 2000), [0.0, -0.0, 0.5, 1.5, 2.5, -1.0, 5e-324]])
+    values = np.concatenate(
+        [
+            rng.standard_normal(2000) * 10.0 ** rng.integers(-300, 300, 2000),
+            [0.0, -0.0, 0.5, 1.5, 2.5, -1.0, 5e-324],
+        ]
+    )
     chosen = rng.choice(values, (8, 2, 64))
     inputs = np.ascontiguousarray(np.moveaxis(chosen[..., None].view(np.uint32), -1, 2)).reshape(8, 4, 64)
     # A sum of two such values may overflow or cancel, but is never NaN: there are no infinities to subtract.

@@ -17,7 +17,11 @@ def i64(a: np.ndarray) -> np.ndarray:
 
 
 def low(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.uint64).astype(np.uint32) if a.dtype != np.uint64 else (a & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return (
+        a.astype(np.uint64).astype(np.uint32)
+        if a.dtype != np.uint64
+        else (a & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    )
 
 
 def wrap(a: np.ndarray) -> np.ndarray:
@@ -62,9 +66,14 @@ def bfe_i32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def perm(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    data = [*((b >> np.uint32(8 * i)) & np.uint32(255) for i in range(4)), *((a >> np.uint32(8 * i)) & np.uint32(255) for i in range(4))]
+    data = [
+        *((b >> np.uint32(8 * i)) & np.uint32(255) for i in range(4)),
+        *((a >> np.uint32(8 * i)) & np.uint32(255) for i in range(4)),
+    ]
     # Selectors 8 to 11 repeat the sign of bytes 1, 3, 5 and 7; 12 is zero and the rest ones.
-    table = np.stack([*data, *(np.where(data[i] & 128, 255, 0) for i in (1, 3, 5, 7)), 0 * a, 0 * a + 255]).astype(np.uint32)
+    table = np.stack(
+        [*data, *(np.where(data[i] & 128, 255, 0) for i in (1, 3, 5, 7)), 0 * a, 0 * a + 255]
+    ).astype(np.uint32)
     out = np.zeros_like(a)
     for i in range(4):
         selector = np.minimum((c >> np.uint32(8 * i)) & np.uint32(255), 13).astype(np.int64)
@@ -75,7 +84,10 @@ def perm(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def sad(a: np.ndarray, b: np.ndarray, c: np.ndarray, masked: bool) -> np.ndarray:
     total = c.astype(np.int64)
     for i in range(4):
-        x, y = (a >> np.uint32(8 * i) & np.uint32(255)).astype(np.int64), (b >> np.uint32(8 * i) & np.uint32(255)).astype(np.int64)
+        x, y = (
+            (a >> np.uint32(8 * i) & np.uint32(255)).astype(np.int64),
+            (b >> np.uint32(8 * i) & np.uint32(255)).astype(np.int64),
+        )
         total += np.where((y != 0) | (not masked), np.abs(x - y), 0)
     return wrap(total)
 
@@ -83,7 +95,9 @@ def sad(a: np.ndarray, b: np.ndarray, c: np.ndarray, masked: bool) -> np.ndarray
 def bitop3(table: int):
     def expect(a: np.ndarray, b: np.ndarray, c: np.ndarray, *_: np.ndarray) -> np.ndarray:
         index = 4 * bits_of(a).astype(np.uint32) + 2 * bits_of(b) + bits_of(c)
-        return ((np.uint32(table) >> index & np.uint32(1)) << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32)
+        return ((np.uint32(table) >> index & np.uint32(1)) << np.arange(32, dtype=np.uint32)).sum(
+            -1, dtype=np.uint32
+        )
 
     return expect
 
@@ -193,7 +207,8 @@ CASES = [
 ]  # fmt: skip
 
 CASES_950 = [
-    Case(f"v_bitop3_b32 v40, v10, v11, v12 bitop3:0x{table:x}", bitop3(table)) for table in (0x01, 0x68, 0xCA, 0x96, 0x7F)
+    Case(f"v_bitop3_b32 v40, v10, v11, v12 bitop3:0x{table:x}", bitop3(table))
+    for table in (0x01, 0x68, 0xCA, 0x96, 0x7F)
 ]
 
 
@@ -261,7 +276,10 @@ def test_disabled_lanes_keep_their_registers(architecture: str, rng: np.random.G
     inputs = mixed_inputs(rng, INTEGER_CORNERS)
     enabled = "s_mov_b32 exec_lo, 0x0f0f1234\ns_mov_b32 exec_hi, 0x80000001\n"
     mask = np.array([(0x800000010F0F1234 >> lane) & 1 for lane in range(64)], bool)
-    pieces = [(enabled + "v_add_u32_e32 v40, v10, v11", 1), (enabled + "v_lshlrev_b64 v[40:41], 3, v[10:11]", 2)]
+    pieces = [
+        (enabled + "v_add_u32_e32 v40, v10, v11", 1),
+        (enabled + "v_lshlrev_b64 v[40:41], 3, v[10:11]", 2),
+    ]
     plain, wide = run_pieces(architecture, pieces, inputs)
     before = np.uint32(0xDEADBEEF)
     np.testing.assert_array_equal(plain[:, 0], np.where(mask, inputs[:, 0] + inputs[:, 1], before))

@@ -28,7 +28,9 @@ def scalar(text: str, f: Callable[..., tuple[int, bool | None]], *, wide: bool =
         out = np.empty((len(rows[0]), 3, LANES), np.uint32)
         for group in range(len(out)):
             value, flag = f(*(int(row[group, 0]) for row in rows))
-            out[group] = np.array([value & MASK32, value >> 32 & MASK32 if wide else 0xDEADBEEF, 1 if flag is None else flag])[:, None]
+            out[group] = np.array(
+                [value & MASK32, value >> 32 & MASK32 if wide else 0xDEADBEEF, 1 if flag is None else flag]
+            )[:, None]
         return out
 
     return Case(f"{_READ}\ns_cmp_eq_u32 s20, s20\n{text}{_SCC}{_TO_40}{_TO_41 if wide else ''}", expect, 3)
@@ -40,7 +42,9 @@ def nonzero(value: int) -> tuple[int, bool]:
 
 def field(value: int, control: int, bits: int, is_signed: bool) -> tuple[int, bool]:
     offset, width = control & (bits - 1), control >> 16 & 0x7F
-    out = (value >> offset if not is_signed else signed(value, bits) >> offset) & ((1 << min(width, bits)) - 1)
+    out = (value >> offset if not is_signed else signed(value, bits) >> offset) & (
+        (1 << min(width, bits)) - 1
+    )
     if is_signed and width and width < bits and out >> (width - 1) & 1:
         out |= MASK64 & ~((1 << width) - 1)
     if is_signed and width >= bits:
@@ -191,7 +195,9 @@ EXECS = [
 
 
 def jump(set_up: str, branch: str, taken: Callable[..., bool]) -> Case:
-    text = f"s_mov_b32 s30, 1\n{set_up}\n{branch} 1\ns_mov_b32 s30, 0\ns_mov_b64 exec, -1\ns_cmp_eq_u32 s20, s20"
+    text = (
+        f"s_mov_b32 s30, 1\n{set_up}\n{branch} 1\ns_mov_b32 s30, 0\ns_mov_b64 exec, -1\ns_cmp_eq_u32 s20, s20"
+    )
     return scalar(text, lambda *r: (int(taken(*r)), True))
 
 
@@ -264,5 +270,9 @@ def test_waits_do_nothing(architecture: str, rng: np.random.Generator) -> None:
 
 
 def test_scalar_registers_start_poisoned(architecture: str) -> None:
-    (out,) = run_pieces(architecture, [("v_mov_b32_e32 v40, s77\nv_mov_b32_e32 v41, v99", 2)], np.zeros((1, 4, LANES), np.uint32))
+    (out,) = run_pieces(
+        architecture,
+        [("v_mov_b32_e32 v40, s77\nv_mov_b32_e32 v41, v99", 2)],
+        np.zeros((1, 4, LANES), np.uint32),
+    )
     assert (out == 0xFFFFFFFF).all()
