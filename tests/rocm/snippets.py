@@ -1,8 +1,8 @@
 """Instructions one by one: many short pieces of assembly in one kernel, each with inputs and outputs of its own.
 
 A piece reads v10, v11, ... (one row of inputs each), may use v60..v99, s20..s79 and a0..a127, and leaves its result
-in v40, v41, ..., which hold BEFORE when it starts. v0 is the lane, v1 is 4 x lane, v2 that plus 4096; s[6:7] points at the
-group's inputs and s[4:5] at the piece's outputs.
+in v40, v41, ..., which hold BEFORE when it starts. v0 is the lane, v1 is 4 x lane;
+s[6:7] points at the group's inputs and s[4:5] at the piece's outputs.
 """
 
 import dataclasses
@@ -50,6 +50,7 @@ pieces:
   s_addc_u32 s5, s5, 0
   v_lshlrev_b32_e32 v1, 2, v0
   v_add_u32_e32 v2, 0x1000, v1
+  v_add_u32_e32 v3, 0x3000, v1
 """
 
 _EPILOGUE = """  s_endpgm
@@ -91,14 +92,17 @@ amdhsa.kernels:
 """
 
 
+def row_address(row: int) -> str:
+    """Operands of a load of the group's input row; an instruction's offset spans 8 KiB."""
+    return f"v{2 if row < 32 else 3}, s[6:7] offset:{256 * row - (0x1000 if row < 32 else 0x3000)}"
+
+
 def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str, denormals: int = 3) -> str:
     """The kernel's text: each piece, with its number of output words, between loads and stores."""
     words = sum(count for _, count in pieces)
     out = [_PROLOGUE.format(arch=architecture, in_bytes=rows * 4 * LANES, out_bytes=words * 4 * LANES)]
     for text, count in pieces:
-        out += [
-            f"global_load_dword v{10 + row}, v2, s[6:7] offset:{256 * row - 0x1000}" for row in range(rows)
-        ]
+        out += [f"global_load_dword v{10 + row}, {row_address(row)}" for row in range(rows)]
         out += ["s_waitcnt vmcnt(0)", *(f"v_mov_b32_e32 v{40 + word}, 0x{BEFORE:x}" for word in range(count))]
         out += ["s_mov_b64 exec, -1", text, "s_mov_b64 exec, -1", "s_nop 7"]
         out += [f"global_store_dword v1, v{40 + word}, s[4:5] offset:{256 * word}" for word in range(count)]

@@ -91,9 +91,18 @@ def classes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     value, negative, tiny = f(a), a >> np.uint32(31) == 1, np.abs(f(a)) < F32_TINY
     zero, infinite, nan = value == 0, np.isinf(value), np.isnan(value)
     normal = ~(tiny | infinite | nan)
-    which = [nan & is_signalling(value), nan & ~is_signalling(value), infinite & negative, normal & negative,
-             tiny & ~zero & negative, zero & negative, zero & ~negative, tiny & ~zero & ~negative,
-             normal & ~negative, infinite & ~negative]  # fmt: skip
+    which = [
+        nan & is_signalling(value),
+        nan & ~is_signalling(value),
+        infinite & negative,
+        normal & negative,
+        tiny & ~zero & negative,
+        zero & negative,
+        zero & ~negative,
+        tiny & ~zero & ~negative,
+        normal & ~negative,
+        infinite & ~negative,
+    ]
     hit = np.zeros(a.shape, bool)
     for bit, holds in enumerate(which):
         hit |= holds & (b >> np.uint32(bit) & np.uint32(1) == 1)
@@ -112,7 +121,10 @@ CASES = [
     case("v_sub_f32_e32 v40, v10, v11", lambda a, b, *_: f(a) - f(b)),
     case("v_subrev_f32_e32 v40, v10, v11", lambda a, b, *_: f(b) - f(a)),
     case("v_mul_f32_e32 v40, v10, v11", lambda a, b, *_: f(a) * f(b)),
-    case("v_mul_legacy_f32 v40, v10, v11", lambda a, b, *_: np.where((f(a) == 0) | (f(b) == 0), np.float32(0), f(a) * f(b))),
+    case(
+        "v_mul_legacy_f32 v40, v10, v11",
+        lambda a, b, *_: np.where((f(a) == 0) | (f(b) == 0), np.float32(0), f(a) * f(b)),
+    ),
     case("v_add_f32_e64 v40, -v10, |v11|", lambda a, b, *_: -f(a) + np.abs(f(b))),
     case("v_mul_f32_e64 v40, -|v10|, v11", lambda a, b, *_: -np.abs(f(a)) * f(b)),
     case("v_add_f32_e64 v40, v10, v11 clamp", lambda a, b, *_: clamp01(f(a) + f(b))),
@@ -121,7 +133,10 @@ CASES = [
     case("v_mul_f32_e32 v40, 0x3fb8aa3b, v10", lambda a, *_: f(a) * np.uint32(0x3FB8AA3B).view(np.float32)),
     case("v_mul_f32_e32 v40, 0.15915494, v10", lambda a, *_: f(a) * np.uint32(0x3E22F983).view(np.float32)),
     case("v_fma_f32 v40, v10, v11, v12", lambda a, b, c, *_: fma(a, b, c)),
-    case("v_fma_f32 v40, -v10, v11, 1.0", lambda a, b, *_: fma(a ^ np.uint32(1 << 31), b, 0 * a + np.uint32(0x3F800000))),
+    case(
+        "v_fma_f32 v40, -v10, v11, 1.0",
+        lambda a, b, *_: fma(a ^ np.uint32(1 << 31), b, 0 * a + np.uint32(0x3F800000)),
+    ),
     case("v_mov_b32_e32 v40, v12\nv_fmac_f32_e32 v40, v10, v11", lambda a, b, c, *_: fma(a, b, c)),
     case("v_fmamk_f32 v40, v10, 0x40490fdb, v11", lambda a, b, *_: fma(a, 0 * a + np.uint32(0x40490FDB), b)),
     case("v_fmaak_f32 v40, v10, v11, 0x40490fdb", lambda a, b, *_: fma(a, b, 0 * a + np.uint32(0x40490FDB))),
@@ -135,9 +150,14 @@ CASES = [
     case("v_floor_f32_e32 v40, v10", lambda a, *_: np.floor(f(a))),
     case("v_rndne_f32_e32 v40, v10", lambda a, *_: np.rint(f(a))),
     case("v_fract_f32_e32 v40, v10", lambda a, *_: fract(f(a))),
-    case("v_bfe_i32 v60, v11, 0, 10\nv_ldexp_f32 v40, v10, v60",
-         lambda a, b, *_: single(np.ldexp(d(a), (b << np.uint32(22)).view(np.int32) >> 22))),
-    case("v_ldexp_f32 v40, v10, v11", lambda a, b, *_: single(np.ldexp(d(a), np.clip(b.view(np.int32), -999, 999)))),
+    case(
+        "v_bfe_i32 v60, v11, 0, 10\nv_ldexp_f32 v40, v10, v60",
+        lambda a, b, *_: single(np.ldexp(d(a), (b << np.uint32(22)).view(np.int32) >> 22)),
+    ),
+    case(
+        "v_ldexp_f32 v40, v10, v11",
+        lambda a, b, *_: single(np.ldexp(d(a), np.clip(b.view(np.int32), -999, 999))),
+    ),
     case("v_frexp_mant_f32_e32 v40, v10", lambda a, *_: frexp_parts(a)[0]),
     Case("v_frexp_exp_i32_f32_e32 v40, v10", lambda a, *_: frexp_parts(a)[1]),
     case("v_exp_f32_e32 v40, v10", flushed(np.exp2), **TRANSCENDENTAL),
@@ -146,8 +166,10 @@ CASES = [
     case("v_rcp_iflag_f32_e32 v40, v10", flushed(lambda a: 1 / a), **TRANSCENDENTAL),
     case("v_rsq_f32_e32 v40, v10", flushed(lambda a: 1 / np.sqrt(a)), **TRANSCENDENTAL),
     case("v_sqrt_f32_e32 v40, v10", flushed(np.sqrt), **TRANSCENDENTAL),
-    Case("v_cmp_class_f32_e32 vcc, v10, v11\nv_cndmask_b32_e64 v40, 0, 1, vcc", lambda a, b, *_: classes(a, b)),
-]  # fmt: skip
+    Case(
+        "v_cmp_class_f32_e32 vcc, v10, v11\nv_cndmask_b32_e64 v40, 0, 1, vcc", lambda a, b, *_: classes(a, b)
+    ),
+]
 CASES_950 = [
     case(
         "v_minimum3_f32 v40, v10, v11, v12",
@@ -159,12 +181,22 @@ CASES_950 = [
 ]
 
 CONDITIONS = {
-    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal,
-    "lg": lambda a, b: (a < b) | (a > b), "neq": lambda a, b: ~(a == b), "nlt": lambda a, b: ~(a < b),
-    "nle": lambda a, b: ~(a <= b), "ngt": lambda a, b: ~(a > b), "nge": lambda a, b: ~(a >= b),
-    "nlg": lambda a, b: ~((a < b) | (a > b)), "o": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
-    "u": lambda a, b: np.isnan(a) | np.isnan(b), "ne": np.not_equal,
-}  # fmt: skip
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "lg": lambda a, b: (a < b) | (a > b),
+    "neq": lambda a, b: ~(a == b),
+    "nlt": lambda a, b: ~(a < b),
+    "nle": lambda a, b: ~(a <= b),
+    "ngt": lambda a, b: ~(a > b),
+    "nge": lambda a, b: ~(a >= b),
+    "nlg": lambda a, b: ~((a < b) | (a > b)),
+    "o": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+    "u": lambda a, b: np.isnan(a) | np.isnan(b),
+    "ne": np.not_equal,
+}
 INTEGER_CONDITIONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _TO_MASK = "\nv_cndmask_b32_e64 v40, 0, 1, s[20:21]"
 
@@ -267,24 +299,49 @@ HALF = [
     h_case("v_mul_f16_e32 v40, v10, v11", lambda a, b, *_: low_only(h(a) * h(b))),
     h_case("v_min_f16_e32 v40, v10, v11", lambda a, b, *_: low_only(half_number(h(a), h(b), False))),
     h_case("v_max_f16_e32 v40, v10, v11", lambda a, b, *_: low_only(half_number(h(a), h(b), True))),
-    h_case("v_add_f16_sdwa v40, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:WORD_1 src1_sel:WORD_0",
-           lambda a, b, *_: pack(np.zeros_like(h(a)), h(a, 1) + h(b))),
-    h_case("v_add_f16_e64 v40, v10, v11 clamp", lambda a, b, *_: low_only(clamp01((h(a) + h(b)).astype(np.float32)))),
+    h_case(
+        "v_add_f16_sdwa v40, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:WORD_1 src1_sel:WORD_0",
+        lambda a, b, *_: pack(np.zeros_like(h(a)), h(a, 1) + h(b)),
+    ),
+    h_case(
+        "v_add_f16_e64 v40, v10, v11 clamp",
+        lambda a, b, *_: low_only(clamp01((h(a) + h(b)).astype(np.float32))),
+    ),
     h_case("v_fma_f16 v40, v10, v11, v12", lambda a, b, c, *_: kept(half_fma(h(a), h(b), h(c)))),
-    h_case("v_fma_f16 v40, v10, v11, v12 op_sel:[1,0,1,1]",
-           lambda a, b, c, *_: pack(np.zeros_like(h(a)), half_fma(h(a, 1), h(b), h(c, 1))) | np.uint32(0xBEEF)),
+    h_case(
+        "v_fma_f16 v40, v10, v11, v12 op_sel:[1,0,1,1]",
+        lambda a, b, c, *_: pack(np.zeros_like(h(a)), half_fma(h(a, 1), h(b), h(c, 1))) | np.uint32(0xBEEF),
+    ),
     h_case("v_rcp_f16_e32 v40, v10", lambda a, *_: low_only(1 / h(a).astype(np.float64))),
     h_case("v_sqrt_f16_e32 v40, v10", lambda a, *_: low_only(np.sqrt(h(a).astype(np.float64)))),
     h_case("v_rsq_f16_e32 v40, v10", lambda a, *_: low_only(1 / np.sqrt(h(a).astype(np.float64)))),
     h_case("v_exp_f16_e32 v40, v10", lambda a, *_: low_only(np.exp2(h(a).astype(np.float64)))),
     h_case("v_log_f16_e32 v40, v10", lambda a, *_: low_only(np.log2(h(a).astype(np.float64)))),
     h_case("v_pk_add_f16 v40, v10, v11", lambda a, b, *_: pack(h(a) + h(b), h(a, 1) + h(b, 1))),
-    h_case("v_pk_add_f16 v40, v10, 1.0 op_sel_hi:[1,0]", lambda a, *_: pack(h(a) + np.float16(1), h(a, 1) + np.float16(1))),
-    h_case("v_pk_mul_f16 v40, v10, v11 op_sel:[1,0] op_sel_hi:[0,1]", lambda a, b, *_: pack(h(a, 1) * h(b), h(a) * h(b, 1))),
-    h_case("v_pk_mul_f16 v40, v10, v11 neg_lo:[1,0] neg_hi:[0,1]", lambda a, b, *_: pack(-h(a) * h(b), h(a, 1) * -h(b, 1))),
-    h_case("v_pk_fma_f16 v40, v10, v11, v12", lambda a, b, c, *_: pack(half_fma(h(a), h(b), h(c)), half_fma(h(a, 1), h(b, 1), h(c, 1)))),
-    h_case("v_pk_min_f16 v40, v10, v11", lambda a, b, *_: pack(half_number(h(a), h(b), False), half_number(h(a, 1), h(b, 1), False))),
-    h_case("v_pk_max_f16 v40, v10, v11", lambda a, b, *_: pack(half_number(h(a), h(b), True), half_number(h(a, 1), h(b, 1), True))),
+    h_case(
+        "v_pk_add_f16 v40, v10, 1.0 op_sel_hi:[1,0]",
+        lambda a, *_: pack(h(a) + np.float16(1), h(a, 1) + np.float16(1)),
+    ),
+    h_case(
+        "v_pk_mul_f16 v40, v10, v11 op_sel:[1,0] op_sel_hi:[0,1]",
+        lambda a, b, *_: pack(h(a, 1) * h(b), h(a) * h(b, 1)),
+    ),
+    h_case(
+        "v_pk_mul_f16 v40, v10, v11 neg_lo:[1,0] neg_hi:[0,1]",
+        lambda a, b, *_: pack(-h(a) * h(b), h(a, 1) * -h(b, 1)),
+    ),
+    h_case(
+        "v_pk_fma_f16 v40, v10, v11, v12",
+        lambda a, b, c, *_: pack(half_fma(h(a), h(b), h(c)), half_fma(h(a, 1), h(b, 1), h(c, 1))),
+    ),
+    h_case(
+        "v_pk_min_f16 v40, v10, v11",
+        lambda a, b, *_: pack(half_number(h(a), h(b), False), half_number(h(a, 1), h(b, 1), False)),
+    ),
+    h_case(
+        "v_pk_max_f16 v40, v10, v11",
+        lambda a, b, *_: pack(half_number(h(a), h(b), True), half_number(h(a, 1), h(b, 1), True)),
+    ),
     Case("v_pk_add_u16 v40, v10, v11", u16_pair(lambda a, b, *_: a + b)),
     Case("v_pk_add_i16 v40, v10, v11", u16_pair(lambda a, b, *_: a + b)),
     Case("v_pk_sub_u16 v40, v10, v11", u16_pair(lambda a, b, *_: a.astype(np.int64) - b)),
@@ -294,23 +351,45 @@ HALF = [
     Case("v_pk_mad_i16 v40, v10, v11, v12", u16_pair(lambda a, b, c, *_: a * b + c)),
     Case("v_pk_lshlrev_b16 v40, v10, v11", u16_pair(lambda a, b, *_: b << (a & np.uint32(15)))),
     Case("v_pk_lshrrev_b16 v40, v10, v11", u16_pair(lambda a, b, *_: b >> (a & np.uint32(15)))),
-    Case("v_pk_ashrrev_i16 v40, v10, v11", u16_pair(lambda a, b, *_: s16(b) >> (a & np.uint32(15)).astype(np.int64))),
+    Case(
+        "v_pk_ashrrev_i16 v40, v10, v11",
+        u16_pair(lambda a, b, *_: s16(b) >> (a & np.uint32(15)).astype(np.int64)),
+    ),
     Case("v_pk_min_u16 v40, v10, v11", u16_pair(lambda a, b, *_: np.minimum(a, b))),
     Case("v_pk_max_u16 v40, v10, v11", u16_pair(lambda a, b, *_: np.maximum(a, b))),
     Case("v_pk_min_i16 v40, v10, v11", u16_pair(lambda a, b, *_: np.minimum(s16(a), s16(b)))),
     Case("v_pk_max_i16 v40, v10, v11", u16_pair(lambda a, b, *_: np.maximum(s16(a), s16(b)))),
-    case("v_dot2_f32_f16 v40, v10, v11, v12",
-         lambda a, b, c, *_: single(h(a).astype(np.float64) * h(b) + h(a, 1).astype(np.float64) * h(b, 1) + d(c))),
-    case("v_mov_b32_e32 v40, v12\nv_dot2c_f32_f16_e32 v40, v10, v11",
-         lambda a, b, c, *_: single(h(a).astype(np.float64) * h(b) + h(a, 1).astype(np.float64) * h(b, 1) + d(c))),
-    case("v_fma_mix_f32 v40, v10, v11, v12 op_sel:[1,0,0] op_sel_hi:[1,1,0]",
-         lambda a, b, c, *_: single(h(a, 1).astype(np.float64) * h(b) + d(c))),
-    case("v_fma_mix_f32 v40, -v10, |v11|, v12", lambda a, b, c, *_: fma(a ^ np.uint32(1 << 31), b & np.uint32(0x7FFFFFFF), c)),
-    h_case("v_fma_mixlo_f16 v40, v10, v11, v12 op_sel_hi:[1,1,1]",
-           lambda a, b, c, *_: kept(single(h(a).astype(np.float64) * h(b) + h(c)))),
-    h_case("v_fma_mixhi_f16 v40, v10, v11, v12 op_sel_hi:[1,1,1]",
-           lambda a, b, c, *_: pack(np.zeros_like(h(a)), single(h(a).astype(np.float64) * h(b) + h(c))) | np.uint32(0xBEEF)),
-]  # fmt: skip
+    case(
+        "v_dot2_f32_f16 v40, v10, v11, v12",
+        lambda a, b, c, *_: single(
+            h(a).astype(np.float64) * h(b) + h(a, 1).astype(np.float64) * h(b, 1) + d(c)
+        ),
+    ),
+    case(
+        "v_mov_b32_e32 v40, v12\nv_dot2c_f32_f16_e32 v40, v10, v11",
+        lambda a, b, c, *_: single(
+            h(a).astype(np.float64) * h(b) + h(a, 1).astype(np.float64) * h(b, 1) + d(c)
+        ),
+    ),
+    case(
+        "v_fma_mix_f32 v40, v10, v11, v12 op_sel:[1,0,0] op_sel_hi:[1,1,0]",
+        lambda a, b, c, *_: single(h(a, 1).astype(np.float64) * h(b) + d(c)),
+    ),
+    case(
+        "v_fma_mix_f32 v40, -v10, |v11|, v12",
+        lambda a, b, c, *_: fma(a ^ np.uint32(1 << 31), b & np.uint32(0x7FFFFFFF), c),
+    ),
+    h_case(
+        "v_fma_mixlo_f16 v40, v10, v11, v12 op_sel_hi:[1,1,1]",
+        lambda a, b, c, *_: kept(single(h(a).astype(np.float64) * h(b) + h(c))),
+    ),
+    h_case(
+        "v_fma_mixhi_f16 v40, v10, v11, v12 op_sel_hi:[1,1,1]",
+        lambda a, b, c, *_: (
+            pack(np.zeros_like(h(a)), single(h(a).astype(np.float64) * h(b) + h(c))) | np.uint32(0xBEEF)
+        ),
+    ),
+]
 
 
 def two_words(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -318,15 +397,30 @@ def two_words(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 PAIRS = [
-    case("v_pk_add_f32 v[40:41], v[10:11], v[12:13]", lambda a, b, c, e: two_words(f(a) + f(c), f(b) + f(e)), words=2),
-    case("v_pk_mul_f32 v[40:41], v[10:11], v[12:13] op_sel:[1,0] op_sel_hi:[0,1]",
-         lambda a, b, c, e: two_words(f(b) * f(c), f(a) * f(e)), words=2),
-    case("v_pk_mul_f32 v[40:41], v[10:11], 2.0 op_sel_hi:[1,0]",
-         lambda a, b, *_: two_words(f(a) * np.float32(2), f(b) * np.float32(2)), words=2),
-    case("v_pk_fma_f32 v[40:41], v[10:11], v[12:13], v[10:11] neg_lo:[0,0,1] neg_hi:[1,0,0]",
-         lambda a, b, c, e: two_words(fma(a, c, a ^ np.uint32(1 << 31)), fma(b ^ np.uint32(1 << 31), e, b)), words=2),
-    case("v_pk_mov_b32 v[40:41], v[10:11], v[12:13] op_sel:[1,0]", lambda a, b, c, e: two_words(b, c), words=2),
-]  # fmt: skip
+    case(
+        "v_pk_add_f32 v[40:41], v[10:11], v[12:13]",
+        lambda a, b, c, e: two_words(f(a) + f(c), f(b) + f(e)),
+        words=2,
+    ),
+    case(
+        "v_pk_mul_f32 v[40:41], v[10:11], v[12:13] op_sel:[1,0] op_sel_hi:[0,1]",
+        lambda a, b, c, e: two_words(f(b) * f(c), f(a) * f(e)),
+        words=2,
+    ),
+    case(
+        "v_pk_mul_f32 v[40:41], v[10:11], 2.0 op_sel_hi:[1,0]",
+        lambda a, b, *_: two_words(f(a) * np.float32(2), f(b) * np.float32(2)),
+        words=2,
+    ),
+    case(
+        "v_pk_fma_f32 v[40:41], v[10:11], v[12:13], v[10:11] neg_lo:[0,0,1] neg_hi:[1,0,0]",
+        lambda a, b, c, e: two_words(fma(a, c, a ^ np.uint32(1 << 31)), fma(b ^ np.uint32(1 << 31), e, b)),
+        words=2,
+    ),
+    case(
+        "v_pk_mov_b32 v[40:41], v[10:11], v[12:13] op_sel:[1,0]", lambda a, b, c, e: two_words(b, c), words=2
+    ),
+]
 
 
 def g(rows: tuple[np.ndarray, ...], first: int) -> np.ndarray:
@@ -355,7 +449,11 @@ DOUBLE = [
     Case("v_min_f64 v[40:41], v[10:11], v[12:13]", lambda *r: words64(number64(g(r, 0), g(r, 2), False)), 2),
     Case("v_max_f64 v[40:41], v[10:11], v[12:13]", lambda *r: words64(number64(g(r, 0), g(r, 2), True)), 2),
     Case("v_fma_f64 v[40:41], v[10:11], 2.0, v[12:13]", lambda *r: words64(2 * g(r, 0) + g(r, 2)), 2),
-    Case("v_mov_b64_e32 v[40:41], v[12:13]\nv_fmac_f64_e32 v[40:41], 2.0, v[10:11]", lambda *r: words64(2 * g(r, 0) + g(r, 2)), 2),
+    Case(
+        "v_mov_b64_e32 v[40:41], v[12:13]\nv_fmac_f64_e32 v[40:41], 2.0, v[10:11]",
+        lambda *r: words64(2 * g(r, 0) + g(r, 2)),
+        2,
+    ),
     Case("v_rcp_f64_e32 v[40:41], v[10:11]", lambda *r: words64(1 / g(r, 0)), 2),
     Case("v_sqrt_f64_e64 v[40:41], |v[10:11]|", lambda *r: words64(np.sqrt(np.abs(g(r, 0)))), 2),
     Case("v_rsq_f64_e64 v[40:41], |v[10:11]|", lambda *r: words64(1 / np.sqrt(np.abs(g(r, 0)))), 2),
@@ -364,12 +462,18 @@ DOUBLE = [
     Case("v_trunc_f64_e32 v[40:41], v[10:11]", lambda *r: words64(np.trunc(g(r, 0))), 2),
     Case("v_ceil_f64_e32 v[40:41], v[10:11]", lambda *r: words64(np.ceil(g(r, 0))), 2),
     Case("v_rndne_f64_e32 v[40:41], v[10:11]", lambda *r: words64(np.rint(g(r, 0))), 2),
-    Case("v_fract_f64_e32 v[40:41], v[10:11]", lambda *r: words64(np.minimum(g(r, 0) - np.floor(g(r, 0)), 1 - 2.0**-53)), 2),
+    Case(
+        "v_fract_f64_e32 v[40:41], v[10:11]",
+        lambda *r: words64(np.minimum(g(r, 0) - np.floor(g(r, 0)), 1 - 2.0**-53)),
+        2,
+    ),
     Case("v_frexp_mant_f64_e32 v[40:41], v[10:11]", lambda *r: words64(np.frexp(g(r, 0))[0]), 2),
     Case("v_frexp_exp_i32_f64_e32 v40, v[10:11]", lambda *r: np.frexp(g(r, 0))[1].astype(np.int32)),
-    Case("v_cmp_class_f64_e64 vcc, v[10:11], 8\nv_cndmask_b32_e64 v40, 0, 1, vcc",
-         lambda *r: ((g(r, 0) < 0) & (np.abs(g(r, 0)) >= np.finfo(np.float64).tiny)).astype(np.uint32)),
-]  # fmt: skip
+    Case(
+        "v_cmp_class_f64_e64 vcc, v[10:11], 8\nv_cndmask_b32_e64 v40, 0, 1, vcc",
+        lambda *r: ((g(r, 0) < 0) & (np.abs(g(r, 0)) >= np.finfo(np.float64).tiny)).astype(np.uint32),
+    ),
+]
 
 DIVISION = """v_div_scale_f32 v60, s[20:21], v11, v11, v10
 v_div_scale_f32 v61, vcc, v10, v11, v10
@@ -395,9 +499,17 @@ v_div_fixup_f64 v[40:41], v[60:61], v[12:13], v[10:11]"""
 DIVISIONS = [case(DIVISION, lambda a, b, *_: f(a) / f(b))]
 DIVISIONS_64 = [Case(DIVISION_64, lambda *r: words64(g(r, 0) / g(r, 2)), 2)]
 TURNS = [
-    case("v_sin_f32_e32 v40, v10", lambda a, *_: single(np.sin(2 * np.pi * np.remainder(d(a) + 0.5, 1) - np.pi)), ulps=1.0),
-    case("v_cos_f32_e32 v40, v10", lambda a, *_: single(np.cos(2 * np.pi * np.remainder(d(a) + 0.5, 1) - np.pi)), ulps=1.0),
-]  # fmt: skip
+    case(
+        "v_sin_f32_e32 v40, v10",
+        lambda a, *_: single(np.sin(2 * np.pi * np.remainder(d(a) + 0.5, 1) - np.pi)),
+        ulps=1.0,
+    ),
+    case(
+        "v_cos_f32_e32 v40, v10",
+        lambda a, *_: single(np.cos(2 * np.pi * np.remainder(d(a) + 0.5, 1) - np.pi)),
+        ulps=1.0,
+    ),
+]
 
 
 def test_single_precision(architecture: str, rng: np.random.Generator) -> None:

@@ -126,9 +126,15 @@ CASES = [
     three("v_xad_u32", lambda a, b, c: (a ^ b) + c),
     three("v_bfi_b32", lambda a, b, c: (a & b) | (~a & c)),
     two("v_bfm_b32", lambda a, b: low(((np.uint64(1) << u64(shift(a))) - np.uint64(1)) << u64(shift(b)))),
-    three("v_bfe_u32", lambda a, b, c: low(u64(a) >> u64(shift(b)) & ((np.uint64(1) << u64(shift(c))) - np.uint64(1)))),
+    three(
+        "v_bfe_u32",
+        lambda a, b, c: low(u64(a) >> u64(shift(b)) & ((np.uint64(1) << u64(shift(c))) - np.uint64(1))),
+    ),
     three("v_bfe_i32", bfe_i32),
-    Case("v_bfrev_b32_e32 v40, v10", lambda a, *_: (bits_of(a)[..., ::-1] << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32)),
+    Case(
+        "v_bfrev_b32_e32 v40, v10",
+        lambda a, *_: (bits_of(a)[..., ::-1] << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32),
+    ),
     Case("v_ffbh_u32_e32 v40, v10", lambda a, *_: first_set(bits_of(a)[..., ::-1])),
     Case("v_ffbl_b32_e32 v40, v10", lambda a, *_: first_set(bits_of(a))),
     Case("v_ffbh_i32_e32 v40, v10", lambda a, *_: first_set(bits_of(a)[..., ::-1] != bits_of(a)[..., 31:])),
@@ -143,12 +149,19 @@ CASES = [
     two("v_add_u32_e32", lambda a, b: a + b),
     two("v_sub_u32_e32", lambda a, b: a - b),
     two("v_subrev_u32_e32", lambda a, b: b - a),
-    Case("v_add_u32_e64 v40, v10, v11 clamp", lambda a, b, *_: low(np.minimum(u64(a) + u64(b), np.uint64(0xFFFFFFFF)))),
+    Case(
+        "v_add_u32_e64 v40, v10, v11 clamp",
+        lambda a, b, *_: low(np.minimum(u64(a) + u64(b), np.uint64(0xFFFFFFFF))),
+    ),
     Case("v_sub_u32_e64 v40, v10, v11 clamp", lambda a, b, *_: np.where(a > b, a - b, 0).astype(np.uint32)),
     two("v_add_i32", lambda a, b: a + b),
     two("v_sub_i32", lambda a, b: a - b),
-    Case("v_add_i32 v40, v10, v11 clamp", lambda a, b, *_: wrap(np.clip(i64(a) + i64(b), -(2**31), 2**31 - 1))),
-    Case("v_sub_i32 v40, v10, v11 clamp", lambda a, b, *_: wrap(np.clip(i64(a) - i64(b), -(2**31), 2**31 - 1))),
+    Case(
+        "v_add_i32 v40, v10, v11 clamp", lambda a, b, *_: wrap(np.clip(i64(a) + i64(b), -(2**31), 2**31 - 1))
+    ),
+    Case(
+        "v_sub_i32 v40, v10, v11 clamp", lambda a, b, *_: wrap(np.clip(i64(a) - i64(b), -(2**31), 2**31 - 1))
+    ),
     two("v_mul_lo_u32", lambda a, b: a * b),
     two("v_mul_hi_u32", lambda a, b: low(u64(a) * u64(b) >> np.uint64(32))),
     two("v_mul_hi_i32", lambda a, b: wrap(i64(a) * i64(b) >> 32)),
@@ -160,7 +173,10 @@ CASES = [
     three("v_mad_i32_i24", lambda a, b, c: wrap(i24(a) * i24(b) + i64(c))),
     three("v_mad_u32_u16", lambda a, b, c: u16(a) * u16(b) + c),
     three("v_mad_i32_i16", lambda a, b, c: wrap(i16(a) * i16(b) + i64(c))),
-    Case("v_mad_u32_u16 v40, v10, v11, v12 op_sel:[1,0,0,0]", lambda a, b, c, *_: (a >> np.uint32(16)) * u16(b) + c),
+    Case(
+        "v_mad_u32_u16 v40, v10, v11, v12 op_sel:[1,0,0,0]",
+        lambda a, b, c, *_: (a >> np.uint32(16)) * u16(b) + c,
+    ),
     two("v_min_i32_e32", lambda a, b: np.minimum(i32(a), i32(b))),
     two("v_max_i32_e32", lambda a, b: np.maximum(i32(a), i32(b))),
     two("v_min_u32_e32", np.minimum),
@@ -174,7 +190,10 @@ CASES = [
     three("v_alignbit_b32", lambda a, b, c: low((u64(a) << np.uint64(32) | u64(b)) >> u64(shift(c)))),
     three("v_alignbyte_b32", lambda a, b, c: low((u64(a) << np.uint64(32) | u64(b)) >> u64(8 * shift(c, 3)))),
     three("v_perm_b32", perm),
-    Case("v_and_b32_e32 v60, 0x0f0f0f0f, v12\nv_perm_b32 v40, v10, v11, v60", lambda a, b, c, *_: perm(a, b, c & np.uint32(0x0F0F0F0F))),
+    Case(
+        "v_and_b32_e32 v60, 0x0f0f0f0f, v12\nv_perm_b32 v40, v10, v11, v60",
+        lambda a, b, c, *_: perm(a, b, c & np.uint32(0x0F0F0F0F)),
+    ),
     three("v_sad_u8", lambda a, b, c: sad(a, b, c, False)),
     three("v_msad_u8", lambda a, b, c: sad(a, b, c, True)),
     three("v_sad_u32", lambda a, b, c: np.where(a > b, a - b, b - a) + c),
@@ -194,17 +213,27 @@ CASES = [
     Case("v_add_u32_e32 v40, 0x89abcdef, v10", lambda a, *_: a + np.uint32(0x89ABCDEF)),
     Case("v_readfirstlane_b32 s20, v10\nv_xor_b32_e32 v40, s20, v11", lambda a, b, *_: a[:, :1] ^ b),
     Case("v_mov_b32_e32 v40, 1.0", lambda a, *_: 0 * a + np.uint32(0x3F800000)),
-    Case("v_add_u32_sdwa v40, v10, v11 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_2 src1_sel:WORD_1",
-         lambda a, b, *_: (a >> np.uint32(16) & np.uint32(255)) + (b >> np.uint32(16))),
-    Case("v_add_u32_sdwa v40, sext(v10), v11 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:BYTE_3",
-         lambda a, b, *_: wrap(i16(a) + (b >> np.uint32(24)).astype(np.int64))),
-    Case("v_or_b32_sdwa v40, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_0 src1_sel:DWORD",
-         lambda a, b, *_: (a & np.uint32(255) | b) << np.uint32(16) | np.uint32(0xBEEF)),
-    Case("v_or_b32_sdwa v40, v10, v11 dst_sel:BYTE_1 dst_unused:UNUSED_SEXT src0_sel:DWORD src1_sel:DWORD",
-         lambda a, b, *_: wrap(i32((a | b) << np.uint32(24)).astype(np.int64) >> 16) & np.uint32(0xFFFFFF00)),
-    Case("v_or_b32_sdwa v40, v10, v11 dst_sel:BYTE_2 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD",
-         lambda a, b, *_: (a | b) << np.uint32(16) & np.uint32(0xFF0000)),
-]  # fmt: skip
+    Case(
+        "v_add_u32_sdwa v40, v10, v11 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_2 src1_sel:WORD_1",
+        lambda a, b, *_: (a >> np.uint32(16) & np.uint32(255)) + (b >> np.uint32(16)),
+    ),
+    Case(
+        "v_add_u32_sdwa v40, sext(v10), v11 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:BYTE_3",
+        lambda a, b, *_: wrap(i16(a) + (b >> np.uint32(24)).astype(np.int64)),
+    ),
+    Case(
+        "v_or_b32_sdwa v40, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_0 src1_sel:DWORD",
+        lambda a, b, *_: (a & np.uint32(255) | b) << np.uint32(16) | np.uint32(0xBEEF),
+    ),
+    Case(
+        "v_or_b32_sdwa v40, v10, v11 dst_sel:BYTE_1 dst_unused:UNUSED_SEXT src0_sel:DWORD src1_sel:DWORD",
+        lambda a, b, *_: wrap(i32((a | b) << np.uint32(24)).astype(np.int64) >> 16) & np.uint32(0xFFFFFF00),
+    ),
+    Case(
+        "v_or_b32_sdwa v40, v10, v11 dst_sel:BYTE_2 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD",
+        lambda a, b, *_: (a | b) << np.uint32(16) & np.uint32(0xFF0000),
+    ),
+]
 
 CASES_950 = [
     Case(f"v_bitop3_b32 v40, v10, v11, v12 bitop3:0x{table:x}", bitop3(table))
@@ -244,23 +273,50 @@ def mad_wide(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, signed:
 _CARRY_OUT = "\nv_cndmask_b32_e64 v42, 0, 1, s[20:21]"
 WIDE = [
     Case("v_mov_b64_e32 v[40:41], v[10:11]", lambda *r: words(pair(r, 0)), 2),
-    Case("v_lshl_add_u64 v[40:41], v[10:11], 3, v[12:13]", lambda *r: words((pair(r, 0) << np.uint64(3)) + pair(r, 2)), 2),
+    Case(
+        "v_lshl_add_u64 v[40:41], v[10:11], 3, v[12:13]",
+        lambda *r: words((pair(r, 0) << np.uint64(3)) + pair(r, 2)),
+        2,
+    ),
     Case("v_lshl_add_u64 v[40:41], v[10:11], 0, -4", lambda *r: words(pair(r, 0) - np.uint64(4)), 2),
     Case("v_lshlrev_b64 v[40:41], v12, v[10:11]", lambda *r: words(pair(r, 0) << u64(shift(r[2], 63))), 2),
     Case("v_lshrrev_b64 v[40:41], v12, v[10:11]", lambda *r: words(pair(r, 0) >> u64(shift(r[2], 63))), 2),
-    Case("v_ashrrev_i64 v[40:41], v12, v[10:11]",
-         lambda *r: words((pair(r, 0).view(np.int64) >> shift(r[2], 63).astype(np.int64)).view(np.uint64)), 2),
-    Case("v_mad_u64_u32 v[40:41], s[20:21], v10, v11, v[12:13]" + _CARRY_OUT, lambda *r: mad_wide(*r, signed=False), 3),
-    Case("v_mad_i64_i32 v[40:41], s[20:21], v10, v11, v[12:13]" + _CARRY_OUT,
-         lambda *r: mad_wide(*r, signed=True), 3),
+    Case(
+        "v_ashrrev_i64 v[40:41], v12, v[10:11]",
+        lambda *r: words((pair(r, 0).view(np.int64) >> shift(r[2], 63).astype(np.int64)).view(np.uint64)),
+        2,
+    ),
+    Case(
+        "v_mad_u64_u32 v[40:41], s[20:21], v10, v11, v[12:13]" + _CARRY_OUT,
+        lambda *r: mad_wide(*r, signed=False),
+        3,
+    ),
+    Case(
+        "v_mad_i64_i32 v[40:41], s[20:21], v10, v11, v[12:13]" + _CARRY_OUT,
+        lambda *r: mad_wide(*r, signed=True),
+        3,
+    ),
     Case("v_add_co_u32_e32 v40, vcc, v10, v12\nv_addc_co_u32_e32 v41, vcc, v11, v13, vcc", carry_chain, 2),
-    Case("v_add_co_u32_e64 v40, s[20:21], v10, v12\nv_addc_co_u32_e64 v41, s[22:23], v11, v13, s[20:21]", carry_chain, 2),
+    Case(
+        "v_add_co_u32_e64 v40, s[20:21], v10, v12\nv_addc_co_u32_e64 v41, s[22:23], v11, v13, s[20:21]",
+        carry_chain,
+        2,
+    ),
     Case("v_sub_co_u32_e32 v40, vcc, v10, v12\nv_subb_co_u32_e32 v41, vcc, v11, v13, vcc", borrow_chain, 2),
-    Case("v_subrev_co_u32_e32 v40, vcc, v12, v10\nv_subbrev_co_u32_e32 v41, vcc, v13, v11, vcc", borrow_chain, 2),
-    Case("v_cmp_gt_u32_e32 vcc, v10, v11\nv_cndmask_b32_e32 v40, v12, v13, vcc", lambda a, b, c, d: np.where(a > b, d, c)),
-    Case("v_cmp_gt_u32_e64 s[20:21], v10, v11\nv_cndmask_b32_e64 v40, -v12, |v13|, s[20:21]",
-         lambda a, b, c, d: np.where(a > b, d & np.uint32(0x7FFFFFFF), c ^ np.uint32(0x80000000))),
-]  # fmt: skip
+    Case(
+        "v_subrev_co_u32_e32 v40, vcc, v12, v10\nv_subbrev_co_u32_e32 v41, vcc, v13, v11, vcc",
+        borrow_chain,
+        2,
+    ),
+    Case(
+        "v_cmp_gt_u32_e32 vcc, v10, v11\nv_cndmask_b32_e32 v40, v12, v13, vcc",
+        lambda a, b, c, d: np.where(a > b, d, c),
+    ),
+    Case(
+        "v_cmp_gt_u32_e64 s[20:21], v10, v11\nv_cndmask_b32_e64 v40, -v12, |v13|, s[20:21]",
+        lambda a, b, c, d: np.where(a > b, d & np.uint32(0x7FFFFFFF), c ^ np.uint32(0x80000000)),
+    ),
+]
 
 
 def test_words(architecture: str, rng: np.random.Generator) -> None:

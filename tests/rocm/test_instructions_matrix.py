@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulation import EmulatorError
 from hip_toolchain import assemble
-from snippets import LANES, assembly, run_pieces
+from snippets import LANES, assembly, row_address, run_pieces
 
 FP8 = {"gfx942": ml_dtypes.float8_e4m3fnuz, "gfx950": ml_dtypes.float8_e4m3fn}
 BF8 = {"gfx942": ml_dtypes.float8_e5m2fnuz, "gfx950": ml_dtypes.float8_e5m2}
@@ -18,8 +18,15 @@ LANE = np.arange(LANES)
 
 
 def element_type(name: str, architecture: str) -> object:
-    return {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "fp8": FP8[architecture],
-            "bf8": BF8[architecture], "i8": np.int8, "fp4": None}[name]  # fmt: skip
+    return {
+        "f32": np.float32,
+        "f16": np.float16,
+        "bf16": ml_dtypes.bfloat16,
+        "fp8": FP8[architecture],
+        "bf8": BF8[architecture],
+        "i8": np.int8,
+        "fp4": None,
+    }[name]
 
 
 def codes_of(values: np.ndarray, name: str, architecture: str) -> np.ndarray:
@@ -91,10 +98,19 @@ def span(first: int, count: int, letter: str = "v") -> str:
 
 
 def multiply(
-    architecture: str, mnemonic: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, names: tuple[str, str], *,
-    extra: str = "", scales: np.ndarray | None = None, striped: tuple[bool, bool] = (False, False), integer: bool = False,
+    architecture: str,
+    mnemonic: str,
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    names: tuple[str, str],
+    *,
+    extra: str = "",
+    scales: np.ndarray | None = None,
+    striped: tuple[bool, bool] = (False, False),
+    integer: bool = False,
     letter: str = "v",
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """a: [rows, K], b: [columns, K], c: [rows, columns] values; returns D as float32 (int32 for integers)."""
     rows, depth = a.shape
     per_lane = depth * rows // LANES
@@ -111,10 +127,7 @@ def multiply(
     first_c = inputs.shape[1] - count
     d, source = span(40, count), span(40, count)
     # It is read from memory: with eight registers a side there is no room for it beside them.
-    text = "".join(
-        f"global_load_dword v{40 + i}, v2, s[6:7] offset:{256 * (first_c + i) - 0x1000}\n"
-        for i in range(count)
-    )
+    text = "".join(f"global_load_dword v{40 + i}, {row_address(first_c + i)}\n" for i in range(count))
     text += "s_waitcnt vmcnt(0)\n"
     if letter == "a":
         text += "".join(f"v_accvgpr_write_b32 a{i}, v{40 + i}\n" for i in range(count)) + "s_nop 7\n"
@@ -214,8 +227,16 @@ def test_a_scale_of_255_is_nan(rng: np.random.Generator) -> None:
     a = random_values(rng, (16, 128), "fp4")
     words = np.full((2, LANES), 127, np.uint32)
     words[0, 19] = 255  # row 3, block 1
-    got = multiply("gfx950", "v_mfma_scale_f32_16x16x128_f8f6f4", a, a, np.zeros((16, 16)), ("fp4", "fp4"),
-                   extra=" op_sel_hi:[0,0,0] cbsz:4 blgp:4", scales=words)  # fmt: skip
+    got = multiply(
+        "gfx950",
+        "v_mfma_scale_f32_16x16x128_f8f6f4",
+        a,
+        a,
+        np.zeros((16, 16)),
+        ("fp4", "fp4"),
+        extra=" op_sel_hi:[0,0,0] cbsz:4 blgp:4",
+        scales=words,
+    )
     assert np.isnan(got[3]).all() and np.isfinite(np.delete(got, 3, 0)).all()
 
 
@@ -249,10 +270,13 @@ def test_a_matrix_instruction_ignores_exec(architecture: str, rng: np.random.Gen
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("v_mfma_scale_f32_16x16x128_f8f6f4 v[40:43], v[10:15], v[20:25], 0, v30, v31 cbsz:2 blgp:2", "six-bit matrix formats"),
+        (
+            "v_mfma_scale_f32_16x16x128_f8f6f4 v[40:43], v[10:15], v[20:25], 0, v30, v31 cbsz:2 blgp:2",
+            "six-bit matrix formats",
+        ),
         ("v_mfma_f32_16x16x16_bf16 v[40:43], v[10:11], v[12:13], 0 cbsz:1", "cbsz"),
     ],
-)  # fmt: skip
+)
 def test_refused_forms(text: str, message: str) -> None:
     assert assemble(assembly([(text, 4)], 1, "gfx950"), "gfx950")
     with pytest.raises(EmulatorError, match=message):

@@ -92,12 +92,28 @@ def global_cases() -> list[Case]:
     for count, suffix in WIDE.items():
         cases += [
             Case(f"global_load_dword{suffix} {registers(40, count)}, v1, s[6:7]", neighbours(count), count),
-            Case(_INPUT + f"global_load_dword{suffix} {registers(40, count)}, v[62:63], off sc0 sc1 nt", neighbours(count), count),
-            Case(_INPUT + f"flat_load_dword{suffix} {registers(40, count)}, v[62:63]", neighbours(count), count),
-            Case(_BUFFER_IN + f"buffer_load_dword{suffix} {registers(40, count)}, v1, s[44:47], 0 offen", neighbours(count), count),
-            Case(_BUFFER_IN + f"s_movk_i32 s20, 0x100\nbuffer_load_dword{suffix} {registers(40, count)}, off, s[44:47], s20 offset:8",
-                 lambda a, b, *_, count=count: np.stack([np.repeat(b[:, 2 + i : 3 + i], 64, 1) for i in range(count)], 1), count),
-        ]  # fmt: skip
+            Case(
+                _INPUT + f"global_load_dword{suffix} {registers(40, count)}, v[62:63], off sc0 sc1 nt",
+                neighbours(count),
+                count,
+            ),
+            Case(
+                _INPUT + f"flat_load_dword{suffix} {registers(40, count)}, v[62:63]", neighbours(count), count
+            ),
+            Case(
+                _BUFFER_IN + f"buffer_load_dword{suffix} {registers(40, count)}, v1, s[44:47], 0 offen",
+                neighbours(count),
+                count,
+            ),
+            Case(
+                _BUFFER_IN
+                + f"s_movk_i32 s20, 0x100\nbuffer_load_dword{suffix} {registers(40, count)}, off, s[44:47], s20 offset:8",
+                lambda a, b, *_, count=count: np.stack(
+                    [np.repeat(b[:, 2 + i : 3 + i], 64, 1) for i in range(count)], 1
+                ),
+                count,
+            ),
+        ]
         sixteen = "s_mov_b64 exec, 0xffff\nv_lshlrev_b32_e32 v64, 4, v0\n"
         back = "\ns_mov_b64 exec, -1\nglobal_load_dword v40, v1, s[4:5]"
         flat = "v_mov_b32_e32 v60, s4\nv_mov_b32_e32 v61, s5\nv_add_co_u32_e32 v60, vcc, v60, v64\nv_addc_co_u32_e32 v61, vcc, 0, v61, vcc\n"
@@ -118,68 +134,121 @@ def global_cases() -> list[Case]:
             cases.append(Case(f"{store}\nglobal_load_dword v40, v1, s[4:5]", lambda a, *_, f=f: f(a)))
     # Bounds of a raw buffer: words past num_records read zero and are not written.
     cases += [
-        Case(_BUFFER_IN + "s_movk_i32 s46, 0x84\nbuffer_load_dwordx2 v[40:41], v1, s[44:47], 0 offen",
-             lambda a, *_: np.stack([np.where(np.arange(64) < 33, a, 0), np.where(np.arange(64) < 32, np.roll(a, -1, 1), 0)], 1).astype(np.uint32), 2),
-        Case(_BUFFER_OUT + "s_movk_i32 s46, 0x80\nbuffer_store_dword v10, v1, s[44:47], 0 offen\nglobal_load_dword v40, v1, s[4:5]",
-             lambda a, *_: np.where(np.arange(64) < 32, a, POISON)),
+        Case(
+            _BUFFER_IN + "s_movk_i32 s46, 0x84\nbuffer_load_dwordx2 v[40:41], v1, s[44:47], 0 offen",
+            lambda a, *_: np.stack(
+                [np.where(np.arange(64) < 33, a, 0), np.where(np.arange(64) < 32, np.roll(a, -1, 1), 0)], 1
+            ).astype(np.uint32),
+            2,
+        ),
+        Case(
+            _BUFFER_OUT
+            + "s_movk_i32 s46, 0x80\nbuffer_store_dword v10, v1, s[44:47], 0 offen\nglobal_load_dword v40, v1, s[4:5]",
+            lambda a, *_: np.where(np.arange(64) < 32, a, POISON),
+        ),
         # A load that overwrites its own address registers.
-        Case(_INPUT + "global_load_dwordx2 v[62:63], v[62:63], off\ns_waitcnt vmcnt(0)\nv_mov_b32_e32 v40, v62\nv_mov_b32_e32 v41, v63", neighbours(2), 2),
-        Case("v_subrev_u32_e32 v60, 64, v1\nv_add_u32_e32 v60, 0x80, v60\nglobal_load_dword v40, v60, s[6:7] offset:-64", lambda a, *_: a),
-        Case("global_load_dword a3, v1, s[6:7]\ns_waitcnt vmcnt(0)\nv_accvgpr_read_b32 v40, a3", lambda a, *_: a),
-    ]  # fmt: skip
+        Case(
+            _INPUT
+            + "global_load_dwordx2 v[62:63], v[62:63], off\ns_waitcnt vmcnt(0)\nv_mov_b32_e32 v40, v62\nv_mov_b32_e32 v41, v63",
+            neighbours(2),
+            2,
+        ),
+        Case(
+            "v_subrev_u32_e32 v60, 64, v1\nv_add_u32_e32 v60, 0x80, v60\nglobal_load_dword v40, v60, s[6:7] offset:-64",
+            lambda a, *_: a,
+        ),
+        Case(
+            "global_load_dword a3, v1, s[6:7]\ns_waitcnt vmcnt(0)\nv_accvgpr_read_b32 v40, a3",
+            lambda a, *_: a,
+        ),
+    ]
     return cases
+
+
+def two(first: int, second: int) -> Callable[..., np.ndarray]:
+    """The lane's own words of two rows."""
+    return lambda *rows: np.stack([rows[first], rows[second]], 1)
 
 
 def lds_cases() -> list[Case]:
     fill = "ds_write_b32 v1, v10\nds_write_b32 v1, v11 offset:256\nds_write_b32 v1, v12 offset:512\nds_write_b32 v1, v13 offset:768\n"
-    names = {"u8": "ubyte", "i8": "sbyte", "u16": "ushort", "i16": "sshort", "u8_d16": "ubyte_d16", "i8_d16": "sbyte_d16",
-             "u16_d16": "short_d16", "u8_d16_hi": "ubyte_d16_hi", "i8_d16_hi": "sbyte_d16_hi", "u16_d16_hi": "short_d16_hi"}  # fmt: skip
+    names = {
+        "u8": "ubyte",
+        "i8": "sbyte",
+        "u16": "ushort",
+        "i16": "sshort",
+        "u8_d16": "ubyte_d16",
+        "i8_d16": "sbyte_d16",
+        "u16_d16": "short_d16",
+        "u8_d16_hi": "ubyte_d16_hi",
+        "i8_d16_hi": "sbyte_d16_hi",
+        "u16_d16_hi": "short_d16_hi",
+    }
     cases = [
         Case(f"{fill}ds_read_{name} v40, v1 offset:2", lambda a, *_, f=NARROW[same]: f(a))
         for name, same in names.items()
     ]
     writes = {"b8": "byte", "b8_d16_hi": "byte_d16_hi", "b16": "short", "b16_d16_hi": "short_d16_hi"}
     cases += [
-        Case(f"v_mov_b32_e32 v60, -1\nds_write_b32 v1, v60\nds_write_{name} v1, v10 offset:2\nds_read_b32 v40, v1",
-             lambda a, *_, f=STORES[same]: f(a)) for name, same in writes.items()
-    ]  # fmt: skip
+        Case(
+            f"v_mov_b32_e32 v60, -1\nds_write_b32 v1, v60\nds_write_{name} v1, v10 offset:2\nds_read_b32 v40, v1",
+            lambda a, *_, f=STORES[same]: f(a),
+        )
+        for name, same in writes.items()
+    ]
     for count, bits in ((1, 32), (2, 64), (3, 96), (4, 128)):
         cases.append(Case(f"{fill}ds_read_b{bits} {registers(40, count)}, v1", neighbours(count), count))
         data = registers(10, count)
         cases.append(
-            Case(f"v_mov_b32_e32 v60, -1\nds_write_b32 v1, v60\nv_lshlrev_b32_e32 v64, 4, v0\ns_mov_b64 exec, 0xffff\n"
-                 f"ds_write_b{bits} v64, {data}\ns_mov_b64 exec, -1\nds_read_b32 v40, v1", spread(count))
-        )  # fmt: skip
-    two = lambda first, second: (
-        lambda *rows: np.stack(
-            [
-                rows[first[0]][:, (np.arange(64) + first[1]) % 64],
-                rows[second[0]][:, (np.arange(64) + second[1]) % 64],
-            ],
-            1,
+            Case(
+                f"v_mov_b32_e32 v60, -1\nds_write_b32 v1, v60\nv_lshlrev_b32_e32 v64, 4, v0\ns_mov_b64 exec, 0xffff\n"
+                f"ds_write_b{bits} v64, {data}\ns_mov_b64 exec, -1\nds_read_b32 v40, v1",
+                spread(count),
+            )
         )
-    )  # noqa: E731
     cases += [
-        Case(f"{fill}ds_read2_b32 v[40:41], v1 offset0:64 offset1:192", two((1, 0), (3, 0)), 2),
-        Case(f"{fill}ds_read2st64_b32 v[40:41], v1 offset0:2 offset1:1", two((2, 0), (1, 0)), 2),
-        Case(f"{fill}v_lshlrev_b32_e32 v60, 3, v0\nds_read2_b64 v[40:43], v60 offset1:32",
-             lambda *r: np.stack([np.concatenate(r, 1)[:, 2 * np.arange(64) + k] for k in (0, 1, 64, 65)], 1), 4),
-        Case(f"{fill}v_lshlrev_b32_e32 v60, 3, v0\nds_read2st64_b64 v[40:43], v60 offset0:1 offset1:0",
-             lambda *r: np.stack([np.concatenate(r, 1)[:, 2 * np.arange(64) + k] for k in (128, 129, 0, 1)], 1), 4),
-        Case("ds_write2_b32 v1, v10, v11 offset0:1 offset1:65\nds_read_b32 v40, v1 offset:4\nds_read_b32 v41, v1 offset:260",
-             lambda a, b, *_: np.stack([a, b], 1), 2),
-        Case("ds_write2st64_b32 v1, v10, v11 offset0:3 offset1:1\nds_read_b32 v40, v1 offset:768\nds_read_b32 v41, v1 offset:256",
-             lambda a, b, *_: np.stack([a, b], 1), 2),
-        Case("v_lshlrev_b32_e32 v60, 3, v0\nds_write2_b64 v60, v[10:11], v[12:13] offset0:64 offset1:128\n"
-             "ds_read_b64 v[40:41], v60 offset:512\nds_read_b64 v[42:43], v60 offset:1024",
-             lambda *r: np.stack(r, 1), 4),
-        Case("v_lshlrev_b32_e32 v60, 3, v0\nds_write2st64_b64 v60, v[10:11], v[12:13] offset0:1 offset1:2\n"
-             "ds_read_b64 v[40:41], v60 offset:512\nds_read_b64 v[42:43], v60 offset:1024",
-             lambda *r: np.stack(r, 1), 4),
+        Case(f"{fill}ds_read2_b32 v[40:41], v1 offset0:64 offset1:192", two(1, 3), 2),
+        Case(f"{fill}ds_read2st64_b32 v[40:41], v1 offset0:2 offset1:1", two(2, 1), 2),
+        Case(
+            f"{fill}v_lshlrev_b32_e32 v60, 3, v0\nds_read2_b64 v[40:43], v60 offset1:32",
+            lambda *r: np.stack([np.concatenate(r, 1)[:, 2 * np.arange(64) + k] for k in (0, 1, 64, 65)], 1),
+            4,
+        ),
+        Case(
+            f"{fill}v_lshlrev_b32_e32 v60, 3, v0\nds_read2st64_b64 v[40:43], v60 offset0:1 offset1:0",
+            lambda *r: np.stack(
+                [np.concatenate(r, 1)[:, 2 * np.arange(64) + k] for k in (128, 129, 0, 1)], 1
+            ),
+            4,
+        ),
+        Case(
+            "ds_write2_b32 v1, v10, v11 offset0:1 offset1:65\nds_read_b32 v40, v1 offset:4\nds_read_b32 v41, v1 offset:260",
+            lambda a, b, *_: np.stack([a, b], 1),
+            2,
+        ),
+        Case(
+            "ds_write2st64_b32 v1, v10, v11 offset0:3 offset1:1\nds_read_b32 v40, v1 offset:768\nds_read_b32 v41, v1 offset:256",
+            lambda a, b, *_: np.stack([a, b], 1),
+            2,
+        ),
+        Case(
+            "v_lshlrev_b32_e32 v60, 3, v0\nds_write2_b64 v60, v[10:11], v[12:13] offset0:64 offset1:128\n"
+            "ds_read_b64 v[40:41], v60 offset:512\nds_read_b64 v[42:43], v60 offset:1024",
+            lambda *r: np.stack(r, 1),
+            4,
+        ),
+        Case(
+            "v_lshlrev_b32_e32 v60, 3, v0\nds_write2st64_b64 v60, v[10:11], v[12:13] offset0:1 offset1:2\n"
+            "ds_read_b64 v[40:41], v60 offset:512\nds_read_b64 v[42:43], v60 offset:1024",
+            lambda *r: np.stack(r, 1),
+            4,
+        ),
         # A flat address in the shared aperture reaches LDS.
-        Case(f"{fill}s_mov_b64 s[20:21], src_shared_base\nv_mov_b32_e32 v61, s21\nv_mov_b32_e32 v60, v1\nflat_load_dword v40, v[60:61] offset:256",
-             lambda a, b, *_: b),
-    ]  # fmt: skip
+        Case(
+            f"{fill}s_mov_b64 s[20:21], src_shared_base\nv_mov_b32_e32 v61, s21\nv_mov_b32_e32 v60, v1\nflat_load_dword v40, v[60:61] offset:256",
+            lambda a, b, *_: b,
+        ),
+    ]
     return cases
 
 
@@ -292,8 +361,21 @@ INTEGER_ATOMICS = (
     "dec",
     "cmpswap",
 )
-LDS_NAMES = {"add": "add_u", "sub": "sub_u", "and": "and_b", "or": "or_b", "xor": "xor_b", "swap": "wrxchg_b", "umax": "max_u",
-             "umin": "min_u", "smax": "max_i", "smin": "min_i", "inc": "inc_u", "dec": "dec_u", "cmpswap": "cmpst_b"}  # fmt: skip
+LDS_NAMES = {
+    "add": "add_u",
+    "sub": "sub_u",
+    "and": "and_b",
+    "or": "or_b",
+    "xor": "xor_b",
+    "swap": "wrxchg_b",
+    "umax": "max_u",
+    "umin": "min_u",
+    "smax": "max_i",
+    "smin": "min_i",
+    "inc": "inc_u",
+    "dec": "dec_u",
+    "cmpswap": "cmpst_b",
+}
 
 
 def join(bits: int, rows: tuple[np.ndarray, ...], first: int) -> np.ndarray:

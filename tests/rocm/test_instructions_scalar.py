@@ -69,13 +69,28 @@ def overflows(value: int) -> bool:
 
 
 BITWISE = {
-    "and": lambda a, b: a & b, "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b, "andn2": lambda a, b: a & ~b,
-    "orn2": lambda a, b: a | ~b, "nand": lambda a, b: ~(a & b), "nor": lambda a, b: ~(a | b), "xnor": lambda a, b: ~(a ^ b),
-}  # fmt: skip
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "andn2": lambda a, b: a & ~b,
+    "orn2": lambda a, b: a | ~b,
+    "nand": lambda a, b: ~(a & b),
+    "nor": lambda a, b: ~(a | b),
+    "xnor": lambda a, b: ~(a ^ b),
+}
 CASES = [
-    *(scalar(f"s_{name}_b32 s30, s20, s22", lambda a, b, c, d, f=f: nonzero(f(a, c) & MASK32)) for name, f in BITWISE.items()),
-    *(scalar(f"s_{name}_b64 s[30:31], s[20:21], s[22:23]", lambda a, b, c, d, f=f: nonzero(f(pair(a, b), pair(c, d)) & MASK64), wide=True)
-      for name, f in BITWISE.items()),
+    *(
+        scalar(f"s_{name}_b32 s30, s20, s22", lambda a, b, c, d, f=f: nonzero(f(a, c) & MASK32))
+        for name, f in BITWISE.items()
+    ),
+    *(
+        scalar(
+            f"s_{name}_b64 s[30:31], s[20:21], s[22:23]",
+            lambda a, b, c, d, f=f: nonzero(f(pair(a, b), pair(c, d)) & MASK64),
+            wide=True,
+        )
+        for name, f in BITWISE.items()
+    ),
     scalar("s_not_b32 s30, s20", lambda a, *_: nonzero(~a & MASK32)),
     scalar("s_not_b64 s[30:31], s[20:21]", lambda a, b, *_: nonzero(~pair(a, b) & MASK64), wide=True),
     scalar("s_mov_b32 s30, s20", lambda a, *_: (a, None)),
@@ -86,10 +101,15 @@ CASES = [
     scalar("s_cmp_lg_u32 s20, s20\ns_mov_b32 s30, 9\ns_cmov_b32 s30, s20", lambda *_: (9, False)),
     scalar("s_cmov_b64 s[30:31], s[20:21]", lambda a, b, *_: (pair(a, b), None), wide=True),
     scalar("s_cselect_b32 s30, s20, s22", lambda a, b, c, d: (a, None)),
-    scalar("s_cmp_lt_u32 s20, s22\ns_cselect_b64 s[30:31], s[20:21], s[22:23]",
-           lambda a, b, c, d: (pair(a, b) if a < c else pair(c, d), a < c), wide=True),
+    scalar(
+        "s_cmp_lt_u32 s20, s22\ns_cselect_b64 s[30:31], s[20:21], s[22:23]",
+        lambda a, b, c, d: (pair(a, b) if a < c else pair(c, d), a < c),
+        wide=True,
+    ),
     scalar("s_brev_b32 s30, s20", lambda a, *_: (reversed_bits(a, 32), None)),
-    scalar("s_brev_b64 s[30:31], s[20:21]", lambda a, b, *_: (reversed_bits(pair(a, b), 64), None), wide=True),
+    scalar(
+        "s_brev_b64 s[30:31], s[20:21]", lambda a, b, *_: (reversed_bits(pair(a, b), 64), None), wide=True
+    ),
     scalar("s_bcnt0_i32_b32 s30, s20", lambda a, *_: nonzero(32 - a.bit_count())),
     scalar("s_bcnt1_i32_b32 s30, s20", lambda a, *_: nonzero(a.bit_count())),
     scalar("s_bcnt0_i32_b64 s30, s[20:21]", lambda a, b, *_: nonzero(64 - pair(a, b).bit_count())),
@@ -102,29 +122,58 @@ CASES = [
     scalar("s_flbit_i32_b64 s30, s[20:21]", lambda a, b, *_: (leading(pair(a, b), 64), None)),
     scalar("s_mov_b32 s30, 0\ns_bitcmp0_b32 s20, s22", lambda a, b, c, d: (0, not a >> (c & 31) & 1)),
     scalar("s_mov_b32 s30, 0\ns_bitcmp1_b32 s20, s22", lambda a, b, c, d: (0, bool(a >> (c & 31) & 1))),
-    scalar("s_mov_b32 s30, 0\ns_bitcmp0_b64 s[20:21], s22", lambda a, b, c, d: (0, not pair(a, b) >> (c & 63) & 1)),
-    scalar("s_mov_b32 s30, 0\ns_bitcmp1_b64 s[20:21], s22", lambda a, b, c, d: (0, bool(pair(a, b) >> (c & 63) & 1))),
+    scalar(
+        "s_mov_b32 s30, 0\ns_bitcmp0_b64 s[20:21], s22",
+        lambda a, b, c, d: (0, not pair(a, b) >> (c & 63) & 1),
+    ),
+    scalar(
+        "s_mov_b32 s30, 0\ns_bitcmp1_b64 s[20:21], s22",
+        lambda a, b, c, d: (0, bool(pair(a, b) >> (c & 63) & 1)),
+    ),
     scalar("s_mov_b32 s30, s20\ns_bitset0_b32 s30, s22", lambda a, b, c, d: (a & ~(1 << (c & 31)), None)),
     scalar("s_mov_b32 s30, s20\ns_bitset1_b32 s30, s22", lambda a, b, c, d: (a | 1 << (c & 31), None)),
-    scalar("s_mov_b64 s[30:31], s[20:21]\ns_bitset0_b64 s[30:31], s22", lambda a, b, c, d: (pair(a, b) & ~(1 << (c & 63)), None), wide=True),
-    scalar("s_mov_b64 s[30:31], s[20:21]\ns_bitset1_b64 s[30:31], s22", lambda a, b, c, d: (pair(a, b) | 1 << (c & 63), None), wide=True),
+    scalar(
+        "s_mov_b64 s[30:31], s[20:21]\ns_bitset0_b64 s[30:31], s22",
+        lambda a, b, c, d: (pair(a, b) & ~(1 << (c & 63)), None),
+        wide=True,
+    ),
+    scalar(
+        "s_mov_b64 s[30:31], s[20:21]\ns_bitset1_b64 s[30:31], s22",
+        lambda a, b, c, d: (pair(a, b) | 1 << (c & 63), None),
+        wide=True,
+    ),
     scalar("s_movk_i32 s30, 0x8001", lambda *_: (0xFFFF8001, None)),
-    scalar("s_mov_b32 s30, s20\ns_addk_i32 s30, 0xfff0", lambda a, *_: ((a - 16) & MASK32, overflows(signed(a) - 16))),
+    scalar(
+        "s_mov_b32 s30, s20\ns_addk_i32 s30, 0xfff0",
+        lambda a, *_: ((a - 16) & MASK32, overflows(signed(a) - 16)),
+    ),
     scalar("s_mov_b32 s30, s20\ns_mulk_i32 s30, 0xfffd", lambda a, *_: (-3 * a & MASK32, None)),
     scalar("s_mov_b32 s30, s20\ns_cmovk_i32 s30, 0xfffd", lambda *_: (MASK32 - 2, None)),
     scalar("s_add_u32 s30, s20, s22", lambda a, b, c, d: (a + c & MASK32, a + c > MASK32)),
-    scalar("s_add_u32 s30, s20, s22\ns_addc_u32 s31, s21, s23",
-           lambda a, b, c, d: (pair(a, b) + pair(c, d) & MASK64, pair(a, b) + pair(c, d) > MASK64), wide=True),
+    scalar(
+        "s_add_u32 s30, s20, s22\ns_addc_u32 s31, s21, s23",
+        lambda a, b, c, d: (pair(a, b) + pair(c, d) & MASK64, pair(a, b) + pair(c, d) > MASK64),
+        wide=True,
+    ),
     scalar("s_sub_u32 s30, s20, s22", lambda a, b, c, d: (a - c & MASK32, c > a)),
-    scalar("s_sub_u32 s30, s20, s22\ns_subb_u32 s31, s21, s23",
-           lambda a, b, c, d: (pair(a, b) - pair(c, d) & MASK64, pair(a, b) < pair(c, d)), wide=True),
+    scalar(
+        "s_sub_u32 s30, s20, s22\ns_subb_u32 s31, s21, s23",
+        lambda a, b, c, d: (pair(a, b) - pair(c, d) & MASK64, pair(a, b) < pair(c, d)),
+        wide=True,
+    ),
     scalar("s_add_i32 s30, s20, s22", lambda a, b, c, d: (a + c & MASK32, overflows(signed(a) + signed(c)))),
     scalar("s_sub_i32 s30, s20, s22", lambda a, b, c, d: (a - c & MASK32, overflows(signed(a) - signed(c)))),
     scalar("s_mul_i32 s30, s20, s22", lambda a, b, c, d: (a * c & MASK32, None)),
     scalar("s_mul_hi_u32 s30, s20, s22", lambda a, b, c, d: (a * c >> 32, None)),
     scalar("s_mul_hi_i32 s30, s20, s22", lambda a, b, c, d: (signed(a) * signed(c) >> 32 & MASK32, None)),
-    scalar("s_min_i32 s30, s20, s22", lambda a, b, c, d: (a if signed(a) < signed(c) else c, signed(a) < signed(c))),
-    scalar("s_max_i32 s30, s20, s22", lambda a, b, c, d: (a if signed(a) >= signed(c) else c, signed(a) >= signed(c))),
+    scalar(
+        "s_min_i32 s30, s20, s22",
+        lambda a, b, c, d: (a if signed(a) < signed(c) else c, signed(a) < signed(c)),
+    ),
+    scalar(
+        "s_max_i32 s30, s20, s22",
+        lambda a, b, c, d: (a if signed(a) >= signed(c) else c, signed(a) >= signed(c)),
+    ),
     scalar("s_min_u32 s30, s20, s22", lambda a, b, c, d: (min(a, c), a < c)),
     scalar("s_max_u32 s30, s20, s22", lambda a, b, c, d: (max(a, c), a >= c)),
     scalar("s_abs_i32 s30, s20", lambda a, *_: nonzero(abs(signed(a)) & MASK32)),
@@ -132,43 +181,114 @@ CASES = [
     scalar("s_lshl_b32 s30, s20, s22", lambda a, b, c, d: nonzero(a << (c & 31) & MASK32)),
     scalar("s_lshr_b32 s30, s20, s22", lambda a, b, c, d: nonzero(a >> (c & 31))),
     scalar("s_ashr_i32 s30, s20, s22", lambda a, b, c, d: nonzero(signed(a) >> (c & 31) & MASK32)),
-    scalar("s_lshl_b64 s[30:31], s[20:21], s22", lambda a, b, c, d: nonzero(pair(a, b) << (c & 63) & MASK64), wide=True),
-    scalar("s_lshr_b64 s[30:31], s[20:21], s22", lambda a, b, c, d: nonzero(pair(a, b) >> (c & 63)), wide=True),
-    scalar("s_ashr_i64 s[30:31], s[20:21], s22", lambda a, b, c, d: nonzero(signed(pair(a, b), 64) >> (c & 63) & MASK64), wide=True),
-    *(scalar(f"s_bfe_u32 s30, s20, 0x{k:x}", lambda a, b, c, d, k=k: field(a, k, 32, False)) for k in (0x50003, 0x1F0001, 0x200000)),
-    *(scalar(f"s_bfe_i32 s30, s20, 0x{k:x}", lambda a, b, c, d, k=k: field(a, k, 32, True)) for k in (0x50003, 0x1F0001, 0x200000, 0x4)),
-    scalar("s_bfe_u64 s[30:31], s[20:21], 0x2b0007", lambda a, b, *_: field(pair(a, b), 0x2B0007, 64, False), wide=True),
-    scalar("s_bfe_i64 s[30:31], s[20:21], 0x2b0007", lambda a, b, *_: field(pair(a, b), 0x2B0007, 64, True), wide=True),
+    scalar(
+        "s_lshl_b64 s[30:31], s[20:21], s22",
+        lambda a, b, c, d: nonzero(pair(a, b) << (c & 63) & MASK64),
+        wide=True,
+    ),
+    scalar(
+        "s_lshr_b64 s[30:31], s[20:21], s22", lambda a, b, c, d: nonzero(pair(a, b) >> (c & 63)), wide=True
+    ),
+    scalar(
+        "s_ashr_i64 s[30:31], s[20:21], s22",
+        lambda a, b, c, d: nonzero(signed(pair(a, b), 64) >> (c & 63) & MASK64),
+        wide=True,
+    ),
+    *(
+        scalar(f"s_bfe_u32 s30, s20, 0x{k:x}", lambda a, b, c, d, k=k: field(a, k, 32, False))
+        for k in (0x50003, 0x1F0001, 0x200000)
+    ),
+    *(
+        scalar(f"s_bfe_i32 s30, s20, 0x{k:x}", lambda a, b, c, d, k=k: field(a, k, 32, True))
+        for k in (0x50003, 0x1F0001, 0x200000, 0x4)
+    ),
+    scalar(
+        "s_bfe_u64 s[30:31], s[20:21], 0x2b0007",
+        lambda a, b, *_: field(pair(a, b), 0x2B0007, 64, False),
+        wide=True,
+    ),
+    scalar(
+        "s_bfe_i64 s[30:31], s[20:21], 0x2b0007",
+        lambda a, b, *_: field(pair(a, b), 0x2B0007, 64, True),
+        wide=True,
+    ),
     scalar("s_bfm_b32 s30, s20, s22", lambda a, b, c, d: (((1 << (a & 31)) - 1) << (c & 31) & MASK32, None)),
-    scalar("s_bfm_b64 s[30:31], s20, s22", lambda a, b, c, d: (((1 << (a & 63)) - 1) << (c & 63) & MASK64, None), wide=True),
+    scalar(
+        "s_bfm_b64 s[30:31], s20, s22",
+        lambda a, b, c, d: (((1 << (a & 63)) - 1) << (c & 63) & MASK64, None),
+        wide=True,
+    ),
     scalar("s_sext_i32_i8 s30, s20", lambda a, *_: (signed(a & 255, 8) & MASK32, None)),
     scalar("s_sext_i32_i16 s30, s20", lambda a, *_: (signed(a & 65535, 16) & MASK32, None)),
     scalar("s_pack_ll_b32_b16 s30, s20, s22", lambda a, b, c, d: (a & 65535 | (c & 65535) << 16, None)),
     scalar("s_pack_lh_b32_b16 s30, s20, s22", lambda a, b, c, d: (a & 65535 | c & 0xFFFF0000, None)),
     scalar("s_pack_hh_b32_b16 s30, s20, s22", lambda a, b, c, d: (a >> 16 | c & 0xFFFF0000, None)),
-    *(scalar(f"s_lshl{k}_add_u32 s30, s20, s22", lambda a, b, c, d, k=k: ((a << k) + c & MASK32, (a << k) + c > MASK32)) for k in (1, 2, 3, 4)),
-    scalar("s_wqm_b64 s[30:31], s[20:21]",
-           lambda a, b, *_: nonzero(sum(15 << 4 * q for q in range(16) if pair(a, b) >> 4 * q & 15)), wide=True),
+    *(
+        scalar(
+            f"s_lshl{k}_add_u32 s30, s20, s22",
+            lambda a, b, c, d, k=k: ((a << k) + c & MASK32, (a << k) + c > MASK32),
+        )
+        for k in (1, 2, 3, 4)
+    ),
+    scalar(
+        "s_wqm_b64 s[30:31], s[20:21]",
+        lambda a, b, *_: nonzero(sum(15 << 4 * q for q in range(16) if pair(a, b) >> 4 * q & 15)),
+        wide=True,
+    ),
     scalar("s_getpc_b64 s[30:31]\ns_getpc_b64 s[32:33]\ns_sub_u32 s30, s32, s30", lambda *_: (4, False)),
-    scalar("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\ns_getreg_b32 s30, hwreg(HW_REG_MODE, 22, 3)\n"
-           "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 0\ns_and_b32 s30, s30, 2", lambda *_: (2, True)),
-    scalar("s_mov_b32 s31, 0\ns_setreg_b32 hwreg(HW_REG_MODE, 23, 1), s31\ns_mov_b32 s30, s20", lambda a, *_: (a, None)),
-]  # fmt: skip
+    scalar(
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\ns_getreg_b32 s30, hwreg(HW_REG_MODE, 22, 3)\n"
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 0\ns_and_b32 s30, s30, 2",
+        lambda *_: (2, True),
+    ),
+    scalar(
+        "s_mov_b32 s31, 0\ns_setreg_b32 hwreg(HW_REG_MODE, 23, 1), s31\ns_mov_b32 s30, s20",
+        lambda a, *_: (a, None),
+    ),
+]
 
-COMPARES = [
-    scalar(f"s_mov_b32 s30, 0\ns_cmp_{name}_{kind} s20, s22",
-           lambda a, b, c, d, f=f, kind=kind: (0, f(signed(a), signed(c)) if kind == "i32" else f(a, c)))
-    for kind in ("i32", "u32")
-    for name, f in {"eq": int.__eq__, "lg": int.__ne__, "gt": int.__gt__, "ge": int.__ge__, "lt": int.__lt__, "le": int.__le__}.items()
-] + [
-    scalar(f"s_mov_b32 s30, 0\ns_cmpk_{name}_{kind} s20, 0xfffe",
-           lambda a, b, c, d, f=f, kind=kind: (0, f(signed(a), -2) if kind == "i32" else f(a, 0xFFFE)))
-    for kind in ("i32", "u32")
-    for name, f in {"eq": int.__eq__, "lg": int.__ne__, "gt": int.__gt__, "ge": int.__ge__, "lt": int.__lt__, "le": int.__le__}.items()
-] + [
-    scalar("s_mov_b32 s30, 0\ns_cmp_eq_u64 s[20:21], s[22:23]", lambda a, b, c, d: (0, pair(a, b) == pair(c, d))),
-    scalar("s_mov_b32 s30, 0\ns_cmp_lg_u64 s[20:21], s[22:23]", lambda a, b, c, d: (0, pair(a, b) != pair(c, d))),
-]  # fmt: skip
+COMPARES = (
+    [
+        scalar(
+            f"s_mov_b32 s30, 0\ns_cmp_{name}_{kind} s20, s22",
+            lambda a, b, c, d, f=f, kind=kind: (0, f(signed(a), signed(c)) if kind == "i32" else f(a, c)),
+        )
+        for kind in ("i32", "u32")
+        for name, f in {
+            "eq": int.__eq__,
+            "lg": int.__ne__,
+            "gt": int.__gt__,
+            "ge": int.__ge__,
+            "lt": int.__lt__,
+            "le": int.__le__,
+        }.items()
+    ]
+    + [
+        scalar(
+            f"s_mov_b32 s30, 0\ns_cmpk_{name}_{kind} s20, 0xfffe",
+            lambda a, b, c, d, f=f, kind=kind: (0, f(signed(a), -2) if kind == "i32" else f(a, 0xFFFE)),
+        )
+        for kind in ("i32", "u32")
+        for name, f in {
+            "eq": int.__eq__,
+            "lg": int.__ne__,
+            "gt": int.__gt__,
+            "ge": int.__ge__,
+            "lt": int.__lt__,
+            "le": int.__le__,
+        }.items()
+    ]
+    + [
+        scalar(
+            "s_mov_b32 s30, 0\ns_cmp_eq_u64 s[20:21], s[22:23]",
+            lambda a, b, c, d: (0, pair(a, b) == pair(c, d)),
+        ),
+        scalar(
+            "s_mov_b32 s30, 0\ns_cmp_lg_u64 s[20:21], s[22:23]",
+            lambda a, b, c, d: (0, pair(a, b) != pair(c, d)),
+        ),
+    ]
+)
 
 
 def exec_case(text: str, f: Callable[[int, int], tuple[int, int]]) -> Case:
@@ -191,7 +311,7 @@ EXECS = [
     exec_case("s_andn1_saveexec_b64 s[30:31], s[20:21]", lambda a, e: (e, ~a & e)),
     exec_case("s_andn1_wrexec_b64 s[30:31], s[20:21]", lambda a, e: (~a & e, ~a & e)),
     exec_case("s_andn2_wrexec_b64 s[30:31], s[20:21]", lambda a, e: (a & ~e, a & ~e)),
-]  # fmt: skip
+]
 
 
 def jump(set_up: str, branch: str, taken: Callable[..., bool]) -> Case:
@@ -205,36 +325,72 @@ BRANCHES = [
     jump("s_nop 0", "s_branch", lambda *_: True),
     jump("s_cmp_lt_u32 s20, s22", "s_cbranch_scc0", lambda a, b, c, d: a >= c),
     jump("s_cmp_lt_u32 s20, s22", "s_cbranch_scc1", lambda a, b, c, d: a < c),
-    jump("s_and_b64 vcc, s[20:21], s[22:23]", "s_cbranch_vccz", lambda a, b, c, d: pair(a, b) & pair(c, d) == 0),
-    jump("s_and_b64 vcc, s[20:21], s[22:23]", "s_cbranch_vccnz", lambda a, b, c, d: pair(a, b) & pair(c, d) != 0),
-    jump("s_and_b64 exec, s[20:21], s[22:23]", "s_cbranch_execz", lambda a, b, c, d: pair(a, b) & pair(c, d) == 0),
-    jump("s_and_b64 exec, s[20:21], s[22:23]", "s_cbranch_execnz", lambda a, b, c, d: pair(a, b) & pair(c, d) != 0),
+    jump(
+        "s_and_b64 vcc, s[20:21], s[22:23]", "s_cbranch_vccz", lambda a, b, c, d: pair(a, b) & pair(c, d) == 0
+    ),
+    jump(
+        "s_and_b64 vcc, s[20:21], s[22:23]",
+        "s_cbranch_vccnz",
+        lambda a, b, c, d: pair(a, b) & pair(c, d) != 0,
+    ),
+    jump(
+        "s_and_b64 exec, s[20:21], s[22:23]",
+        "s_cbranch_execz",
+        lambda a, b, c, d: pair(a, b) & pair(c, d) == 0,
+    ),
+    jump(
+        "s_and_b64 exec, s[20:21], s[22:23]",
+        "s_cbranch_execnz",
+        lambda a, b, c, d: pair(a, b) & pair(c, d) != 0,
+    ),
     # A call and its return: the callee sits behind a branch.
-    scalar("s_getpc_b64 s[36:37]\ns_add_u32 s36, s36, 20\ns_addc_u32 s37, s37, 0\ns_swappc_b64 s[38:39], s[36:37]\n"
-           "s_cmp_eq_u32 s20, s20\ns_branch 2\ns_add_u32 s30, s20, 3\ns_setpc_b64 s[38:39]", lambda a, *_: (a + 3 & MASK32, True)),
-]  # fmt: skip
+    scalar(
+        "s_getpc_b64 s[36:37]\ns_add_u32 s36, s36, 20\ns_addc_u32 s37, s37, 0\ns_swappc_b64 s[38:39], s[36:37]\n"
+        "s_cmp_eq_u32 s20, s20\ns_branch 2\ns_add_u32 s30, s20, 3\ns_setpc_b64 s[38:39]",
+        lambda a, *_: (a + 3 & MASK32, True),
+    ),
+]
 
 # s[6:7] points at the group's inputs: word k of the first row is lane k's.
 _LOADED = {1: "", 2: "x2", 4: "x4", 8: "x8", 16: "x16"}
 LOADS = [
-    Case(f"s_load_dword{suffix} s[{44}:{43 + words}], s[6:7], 0x14\ns_waitcnt lgkmcnt(0)\nv_mov_b32_e32 v40, s{43 + words}"
-         .replace("s[44:44]", "s44"), lambda a, *_, words=words: np.repeat(a[:, 4 + words : 5 + words], 64, 1))
+    Case(
+        f"s_load_dword{suffix} s[{44}:{43 + words}], s[6:7], 0x14\ns_waitcnt lgkmcnt(0)\nv_mov_b32_e32 v40, s{43 + words}".replace(
+            "s[44:44]", "s44"
+        ),
+        lambda a, *_, words=words: np.repeat(a[:, 4 + words : 5 + words], 64, 1),
+    )
     for words, suffix in _LOADED.items()
 ] + [
-    Case("s_movk_i32 s20, 0x100\ns_load_dword s44, s[6:7], s20\nv_mov_b32_e32 v40, s44", lambda a, b, *_: np.repeat(b[:, :1], 64, 1)),
-    Case("s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_mov_b32 s46, 12\ns_mov_b32 s47, 0x20000\ns_buffer_load_dwordx4 s[48:51], s[44:47], 0x4\n"
-         "v_mov_b32_e32 v40, s49\nv_mov_b32_e32 v41, s50",
-         lambda a, *_: np.stack([np.repeat(a[:, 2:3], 64, 1), 0 * a], 1), 2),
-    *(Case(f"s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_movk_i32 s46, 0x400\ns_mov_b32 s47, 0x20000\n"
-           f"s_buffer_load_dword{suffix} s[{52}:{51 + words}], s[44:47], 0x8\nv_mov_b32_e32 v40, s{51 + words}".replace("s[52:52]", "s52"),
-           lambda a, *_, words=words: np.repeat(a[:, 1 + words : 2 + words], 64, 1)) for words, suffix in _LOADED.items()),
-]  # fmt: skip
+    Case(
+        "s_movk_i32 s20, 0x100\ns_load_dword s44, s[6:7], s20\nv_mov_b32_e32 v40, s44",
+        lambda a, b, *_: np.repeat(b[:, :1], 64, 1),
+    ),
+    Case(
+        "s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_mov_b32 s46, 12\ns_mov_b32 s47, 0x20000\ns_buffer_load_dwordx4 s[48:51], s[44:47], 0x4\n"
+        "v_mov_b32_e32 v40, s49\nv_mov_b32_e32 v41, s50",
+        lambda a, *_: np.stack([np.repeat(a[:, 2:3], 64, 1), 0 * a], 1),
+        2,
+    ),
+    *(
+        Case(
+            f"s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_movk_i32 s46, 0x400\ns_mov_b32 s47, 0x20000\n"
+            f"s_buffer_load_dword{suffix} s[{52}:{51 + words}], s[44:47], 0x8\nv_mov_b32_e32 v40, s{51 + words}".replace(
+                "s[52:52]", "s52"
+            ),
+            lambda a, *_, words=words: np.repeat(a[:, 1 + words : 2 + words], 64, 1),
+        )
+        for words, suffix in _LOADED.items()
+    ),
+]
 WAITS = [
-    Case("s_nop 3\ns_waitcnt vmcnt(0) lgkmcnt(0)\ns_sleep 1\ns_setprio 2\ns_dcache_inv\ns_dcache_wb\ns_icache_inv\nbuffer_wbl2 sc1\n"
-         "buffer_inv sc1\nv_nop\ns_sethalt 0\ns_sendmsg sendmsg(MSG_INTERRUPT)\ns_ttracedata\ns_incperflevel 1\ns_decperflevel 1\n"
-         "s_memtime s[30:31]\ns_memtime s[32:33]\ns_memrealtime s[34:35]\ns_cmp_lt_u32 s30, s32\ns_cselect_b32 s30, 7, 8\nv_mov_b32_e32 v40, s30",
-         lambda a, *_: 0 * a + np.uint32(7)),
-]  # fmt: skip
+    Case(
+        "s_nop 3\ns_waitcnt vmcnt(0) lgkmcnt(0)\ns_sleep 1\ns_setprio 2\ns_dcache_inv\ns_dcache_wb\ns_icache_inv\nbuffer_wbl2 sc1\n"
+        "buffer_inv sc1\nv_nop\ns_sethalt 0\ns_sendmsg sendmsg(MSG_INTERRUPT)\ns_ttracedata\ns_incperflevel 1\ns_decperflevel 1\n"
+        "s_memtime s[30:31]\ns_memtime s[32:33]\ns_memrealtime s[34:35]\ns_cmp_lt_u32 s30, s32\ns_cselect_b32 s30, 7, 8\nv_mov_b32_e32 v40, s30",
+        lambda a, *_: 0 * a + np.uint32(7),
+    ),
+]
 
 
 def inputs(rng: np.random.Generator) -> np.ndarray:

@@ -5,10 +5,13 @@ namespace emulator {
 
 namespace {
 
+// The sum of register and offset wraps at 32 bits, and is not cut further: an address past the
+// allocation is seen.
+uint64_t address_of(const Wave& wave, const Instruction& i, int lane, int64_t offset) {
+  return uint32_t(wave.v[i.source[0].index][lane] + uint32_t(offset));
+}
 uint64_t address_of(const Wave& wave, const Instruction& i, int lane) {
-  // The sum of register and offset is not cut to 16 bits: an address past the allocation must be
-  // seen.
-  return uint64_t(wave.v[i.source[0].index][lane]) + uint64_t(i.modifiers.offset);
+  return address_of(wave, i, lane, i.modifiers.offset);
 }
 
 template <const Transfer& kTransfer>
@@ -36,11 +39,10 @@ void read_pair(Wave& wave, const Instruction& i) {
             step = kTransfer.bytes * kStride;
   const uint8_t* from[2][kLanes];
   for_each_lane(wave, [&](int lane) {
-    const uint64_t base = wave.v[i.source[0].index][lane];
     from[0][lane] =
-        lds_at(wave, lane, base + uint64_t(i.modifiers.offset0 * step), kTransfer.bytes);
+        lds_at(wave, lane, address_of(wave, i, lane, i.modifiers.offset0 * step), kTransfer.bytes);
     from[1][lane] =
-        lds_at(wave, lane, base + uint64_t(i.modifiers.offset1 * step), kTransfer.bytes);
+        lds_at(wave, lane, address_of(wave, i, lane, i.modifiers.offset1 * step), kTransfer.bytes);
   });
   for_each_lane(wave, [&](int lane) {
     for (int part = 0; part < 2; ++part)
@@ -52,11 +54,12 @@ template <const Transfer& kTransfer, int kStride>
 void write_pair(Wave& wave, const Instruction& i) {
   const int step = kTransfer.bytes * kStride;
   for_each_lane(wave, [&](int lane) {
-    const uint64_t base = wave.v[i.source[0].index][lane];
-    store_from(wave, kTransfer, i.source[1].index, lane,
-               lds_at(wave, lane, base + uint64_t(i.modifiers.offset0 * step), kTransfer.bytes));
-    store_from(wave, kTransfer, i.source[2].index, lane,
-               lds_at(wave, lane, base + uint64_t(i.modifiers.offset1 * step), kTransfer.bytes));
+    store_from(
+        wave, kTransfer, i.source[1].index, lane,
+        lds_at(wave, lane, address_of(wave, i, lane, i.modifiers.offset0 * step), kTransfer.bytes));
+    store_from(
+        wave, kTransfer, i.source[2].index, lane,
+        lds_at(wave, lane, address_of(wave, i, lane, i.modifiers.offset1 * step), kTransfer.bytes));
   });
 }
 

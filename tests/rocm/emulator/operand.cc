@@ -101,6 +101,8 @@ Operand parse_operand(const std::string& given) {
     text = text.substr(skip, text.size() - skip - 1);
     return true;
   };
+  // A literal that could have been an inline constant.
+  const bool spelled_literal = unwrap("lit(");
   if (unwrap("sext(")) operand.sign_extend = true;
   if (unwrap("neg(")) operand.negate = true;
   if (unwrap("abs(")) operand.absolute = true;
@@ -150,7 +152,7 @@ Operand parse_operand(const std::string& given) {
       return operand;
     }
   } else {
-    const bool literal = starts_with(text, "0x") || starts_with(text, "-0x");
+    const bool literal = spelled_literal || starts_with(text, "0x") || starts_with(text, "-0x");
     const int64_t value = int64_t(std::strtoll(text.c_str(), &end, 0));
     if (end != text.c_str() && *end == 0) {
       set_integer(operand, value, literal);

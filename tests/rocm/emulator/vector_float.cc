@@ -44,13 +44,14 @@ struct Parts;
 template <>
 struct Parts<float> {
   static int exponent(float x) { return int(bits_of(x) >> 23 & 0xff); }
-  static constexpr int near_overflow = 96, tiny = 23, scale = 64, bias = 127, vanishing = -150, overflowing = 130;
+  static constexpr int near_overflow = 96, tiny = 23, scale = 64, bias = 127, vanishing = -150,
+                       overflowing = 130;
 };
 template <>
 struct Parts<double> {
   static int exponent(double x) { return int(std::bit_cast<uint64_t>(x) >> 52 & 0x7ff); }
-  static constexpr int near_overflow = 768, tiny = 53, scale = 128, bias = 1023,
-                       vanishing = -1075, overflowing = 1026;
+  static constexpr int near_overflow = 768, tiny = 53, scale = 128, bias = 1023, vanishing = -1075,
+                       overflowing = 1026;
 };
 
 template <class T>
@@ -108,7 +109,8 @@ void div_fmas(Wave& wave, const Instruction& instruction) {
   for (int lane = 0; lane < kLanes; ++lane) {
     const T value = std::fma(in[0][lane], in[1][lane], in[2][lane]);
     // Undoes V_DIV_SCALE: the scaled quotient in S2 tells which way it went.
-    const int scale = Parts<T>::exponent(in[2][lane]) > Parts<T>::bias ? Parts<T>::scale : -Parts<T>::scale;
+    const int scale =
+        Parts<T>::exponent(in[2][lane]) > Parts<T>::bias ? Parts<T>::scale : -Parts<T>::scale;
     out[lane] = scaled >> lane & 1 ? std::ldexp(value, scale) : value;
   }
   finish(wave, instruction, out);
@@ -126,8 +128,8 @@ T div_fixed(T quotient, T denominator, T numerator) {
   if (denominator == 0 || std::isinf(numerator)) return sign * infinity;
   if (std::isinf(denominator) || numerator == 0) return sign * T(0);
   if (P::exponent(numerator) - P::exponent(denominator) < P::vanishing) return sign * T(0);
-  // The documents' own test for overflow names an exponent that was handled above. Quotients past the largest
-  // number overflow the scaled steps, so the exponents decide.
+  // The documents' own test for overflow names an exponent that was handled above. Quotients past
+  // the largest number overflow the scaled steps, so the exponents decide.
   if (P::exponent(numerator) - P::exponent(denominator) >= P::overflowing) return sign * infinity;
   return sign * std::fabs(quotient);
 }
@@ -163,8 +165,7 @@ void add_vector_float(Table& t) {
   t["v_ceil_f32"] = vector_op([](float a) { return std::ceil(a); });
   t["v_floor_f32"] = vector_op([](float a) { return std::floor(a); });
   t["v_rndne_f32"] = vector_op([](float a) { return std::nearbyint(a); });
-  t["v_fract_f32"] =
-      vector_op([](float a) { return std::min(a - std::floor(a), 0x1.fffffep-1f); });
+  t["v_fract_f32"] = vector_op([](float a) { return std::min(a - std::floor(a), 0x1.fffffep-1f); });
   t["v_ldexp_f32"] = vector_op(
       [](float a, i32 b) { return float(std::ldexp(double(a), std::clamp(b, -600, 600))); });
   t["v_frexp_mant_f32"] = vector_op([](float a) { return frexp_mantissa(a); });

@@ -1,5 +1,4 @@
-// What HIP device code of these tests needs without any ROCm header.
-#pragma once
+// What HIP device code of these tests needs without any ROCm header; the tests put it in front of a kernel.
 
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
