@@ -83,6 +83,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(build()))
     loaded.emu_last_error.restype = ctypes.c_char_p
     loaded.emu_counters.restype = ctypes.c_char_p
+    loaded.emu_instruction_names.restype = ctypes.c_char_p
     loaded.hipGetErrorString.restype = ctypes.c_char_p
     return loaded
 

@@ -498,6 +498,14 @@ v_div_fixup_f64 v[40:41], v[60:61], v[12:13], v[10:11]"""
 # The compiler's expansion of a division is correctly rounded only if all of its steps are right.
 DIVISIONS = [case(DIVISION, lambda a, b, *_: f(a) / f(b))]
 DIVISIONS_64 = [Case(DIVISION_64, lambda *r: words64(g(r, 0) / g(r, 2)), 2)]
+# The half's division: a float quotient, rounded, and its special cases put right.
+DIVISIONS_16 = [
+    h_case(
+        "v_cvt_f32_f16_e32 v60, v11\nv_rcp_f32_e32 v60, v60\nv_cvt_f32_f16_e32 v61, v10\nv_mul_f32_e32 v60, v61, v60\n"
+        "v_cvt_f16_f32_e32 v60, v60\nv_div_fixup_f16 v40, v60, v11, v10",
+        lambda a, b, *_: low_only(h(a) / h(b)),
+    )
+]
 TURNS = [
     case(
         "v_sin_f32_e32 v40, v10",
@@ -576,6 +584,11 @@ def test_double_divisions(architecture: str, rng: np.random.Generator) -> None:
     values = rng.standard_normal((8, 2, 64)) * 10.0 ** rng.integers(-150, 150, (8, 2, 64))
     inputs = np.ascontiguousarray(np.moveaxis(values[..., None].view(np.uint32), -1, 2)).reshape(8, 4, 64)
     check_cases(architecture, DIVISIONS_64, inputs)
+
+
+def test_half_divisions(architecture: str, rng: np.random.Generator) -> None:
+    corners = np.array([0, 0x8000, 0x3C00, 0x7C00, 0xFC00, 0x7E00, 0x4000, 0xC400, 0x3800], np.uint32)
+    check_cases(architecture, DIVISIONS_16, rng.choice(corners, (8, 4, 64)))
 
 
 def test_turns(architecture: str, rng: np.random.Generator) -> None:

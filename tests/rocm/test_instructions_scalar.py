@@ -392,6 +392,20 @@ WAITS = [
     ),
 ]
 
+# VGPR indexing: s20 picks one of v10 to v13, for reading or writing.
+INDEXING = [
+    Case(
+        "v_readfirstlane_b32 s20, v10\ns_and_b32 s20, s20, 3\ns_set_gpr_idx_on s20, gpr_idx(SRC0)\nv_mov_b32_e32 v40, v10\ns_set_gpr_idx_off\nv_mov_b32_e32 v41, v10",
+        lambda *r: np.stack([np.take_along_axis(np.stack(r), (r[0][None, :, :1] & np.uint32(3)).astype(np.int64), 0)[0], r[0]], 1),
+        2,
+    ),
+    Case(
+        "s_mov_b32 s20, 1\ns_set_gpr_idx_on s20, gpr_idx(SRC1,DST)\nv_add_u32_e32 v40, v10, v11\ns_set_gpr_idx_off",
+        lambda a, b, c, *_: np.stack([0 * a + np.uint32(0xDEADBEEF), a + c], 1),
+        2,
+    ),
+]
+
 
 def inputs(rng: np.random.Generator) -> np.ndarray:
     given = mixed_inputs(rng, INTEGER_CORNERS, groups=40)
@@ -419,6 +433,10 @@ def test_branches_and_calls(architecture: str, rng: np.random.Generator) -> None
 
 def test_loads(architecture: str, rng: np.random.Generator) -> None:
     check_cases(architecture, LOADS, mixed_inputs(rng, INTEGER_CORNERS))
+
+
+def test_vgpr_indexing(architecture: str, rng: np.random.Generator) -> None:
+    check_cases(architecture, INDEXING, mixed_inputs(rng, INTEGER_CORNERS))
 
 
 def test_waits_do_nothing(architecture: str, rng: np.random.Generator) -> None:

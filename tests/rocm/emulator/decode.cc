@@ -122,6 +122,7 @@ void attach_meaning(Instruction& out, const Line& line) {
   const Meaning& meaning = found->second;
   out.execute = meaning.execute;
   out.detail = meaning.detail;
+  out.vector_alu = name.rfind("v_", 0) == 0;
   if (meaning.operands_free) return;
 
   if (name.rfind("v_fma_mix", 0) == 0 || name.rfind("v_mfma_scale", 0) == 0)
@@ -226,9 +227,9 @@ void check_registers(const Program& program, int first, int last, int vector_lim
 const Table& instruction_table() {
   static const Table table = [] {
     Table t;
-    for (const auto add : {add_scalar, add_scalar_memory, add_vector_integer, add_vector_float,
-                           add_vector_wide, add_vector_packed, add_compare, add_convert,
-                           add_cross_lane, add_lds, add_global, add_matrix})
+    for (const auto add : {add_scalar, add_flow, add_scalar_memory, add_vector_integer,
+                           add_vector_float, add_vector_wide, add_vector_packed, add_compare,
+                           add_convert, add_cross_lane, add_lds, add_global, add_matrix})
       add(t);
     return t;
   }();

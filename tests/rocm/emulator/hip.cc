@@ -5,6 +5,7 @@
 #include <set>
 
 #include "launch.h"
+#include "table.h"
 
 using namespace emulator;
 
@@ -198,6 +199,18 @@ int emu_set_wave_order(int order) {
 
 int emu_set_budget(uint64_t instructions) {
   return guarded([&] { state().budget = instructions; });
+}
+
+// Every mnemonic with a meaning, without encoding suffixes, one a line.
+const char* emu_instruction_names() {
+  static const std::string names = [] {
+    std::set<std::string> sorted;
+    for (const auto& [name, meaning] : instruction_table()) sorted.insert(name);
+    std::string text;
+    for (const std::string& name : sorted) text += name + "\n";
+    return text;
+  }();
+  return names.c_str();
 }
 
 // The text of the last failure; it stays until the next one.

@@ -92,6 +92,7 @@ struct Instruction {
   std::array<Operand, 2> destination{};
   std::array<Operand, 6> source{};
   uint8_t destinations = 0, sources = 0;
+  bool vector_alu = false;  // VGPR indexing displaces it
   Modifiers modifiers;
   const void* detail = nullptr;
   int32_t target = -1;  // branches: index of the instruction they go to

@@ -115,6 +115,22 @@ void set_up_registers(Wave& wave, const Context& context) {
   wave.pc = kernel.first;
 }
 
+// Executes a vector instruction with its register numbers displaced (ISA documents, "VGPR
+// Indexing").
+void execute_indexed(Wave& wave, const Instruction& instruction) {
+  Instruction moved = instruction;
+  const auto displace = [&](Operand& operand) {
+    if (operand.kind != OperandKind::vector) return;
+    operand.index = uint16_t(operand.index + wave.index);
+    if (operand.index + operand.count > kFirstAccumulator)
+      throw Fault(kIllegalAddress, "VGPR indexing leaves the register file");
+  };
+  for (int source = 0; source < std::min<int>(3, instruction.sources); ++source)
+    if (wave.indexed >> source & 1) displace(moved.source[size_t(source)]);
+  if (wave.indexed >> 3 & 1) displace(moved.destination[0]);
+  moved.execute(wave, moved);
+}
+
 // Runs until the wave ends, waits, or has executed `quantum` instructions.
 void run_wave(Wave& wave, uint64_t quantum) {
   Launch& launch = wave.launch;
@@ -131,7 +147,10 @@ void run_wave(Wave& wave, uint64_t quantum) {
       const Instruction& instruction = instructions[size_t(current)];
       ++launch.executed[size_t(current)];
       ++wave.pc;
-      instruction.execute(wave, instruction);
+      if (wave.indexed && instruction.vector_alu)
+        execute_indexed(wave, instruction);
+      else
+        instruction.execute(wave, instruction);
     }
   } catch (const Fault& fault) {
     char place[160];

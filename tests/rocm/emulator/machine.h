@@ -93,6 +93,9 @@ struct Wave {
   int pc = 0;
   uint64_t executed = 0;
   uint32_t mode = 0;
+  // VGPR indexing (s_set_gpr_idx_on): which of src0, src1, src2 and dst are displaced, and by how
+  // many registers.
+  int indexed = 0, index = 0;
   bool finished = false, at_barrier = false, lanes_reversed = false;
 
   Wave(Workgroup& group, int number);

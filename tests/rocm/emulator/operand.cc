@@ -140,6 +140,14 @@ Operand parse_operand(const std::string& given) {
     operand.constant32 = uint32_t(operand.constant64 >> 32);
     return operand;
   }
+  if (starts_with(text, "gpr_idx(")) {
+    static const char* const names[] = {"SRC0", "SRC1", "SRC2", "DST"};
+    int bits = 0;
+    for (int i = 0; i < 4; ++i)
+      if (text.find(names[i]) != std::string::npos) bits |= 1 << i;
+    set_integer(operand, bits, false);
+    return operand;
+  }
   if (starts_with(text, "hwreg(")) {
     set_integer(operand, hardware_register(text), false);
     return operand;

@@ -1,6 +1,6 @@
 // Scalar arithmetic, branches, waits and the scalar memory reads (ISA documents, SOP1, SOP2, SOPC,
 // SOPK, SOPP, SMEM).
-#include "access.h"
+#include "scalar.h"
 
 namespace emulator {
 
@@ -10,25 +10,6 @@ using u32 = uint32_t;
 using i32 = int32_t;
 using u64 = uint64_t;
 using i64 = int64_t;
-
-template <class T>
-T read(const Wave& wave, const Operand& operand) {
-  if constexpr (sizeof(T) == 4) {
-    return T(operand.kind == OperandKind::scalar ? wave.s[operand.index] : operand.constant32);
-  } else {
-    if (operand.kind == OperandKind::scalar) return T(wave.pair(operand.index));
-    if (operand.literal && std::is_signed_v<T>) return T(i64(i32(operand.constant32)));
-    return T(operand.constant64);
-  }
-}
-
-template <class T>
-void write(Wave& wave, int index, T value) {
-  if constexpr (sizeof(T) == 4)
-    wave.s[index] = u32(value);
-  else
-    wave.set_pair(index, u64(value));
-}
 
 // What an instruction does to SCC: nothing, "the result is not zero", or what its function says
 // itself.
@@ -42,15 +23,15 @@ struct Scalars<R (F::*)(Wave&, A...) const> {
   template <class Function, Scc kScc>
   static void execute(Wave& wave, const Instruction& i) {
     [&]<size_t... K>(std::index_sequence<K...>) {
-      const R result = Function{}(wave, read<A>(wave, i.source[K])...);
-      write<R>(wave, i.destination[0].index, result);
+      const R result = Function{}(wave, read_scalar<A>(wave, i.source[K])...);
+      write_scalar<R>(wave, i.destination[0].index, result);
       if (kScc == Scc::nonzero) wave.scc = result != 0;
     }(std::index_sequence_for<A...>{});
   }
   template <class Function>
   static void compare(Wave& wave, const Instruction& i) {
     [&]<size_t... K>(std::index_sequence<K...>) {
-      wave.scc = Function{}(wave, read<A>(wave, i.source[K])...);
+      wave.scc = Function{}(wave, read_scalar<A>(wave, i.source[K])...);
     }(std::index_sequence_for<A...>{});
   }
 };
@@ -79,7 +60,8 @@ void add_bitwise(Table& t, const std::string& type) {
   t["s_mov_" + type] = scalar_op<Scc::kept>([](Wave&, T a) { return a; });
   t["s_cmov_" + type] = {[](Wave& wave, const Instruction& i) {
                            if (wave.scc)
-                             write<T>(wave, i.destination[0].index, read<T>(wave, i.source[0]));
+                             write_scalar<T>(wave, i.destination[0].index,
+                                             read_scalar<T>(wave, i.source[0]));
                          },
                          1, 1};
   t["s_cselect_" + type] = scalar_op<Scc::kept>([](Wave& w, T a, T b) { return w.scc ? a : b; });
@@ -103,17 +85,17 @@ void add_bitwise(Table& t, const std::string& type) {
       scalar_compare([](Wave&, T a, u32 b) { return bool(a >> b % (8 * sizeof(T)) & 1); });
   for (const bool value : {false, true}) {
     const Execute set = value ? Execute([](Wave& wave, const Instruction& i) {
-      const T mask = T(1) << read<u32>(wave, i.source[0]) % (8 * sizeof(T));
+      const T mask = T(1) << read_scalar<u32>(wave, i.source[0]) % (8 * sizeof(T));
       Operand d = i.destination[0];
       d.kind = OperandKind::scalar;
-      write<T>(wave, d.index, read<T>(wave, d) | mask);
+      write_scalar<T>(wave, d.index, read_scalar<T>(wave, d) | mask);
     })
                               : Execute([](Wave& wave, const Instruction& i) {
-                                  const T mask = T(1)
-                                                 << read<u32>(wave, i.source[0]) % (8 * sizeof(T));
+                                  const T mask =
+                                      T(1) << read_scalar<u32>(wave, i.source[0]) % (8 * sizeof(T));
                                   Operand d = i.destination[0];
                                   d.kind = OperandKind::scalar;
-                                  write<T>(wave, d.index, read<T>(wave, d) & ~mask);
+                                  write_scalar<T>(wave, d.index, read_scalar<T>(wave, d) & ~mask);
                                 });
     t[std::string(value ? "s_bitset1_" : "s_bitset0_") + type] = {set, 1, 1};
   }
@@ -122,8 +104,8 @@ void add_bitwise(Table& t, const std::string& type) {
 template <class F>
 Meaning save_exec(F) {
   return {[](Wave& wave, const Instruction& i) {
-            const u64 operand = read<u64>(wave, i.source[0]), old = wave.exec();
-            write<u64>(wave, i.destination[0].index, old);
+            const u64 operand = read_scalar<u64>(wave, i.source[0]), old = wave.exec();
+            write_scalar<u64>(wave, i.destination[0].index, old);
             const u64 now = F{}(operand, old);
             wave.set_pair(kExec, now);
             wave.scc = now != 0;
@@ -154,38 +136,6 @@ void add_compares(Table& t, const std::string& type) {
     t["s_cmpk_" + std::string(what) + "_" + type] = t["s_cmp_" + std::string(what) + "_" + type];
 }
 
-template <class F>
-Meaning branch(F) {
-  return {[](Wave& wave, const Instruction& i) {
-            if (F{}(wave)) wave.pc = i.target;
-          },
-          0, 1};
-}
-
-uint64_t process_address(const Wave& wave, uint64_t address) {
-  return wave.launch.load_bias + address;
-}
-
-void jump(Wave& wave, uint64_t address) {
-  const int index = wave.launch.program->find(address - wave.launch.load_bias);
-  if (index < 0) throw Fault(kIllegalAddress, "a jump leaves the code object");
-  wave.pc = index;
-}
-
-// MODE bits: rounding 0..3, denormals 4..7, FP16_OVFL 23. Only rounding to nearest and the launch's
-// denormals run.
-void set_register(Wave& wave, const Instruction& i, u32 value) {
-  const u32 packed = i.source[0].constant32, id = packed & 63, offset = packed >> 6 & 31,
-            width = (packed >> 11) + 1;
-  if (id != 1)
-    throw Fault(kLaunchFailure, "s_setreg of a hardware register other than MODE is not emulated");
-  const u32 mask = u32((1ull << width) - 1) << offset;
-  const u32 mode = (wave.mode & ~mask) | (value << offset & mask);
-  if ((mode ^ wave.mode) & 0xff)
-    throw Fault(kLaunchFailure, "a change of rounding or denormal mode is not emulated");
-  wave.mode = mode;
-}
-
 }  // namespace
 
 void add_scalar(Table& t) {
@@ -199,16 +149,17 @@ void add_scalar(Table& t) {
   t["s_addk_i32"] = {[](Wave& wave, const Instruction& i) {
                        i32 sum;
                        wave.scc = __builtin_add_overflow(i32(wave.s[i.destination[0].index]),
-                                                         read<i32>(wave, i.source[0]), &sum);
+                                                         read_scalar<i32>(wave, i.source[0]), &sum);
                        wave.s[i.destination[0].index] = u32(sum);
                      },
                      1, 1};
   t["s_mulk_i32"] = {[](Wave& wave, const Instruction& i) {
-                       wave.s[i.destination[0].index] *= read<u32>(wave, i.source[0]);
+                       wave.s[i.destination[0].index] *= read_scalar<u32>(wave, i.source[0]);
                      },
                      1, 1};
   t["s_cmovk_i32"] = {[](Wave& wave, const Instruction& i) {
-                        if (wave.scc) wave.s[i.destination[0].index] = read<u32>(wave, i.source[0]);
+                        if (wave.scc)
+                          wave.s[i.destination[0].index] = read_scalar<u32>(wave, i.source[0]);
                       },
                       1, 1};
   t["s_add_u32"] = scalar_op<Scc::own>(
@@ -294,108 +245,17 @@ void add_scalar(Table& t) {
     return out;
   });
   t["s_andn1_wrexec_b64"] = {[](Wave& wave, const Instruction& i) {
-                               const u64 now = ~read<u64>(wave, i.source[0]) & wave.exec();
-                               write<u64>(wave, i.destination[0].index, now);
+                               const u64 now = ~read_scalar<u64>(wave, i.source[0]) & wave.exec();
+                               write_scalar<u64>(wave, i.destination[0].index, now);
                                wave.set_pair(kExec, now), wave.scc = now != 0;
                              },
                              1, 1};
   t["s_andn2_wrexec_b64"] = {[](Wave& wave, const Instruction& i) {
-                               const u64 now = read<u64>(wave, i.source[0]) & ~wave.exec();
-                               write<u64>(wave, i.destination[0].index, now);
+                               const u64 now = read_scalar<u64>(wave, i.source[0]) & ~wave.exec();
+                               write_scalar<u64>(wave, i.destination[0].index, now);
                                wave.set_pair(kExec, now), wave.scc = now != 0;
                              },
                              1, 1};
-
-  t["s_branch"] = branch([](Wave&) { return true; });
-  t["s_cbranch_scc0"] = branch([](Wave& w) { return !w.scc; });
-  t["s_cbranch_scc1"] = branch([](Wave& w) { return w.scc; });
-  t["s_cbranch_vccz"] = branch([](Wave& w) { return w.vcc() == 0; });
-  t["s_cbranch_vccnz"] = branch([](Wave& w) { return w.vcc() != 0; });
-  t["s_cbranch_execz"] = branch([](Wave& w) { return w.exec() == 0; });
-  t["s_cbranch_execnz"] = branch([](Wave& w) { return w.exec() != 0; });
-  t["s_getpc_b64"] = {[](Wave& wave, const Instruction& i) {
-                        wave.set_pair(i.destination[0].index,
-                                      process_address(wave, i.next_address));
-                      },
-                      1, 0};
-  t["s_setpc_b64"] = {
-      [](Wave& wave, const Instruction& i) { jump(wave, wave.pair(i.source[0].index)); }, 0, 1};
-  t["s_swappc_b64"] = {[](Wave& wave, const Instruction& i) {
-                         const u64 to = wave.pair(i.source[0].index);
-                         wave.set_pair(i.destination[0].index,
-                                       process_address(wave, i.next_address));
-                         jump(wave, to);
-                       },
-                       1, 1};
-  t["s_endpgm"] = {[](Wave& wave, const Instruction&) { wave.finished = true; }, 0, 0};
-  t["s_barrier"] = {[](Wave& wave, const Instruction&) { wave.at_barrier = true; }, 0, 0};
-  t["s_trap"] = {
-      [](Wave&, const Instruction&) { throw Fault(kLaunchFailure, "the kernel reached a trap"); },
-      0, 1};
-
-  t["s_setreg_b32"] = {
-      [](Wave& wave, const Instruction& i) { set_register(wave, i, read<u32>(wave, i.source[1])); },
-      0, 2};
-  t["s_setreg_imm32_b32"] = t["s_setreg_b32"];
-  t["s_getreg_b32"] = {
-      [](Wave& wave, const Instruction& i) {
-        const u32 packed = i.source[0].constant32, id = packed & 63;
-        if (id != 1)
-          throw Fault(kLaunchFailure,
-                      "s_getreg of a hardware register other than MODE is not emulated");
-        wave.s[i.destination[0].index] =
-            wave.mode >> (packed >> 6 & 31) & u32((1ull << ((packed >> 11) + 1)) - 1);
-      },
-      1, 1};
-  // Memory operations complete at once here: waits, cache controls, priorities and hints have
-  // nothing to do.
-  const Meaning nothing{[](Wave&, const Instruction&) {}, 0, 0, ~0u, false, true};
-  for (const char* name :
-       {"s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_dcache_inv", "s_dcache_wb",
-        "s_dcache_inv_vol", "s_icache_inv", "s_inst_prefetch", "s_ttracedata", "s_sendmsg", "v_nop",
-        "buffer_wbl2", "buffer_inv", "s_code_end", "s_incperflevel", "s_decperflevel"})
-    t[name] = nothing;
-}
-
-void add_scalar_memory(Table& t) {
-  const auto add = [&](const std::string& suffix, auto words) {
-    static constexpr int kWords = decltype(words)::value;
-    t["s_load_dword" + suffix] = {
-        [](Wave& wave, const Instruction& i) {
-          const uint64_t address = wave.pair(i.source[0].index) + read<u32>(wave, i.source[1]) +
-                                   uint64_t(i.modifiers.offset);
-          if (address % 4)
-            throw Fault(kIllegalAddress, "a scalar load is not aligned to four bytes");
-          std::memcpy(&wave.s[i.destination[0].index],
-                      global_at(wave, 0, address, 4 * kWords, false), 4 * kWords);
-        },
-        1, 2, kOffset | kCacheBits};
-    t["s_buffer_load_dword" + suffix] = {
-        [](Wave& wave, const Instruction& i) {
-          const u32* words = &wave.s[i.source[0].index];
-          const uint64_t base = u64(words[1] & 0xffff) << 32 | words[0];
-          const uint64_t offset = read<u32>(wave, i.source[1]) + uint64_t(i.modifiers.offset);
-          for (int word = 0; word < kWords; ++word) {
-            u32 value = 0;
-            // Beyond num_records a buffer reads zeros.
-            if (offset + 4 * u64(word) + 4 <= words[2])
-              std::memcpy(&value, global_at(wave, 0, base + offset + 4 * u64(word), 4, false), 4);
-            wave.s[i.destination[0].index + word] = value;
-          }
-        },
-        1, 2, kOffset | kCacheBits};
-  };
-  add("", std::integral_constant<int, 1>{});
-  add("x2", std::integral_constant<int, 2>{});
-  add("x3", std::integral_constant<int, 3>{});
-  add("x4", std::integral_constant<int, 4>{});
-  add("x8", std::integral_constant<int, 8>{});
-  add("x16", std::integral_constant<int, 16>{});
-  t["s_memtime"] = {[](Wave& wave, const Instruction& i) {
-                      wave.set_pair(i.destination[0].index, wave.executed);
-                    },
-                    1, 0};
-  t["s_memrealtime"] = t["s_memtime"];
 }
 
 }  // namespace emulator

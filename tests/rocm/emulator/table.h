@@ -21,6 +21,7 @@ struct Meaning {
 using Table = std::unordered_map<std::string, Meaning>;
 
 void add_scalar(Table&);
+void add_flow(Table&);
 void add_scalar_memory(Table&);
 void add_vector_integer(Table&);
 void add_vector_float(Table&);

@@ -134,6 +134,12 @@ T div_fixed(T quotient, T denominator, T numerator) {
   return sign * std::fabs(quotient);
 }
 
+// A half's quotient needs no scaling: only the special cases are put right. Widened, no exponent
+// reaches the limits.
+Half div_fixed_half(Half quotient, Half denominator, Half numerator) {
+  return Half(div_fixed(float(quotient), float(denominator), float(numerator)));
+}
+
 float log2_of(float a) { return rounded(std::log2(double(flush(a)))); }
 
 }  // namespace
@@ -195,6 +201,7 @@ void add_vector_float(Table& t) {
        {std::pair{"v_div_fmas_f32", &div_fmas<float>}, {"v_div_fmas_f64", &div_fmas<double>}})
     t[name] = {run, 1, 3, kNegate};
   t["v_div_fixup_f32"] = vector_op([](float a, float b, float c) { return div_fixed(a, b, c); });
+  t["v_div_fixup_f16"] = vector_op([](Half a, Half b, Half c) { return div_fixed_half(a, b, c); });
   t["v_div_fixup_f64"] = vector_op([](double a, double b, double c) { return div_fixed(a, b, c); });
 
   t["v_add_f16"] = vector_op([](Half a, Half b) { return Half(float(a) + float(b)); });
