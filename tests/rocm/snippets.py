@@ -16,6 +16,7 @@ from ml_dtypes import bfloat16
 LANES = 64
 BEFORE = 0xDEADBEEF
 LDS_BYTES = 32768
+PRIVATE_BYTES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ _EPILOGUE = """  s_endpgm
 .p2align 6
 .amdhsa_kernel pieces
   .amdhsa_group_segment_fixed_size {lds}
-  .amdhsa_private_segment_fixed_size 0
+  .amdhsa_private_segment_fixed_size {private}
+  .amdhsa_enable_private_segment 1
   .amdhsa_user_sgpr_kernarg_segment_ptr 1
   .amdhsa_next_free_vgpr 256
   .amdhsa_next_free_sgpr 96
@@ -78,7 +80,7 @@ amdhsa.kernels:
     .kernarg_segment_size: 16
     .kernarg_segment_align: 8
     .group_segment_fixed_size: {lds}
-    .private_segment_fixed_size: 0
+    .private_segment_fixed_size: {private}
     .wavefront_size: 64
     .sgpr_count: 96
     .vgpr_count: 256
@@ -107,7 +109,11 @@ def assembly(pieces: Sequence[tuple[str, int]], rows: int, architecture: str, de
         out += ["s_mov_b64 exec, -1", text, "s_mov_b64 exec, -1", "s_nop 7"]
         out += [f"global_store_dword v1, v{40 + word}, s[4:5] offset:{256 * word}" for word in range(count)]
         out += [f"s_add_u32 s4, s4, {256 * count}", "s_addc_u32 s5, s5, 0"]
-    return "\n".join(out) + "\n" + _EPILOGUE.format(arch=architecture, lds=LDS_BYTES, denormals=denormals)
+    return (
+        "\n".join(out)
+        + "\n"
+        + _EPILOGUE.format(arch=architecture, lds=LDS_BYTES, private=PRIVATE_BYTES, denormals=denormals)
+    )
 
 
 def run_pieces(

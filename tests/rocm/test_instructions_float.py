@@ -392,6 +392,19 @@ HALF = [
 ]
 
 
+CLASSES_THAT_NARROW = [
+    Case(
+        "v_cmpx_class_f32_e64 s[20:21], v10, v11\nv_mov_b32_e32 v40, 1",
+        lambda a, b, *_: np.where(classes(a, b) == 1, np.uint32(1), np.uint32(0xDEADBEEF)),
+    ),
+    # 0x204: the infinities.
+    Case(
+        "s_movk_i32 s22, 0x204\nv_cmpx_class_f64_e64 s[20:21], v[10:11], s22\nv_mov_b32_e32 v40, 1",
+        lambda *r: np.where(np.isinf(g(r, 0)), np.uint32(1), np.uint32(0xDEADBEEF)),
+    ),
+]
+
+
 def two_words(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.stack([low.view(np.uint32), high.view(np.uint32)], 1)
 
@@ -537,7 +550,8 @@ def test_comparisons(architecture: str, rng: np.random.Generator) -> None:
     inputs = mixed_inputs(rng, corners)
     inputs[:, 2] = np.where(rng.random(inputs[:, 2].shape) < 0.4, inputs[:, 0], inputs[:, 2])
     inputs[:, 3] = np.where(rng.random(inputs[:, 3].shape) < 0.6, inputs[:, 1], inputs[:, 3])
-    check_cases(architecture, COMPARES, inputs)
+    inputs[:, 0] = np.where(inputs[:, 1] << np.uint32(12) == 0, np.uint32(0), inputs[:, 0])
+    check_cases(architecture, COMPARES + CLASSES_THAT_NARROW, inputs)
 
 
 def test_half_precision(architecture: str, rng: np.random.Generator) -> None:

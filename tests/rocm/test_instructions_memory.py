@@ -5,6 +5,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+from emulation import EmulatorError
 from snippets import FLOAT_CORNERS, INTEGER_CORNERS, LANES, Case, check_cases, mixed_inputs, run_pieces
 
 POISON = np.uint32(0xFFFFFFFF)
@@ -532,13 +533,45 @@ def transposed(bits: int) -> Case:
     return Case(text, expect, 2)
 
 
+def scratch_cases() -> list[Case]:
+    """Private memory: each lane's own bytes, addressed by a scalar, a vector register or neither."""
+    cases = []
+    fill = "scratch_store_dword off, v10, off offset:8\ns_mov_b32 s20, 6\nv_mov_b32_e32 v60, 6\n"
+    for name, f in NARROW.items():
+        for address in ("off, s20 offset:4", "v60, off offset:4", "off, off offset:10"):
+            cases.append(Case(f"{fill}scratch_load_{name} v40, {address}", lambda a, *_, f=f: f(a)))
+    for name, f in STORES.items():
+        clear = "v_mov_b32_e32 v61, -1\nscratch_store_dword off, v61, off offset:8\n"
+        store = f"{fill}{clear}scratch_store_{name} v60, v10, off offset:4"
+        cases.append(Case(f"{store}\nscratch_load_dword v40, off, off offset:8", lambda a, *_, f=f: f(a)))
+    for count, suffix in WIDE.items():
+        move = f"scratch_store_dword{suffix} off, {registers(10, count)}, s20 offset:10\n"
+        load = f"scratch_load_dword{suffix} {registers(40, count)}, v60, off offset:10"
+        cases.append(Case(fill + move + load, lambda *rows, count=count: np.stack(rows[:count], 1), count))
+    flat = "s_mov_b64 s[22:23], src_private_base\nv_mov_b32_e32 v63, s23\nv_mov_b32_e32 v62, 8\nflat_load_dword v40, v[62:63]"
+    return [*cases, Case(fill + flat, lambda a, *_: a)]
+
+
 TRANSPOSED = [transposed(bits) for bits in (4, 8, 16)]
-CASES = [*global_cases(), *lds_cases(), *DMA, *all_atomics()]
-CASES_950 = [*DMA_950, *TRANSPOSED]
+CASES = [*global_cases(), *scratch_cases(), *lds_cases(), *DMA, *all_atomics()]
+ATOMICS_950 = atomic_cases("buffer", "pk_add_bf16", *float_update("pk_add_bf16"), kind="bf16")
+CASES_950 = [*DMA_950, *TRANSPOSED, *ATOMICS_950]
 
 
 def test_global_flat_and_buffer(architecture: str, rng: np.random.Generator) -> None:
     check_cases(architecture, global_cases(), mixed_inputs(rng, INTEGER_CORNERS, groups=3))
+
+
+def test_private_memory(architecture: str, rng: np.random.Generator) -> None:
+    check_cases(architecture, scratch_cases(), mixed_inputs(rng, INTEGER_CORNERS, groups=3))
+    with pytest.raises(
+        EmulatorError, match="private access of 4 bytes by lane 0 at address 0x3e is outside the lane's 64"
+    ):
+        run_pieces(
+            architecture,
+            [("scratch_store_dword off, v10, off offset:62", 1)],
+            np.zeros((1, 4, LANES), np.uint32),
+        )
 
 
 def test_lds(architecture: str, rng: np.random.Generator) -> None:
@@ -558,7 +591,7 @@ def test_atomics(architecture: str, corners: np.ndarray, rng: np.random.Generato
     inputs[:, 2] = np.where(np.arange(LANES) % 2, inputs[:, 0], inputs[:, 2])
     signalling = (inputs & np.uint32(0x7FC00000)) == np.uint32(0x7F800000)
     inputs = np.where(signalling & (inputs & np.uint32(0x3FFFFF) != 0), inputs | np.uint32(0x400000), inputs)
-    check_cases(architecture, all_atomics(), inputs)
+    check_cases(architecture, all_atomics() + (ATOMICS_950 if architecture == "gfx950" else []), inputs)
 
 
 def test_atomics_of_one_word_meet(architecture: str) -> None:

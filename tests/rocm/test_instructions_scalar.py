@@ -396,7 +396,13 @@ WAITS = [
 INDEXING = [
     Case(
         "v_readfirstlane_b32 s20, v10\ns_and_b32 s20, s20, 3\ns_set_gpr_idx_on s20, gpr_idx(SRC0)\nv_mov_b32_e32 v40, v10\ns_set_gpr_idx_off\nv_mov_b32_e32 v41, v10",
-        lambda *r: np.stack([np.take_along_axis(np.stack(r), (r[0][None, :, :1] & np.uint32(3)).astype(np.int64), 0)[0], r[0]], 1),
+        lambda *r: np.stack(
+            [
+                np.take_along_axis(np.stack(r), (r[0][None, :, :1] & np.uint32(3)).astype(np.int64), 0)[0],
+                r[0],
+            ],
+            1,
+        ),
         2,
     ),
     Case(

@@ -101,8 +101,8 @@ void add_flow(Table& t) {
   const Meaning nothing{[](Wave&, const Instruction&) {}, 0, 0, ~0u, false, true};
   for (const char* name :
        {"s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_dcache_inv", "s_dcache_wb",
-        "s_dcache_inv_vol", "s_icache_inv", "s_inst_prefetch", "s_ttracedata", "s_sendmsg", "v_nop",
-        "buffer_wbl2", "buffer_inv", "s_code_end", "s_incperflevel", "s_decperflevel"})
+        "s_icache_inv", "s_ttracedata", "s_sendmsg", "v_nop", "buffer_wbl2", "buffer_inv",
+        "s_incperflevel", "s_decperflevel"})
     t[name] = nothing;
 }
 
@@ -138,7 +138,6 @@ void add_scalar_memory(Table& t) {
   };
   add("", std::integral_constant<int, 1>{});
   add("x2", std::integral_constant<int, 2>{});
-  add("x3", std::integral_constant<int, 3>{});
   add("x4", std::integral_constant<int, 4>{});
   add("x8", std::integral_constant<int, 8>{});
   add("x16", std::integral_constant<int, 16>{});

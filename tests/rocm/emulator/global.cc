@@ -248,7 +248,9 @@ void add_atomics(Table& t, const std::string& prefix) {
         atomic<kSpace>, 0, address_operands<kSpace>() + 1, allowed, false, false, &what};
   };
   for (const Atomic& what : integer_atomics()) add(what, what.bytes == 8 ? "_x2" : "");
-  for (const Atomic& what : float_atomics()) add(what, "");
+  // LDS alone has minimum and maximum of float32.
+  for (const Atomic& what : float_atomics())
+    if (what.name != "min_f32" && what.name != "max_f32") add(what, "");
 }
 
 }  // namespace
