@@ -94,6 +94,15 @@ amdhsa.kernels:
 """
 
 
+def registers(first: int, count: int, letter: str = "v") -> str:
+    return f"{letter}{first}" if count == 1 else f"{letter}[{first}:{first + count - 1}]"
+
+
+def raw_buffer(low: str, high: str, records: int) -> str:
+    """Lines that make s[44:47] a raw buffer resource of `records` bytes at the address in two scalars."""
+    return f"s_mov_b32 s44, {low}\ns_mov_b32 s45, {high}\ns_movk_i32 s46, 0x{records:x}\ns_mov_b32 s47, 0x20000\n"
+
+
 def row_address(row: int) -> str:
     """Operands of a load of the group's input row; an instruction's offset spans 8 KiB."""
     return f"v{2 if row < 32 else 3}, s[6:7] offset:{256 * row - (0x1000 if row < 32 else 0x3000)}"
@@ -143,7 +152,8 @@ def _same_bits(got: np.ndarray, expected: np.ndarray, kind: str) -> np.ndarray:
         "f16": (np.uint16, np.float16),
         "bf16": (np.uint16, bfloat16),
     }[kind]
-    both_nan = np.isnan(got.view(floats)) & np.isnan(expected.view(floats))
+    with np.errstate(invalid="ignore"):  # of signalling patterns
+        both_nan = np.isnan(got.view(floats)) & np.isnan(expected.view(floats))
     same = (got.view(bits) == expected.view(bits)) | both_nan
     return same.reshape(*got.shape, -1).all(-1)
 
@@ -199,6 +209,7 @@ def mixed_inputs(rng: np.random.Generator, corners: np.ndarray, rows: int = 4, g
     return np.where(rng.random(random.shape) < 0.5, rng.choice(corners, random.shape), random)
 
 
-def floats(*, scale: float = 4.0) -> Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]:
-    """Ordinary float32 values as bits."""
-    return lambda rng, shape: (scale * rng.standard_normal(shape)).astype(np.float32).view(np.uint32)
+def words_of(value: np.ndarray) -> list[np.ndarray]:
+    if value.dtype == np.uint32:
+        return [value]
+    return [(value & np.uint64(0xFFFFFFFF)).astype(np.uint32), (value >> np.uint64(32)).astype(np.uint32)]

@@ -225,7 +225,10 @@ def test_flushed_denormals_follow_the_descriptor(architecture: str) -> None:
 
 
 def test_lds_of_another_workgroup_is_not_seen(architecture: str) -> None:
-    piece = f"v_mov_b32_e32 v60, {LDS_BYTES - 256}\nv_add_u32_e32 v60, v60, v1\nds_read_b32 v40, v60\nds_write_b32 v60, v10"
+    piece = (
+        f"v_mov_b32_e32 v60, {LDS_BYTES - 256}\n"
+        f"v_add_u32_e32 v60, v60, v1\nds_read_b32 v40, v60\nds_write_b32 v60, v10"
+    )
     (out,) = run_pieces(architecture, [(piece, 1)], np.zeros((3, 4, LANES), np.uint32))
     assert (out == 0xFFFFFFFF).all()
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import test_instructions_atomics as atomics
 import test_instructions_convert as convert
 import test_instructions_cross_lane as cross_lane
 import test_instructions_float as floats
@@ -17,7 +18,7 @@ SUFFIX = re.compile(r"(_e32|_e64|_dpp|_sdwa)$")
 
 
 def cases() -> Iterator[Case]:
-    for module in (convert, cross_lane, floats, integer, memory, scalar):
+    for module in (atomics, convert, cross_lane, floats, integer, memory, scalar):
         for value in vars(module).values():
             if isinstance(value, list):
                 yield from (item for item in value if isinstance(item, Case))

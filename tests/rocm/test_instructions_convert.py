@@ -70,7 +70,8 @@ PLAIN = [
         kind="f32",
     ),
     case(
-        "v_cvt_f64_i32_e32 v[60:61], v10\nv_cvt_f64_u32_e32 v[62:63], v11\nv_fma_f64 v[60:61], v[60:61], 0.5, v[62:63]\n"
+        "v_cvt_f64_i32_e32 v[60:61], v10\nv_cvt_f64_u32_e32 v[62:63], v11\n"
+        "v_fma_f64 v[60:61], v[60:61], 0.5, v[62:63]\n"
         "v_cvt_f32_f64_e32 v40, v[60:61]",
         lambda a, b, *_: single(a.view(np.int32).astype(np.float64) / 2 + b),
     ),

@@ -345,6 +345,9 @@ def test_disabled_lanes_keep_their_registers(architecture: str, rng: np.random.G
 
 def test_carries_of_disabled_lanes_are_zero(architecture: str) -> None:
     ones = np.full((1, 4, 64), 0xFFFFFFFF, np.uint32)
-    text = "s_mov_b64 exec, 5\nv_add_co_u32_e64 v60, s[20:21], v10, v11\ns_mov_b64 exec, -1\nv_mov_b32_e32 v40, s20\nv_mov_b32_e32 v41, s21"
+    text = (
+        "s_mov_b64 exec, 5\nv_add_co_u32_e64 v60, s[20:21], v10, v11\n"
+        "s_mov_b64 exec, -1\nv_mov_b32_e32 v40, s20\nv_mov_b32_e32 v41, s21"
+    )
     (out,) = run_pieces(architecture, [(text, 2)], ones)
     assert (out[0, 0] == 5).all() and (out[0, 1] == 0).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulation import EmulatorError
 from hip_toolchain import assemble
-from snippets import LANES, assembly, row_address, run_pieces
+from snippets import LANES, assembly, registers, row_address, run_pieces
 
 FP8 = {"gfx942": ml_dtypes.float8_e4m3fnuz, "gfx950": ml_dtypes.float8_e4m3fn}
 BF8 = {"gfx942": ml_dtypes.float8_e5m2fnuz, "gfx950": ml_dtypes.float8_e5m2}
@@ -93,10 +93,6 @@ def input_words(matrix: np.ndarray, rows: int) -> np.ndarray:
     return out.view(np.uint32)
 
 
-def span(first: int, count: int, letter: str = "v") -> str:
-    return f"{letter}{first}" if count == 1 else f"{letter}[{first}:{first + count - 1}]"
-
-
 def multiply(
     architecture: str,
     mnemonic: str,
@@ -125,15 +121,16 @@ def multiply(
     inputs = np.concatenate([inputs, addend[None]], 1)
     first_b, first_scale = 10 + len(left), 10 + len(left) + len(right)
     first_c = inputs.shape[1] - count
-    d, source = span(40, count), span(40, count)
+    d, source = registers(40, count), registers(40, count)
     # It is read from memory: with eight registers a side there is no room for it beside them.
     text = "".join(f"global_load_dword v{40 + i}, {row_address(first_c + i)}\n" for i in range(count))
     text += "s_waitcnt vmcnt(0)\n"
     if letter == "a":
         text += "".join(f"v_accvgpr_write_b32 a{i}, v{40 + i}\n" for i in range(count)) + "s_nop 7\n"
-        d = source = span(0, count, "a")
+        d = source = registers(0, count, "a")
     scale_operands = f", v{first_scale}, v{first_scale + 1}" if scales is not None else ""
-    text += f"{mnemonic} {d}, {span(10, len(left))}, {span(first_b, len(right))}, {source}{scale_operands}{extra}\ns_nop 15"
+    operands = f"{d}, {registers(10, len(left))}, {registers(first_b, len(right))}, {source}{scale_operands}"
+    text += f"{mnemonic} {operands}{extra}\ns_nop 15"
     if letter == "a":
         text += "".join(f"\nv_accvgpr_read_b32 v{40 + i}, a{i}" for i in range(count))
     assert 10 + first_c <= 40

@@ -355,9 +355,8 @@ BRANCHES = [
 _LOADED = {1: "", 2: "x2", 4: "x4", 8: "x8", 16: "x16"}
 LOADS = [
     Case(
-        f"s_load_dword{suffix} s[{44}:{43 + words}], s[6:7], 0x14\ns_waitcnt lgkmcnt(0)\nv_mov_b32_e32 v40, s{43 + words}".replace(
-            "s[44:44]", "s44"
-        ),
+        f"s_load_dword{suffix} s[{44}:{43 + words}], s[6:7], 0x14\n"
+        f"s_waitcnt lgkmcnt(0)\nv_mov_b32_e32 v40, s{43 + words}".replace("s[44:44]", "s44"),
         lambda a, *_, words=words: np.repeat(a[:, 4 + words : 5 + words], 64, 1),
     )
     for words, suffix in _LOADED.items()
@@ -367,7 +366,8 @@ LOADS = [
         lambda a, b, *_: np.repeat(b[:, :1], 64, 1),
     ),
     Case(
-        "s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_mov_b32 s46, 12\ns_mov_b32 s47, 0x20000\ns_buffer_load_dwordx4 s[48:51], s[44:47], 0x4\n"
+        "s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_mov_b32 s46, 12\n"
+        "s_mov_b32 s47, 0x20000\ns_buffer_load_dwordx4 s[48:51], s[44:47], 0x4\n"
         "v_mov_b32_e32 v40, s49\nv_mov_b32_e32 v41, s50",
         lambda a, *_: np.stack([np.repeat(a[:, 2:3], 64, 1), 0 * a], 1),
         2,
@@ -375,9 +375,8 @@ LOADS = [
     *(
         Case(
             f"s_mov_b32 s44, s6\ns_mov_b32 s45, s7\ns_movk_i32 s46, 0x400\ns_mov_b32 s47, 0x20000\n"
-            f"s_buffer_load_dword{suffix} s[{52}:{51 + words}], s[44:47], 0x8\nv_mov_b32_e32 v40, s{51 + words}".replace(
-                "s[52:52]", "s52"
-            ),
+            f"s_buffer_load_dword{suffix} s[{52}:{51 + words}], s[44:47], 0x8\n"
+            f"v_mov_b32_e32 v40, s{51 + words}".replace("s[52:52]", "s52"),
             lambda a, *_, words=words: np.repeat(a[:, 1 + words : 2 + words], 64, 1),
         )
         for words, suffix in _LOADED.items()
@@ -385,9 +384,12 @@ LOADS = [
 ]
 WAITS = [
     Case(
-        "s_nop 3\ns_waitcnt vmcnt(0) lgkmcnt(0)\ns_sleep 1\ns_setprio 2\ns_dcache_inv\ns_dcache_wb\ns_icache_inv\nbuffer_wbl2 sc1\n"
-        "buffer_inv sc1\nv_nop\ns_sethalt 0\ns_sendmsg sendmsg(MSG_INTERRUPT)\ns_ttracedata\ns_incperflevel 1\ns_decperflevel 1\n"
-        "s_memtime s[30:31]\ns_memtime s[32:33]\ns_memrealtime s[34:35]\ns_cmp_lt_u32 s30, s32\ns_cselect_b32 s30, 7, 8\nv_mov_b32_e32 v40, s30",
+        "s_nop 3\ns_waitcnt vmcnt(0) lgkmcnt(0)\ns_sleep 1\ns_setprio 2\n"
+        "s_dcache_inv\ns_dcache_wb\ns_icache_inv\nbuffer_wbl2 sc1\n"
+        "buffer_inv sc1\nv_nop\ns_sethalt 0\ns_sendmsg sendmsg(MSG_INTERRUPT)\n"
+        "s_ttracedata\ns_incperflevel 1\ns_decperflevel 1\n"
+        "s_memtime s[30:31]\ns_memtime s[32:33]\ns_memrealtime s[34:35]\n"
+        "s_cmp_lt_u32 s30, s32\ns_cselect_b32 s30, 7, 8\nv_mov_b32_e32 v40, s30",
         lambda a, *_: 0 * a + np.uint32(7),
     ),
 ]
@@ -395,7 +397,8 @@ WAITS = [
 # VGPR indexing: s20 picks one of v10 to v13, for reading or writing.
 INDEXING = [
     Case(
-        "v_readfirstlane_b32 s20, v10\ns_and_b32 s20, s20, 3\ns_set_gpr_idx_on s20, gpr_idx(SRC0)\nv_mov_b32_e32 v40, v10\ns_set_gpr_idx_off\nv_mov_b32_e32 v41, v10",
+        "v_readfirstlane_b32 s20, v10\ns_and_b32 s20, s20, 3\ns_set_gpr_idx_on s20, gpr_idx(SRC0)\n"
+        "v_mov_b32_e32 v40, v10\ns_set_gpr_idx_off\nv_mov_b32_e32 v41, v10",
         lambda *r: np.stack(
             [
                 np.take_along_axis(np.stack(r), (r[0][None, :, :1] & np.uint32(3)).astype(np.int64), 0)[0],
