@@ -146,8 +146,9 @@ struct TileAttention {
     Pack<bf16, kThreadKeys> weights;
 #pragma unroll
     for (int i = 0; i < kThreadKeys; ++i) {
-      weights.at[i] = FromFloat<bf16>(Exp2(score[i] - base));
-      sum += ToFloat(weights.at[i]);
+      const float weight = Exp2(score[i] - base);
+      weights.at[i] = FromFloat<bf16>(weight);
+      sum += weight;
     }
     StorePack(Part<bf16>(Shape::kWeights) + row * Shape::kWeightStride + first, weights);
     total = total * shrink + LanesSum<kRowThreads>(sum);

@@ -126,8 +126,33 @@ struct Angles {
   }
 };
 
-// Part `part` of a token's query heads. All of a thread's items are the same part of different
-// heads, so that it reads its cosines and sines once.
+// What one item needs, and what becomes of it.
+template <typename T, int pairs>
+MLA_DEVICE void StoreRotated(const Angles<pairs>& angles, const Pairs<T, pairs>& in, T* dst,
+                             int64_t first, int64_t half, bool half_layout) {
+  const Rotated<pairs> rotated = angles.Rotate(in, half_layout);
+  Pairs<T, pairs> out;
+#pragma unroll
+  for (int j = 0; j < 2 * pairs; ++j) out.raw.at[j] = FromFloat<T>(rotated.at[j]);
+  out.Store(dst, first, half, half_layout);
+}
+
+// Part `part` of a token's query heads, pair by pair.
+template <typename T>
+MLA_DEVICE void RotateAnyQuery(const RopeAppendArgs& args, int64_t token, int part) {
+  const int64_t half = args.rope / 2;
+  const int64_t item = static_cast<int64_t>(part) * kThreads + ThreadX();
+  if (item >= args.heads * half) return;
+  const int64_t head = item / half, pair = item - head * half;
+  const int64_t row = token * args.heads + head;
+  const Pairs<T, 1> in(At<T>(args.q, row * args.q_width + args.q_offset), pair, half,
+                       args.half_layout);
+  StoreRotated(Angles<1>(args, RowOfTable(args, token) + pair), in,
+               At<T>(args.q_rope, row * args.rope), pair, half, args.half_layout);
+}
+
+// The same, `pairs` of them at once. All of a thread's items are the same part of different heads,
+// so that it reads its cosines and sines once.
 template <typename T, int pairs, int items>
 MLA_DEVICE void RotateQuery(const RopeAppendArgs& args, int64_t token, int part) {
   const int per_head = static_cast<int>(args.rope / 2) / pairs;
@@ -150,11 +175,7 @@ MLA_DEVICE void RotateQuery(const RopeAppendArgs& args, int64_t token, int part)
   for (int i = 0; i < items; ++i) {
     const int64_t head = (part * items + i) * at_once + thread_head;
     if (head >= args.heads) break;
-    const Rotated<pairs> rotated = angles.Rotate(in[i], args.half_layout);
-    Pairs<T, pairs> out;
-#pragma unroll
-    for (int j = 0; j < 2 * pairs; ++j) out.raw.at[j] = FromFloat<T>(rotated.at[j]);
-    out.Store(q_rope + head * args.rope, first, half, args.half_layout);
+    StoreRotated(angles, in[i], q_rope + head * args.rope, first, half, args.half_layout);
   }
 }
 

@@ -1,6 +1,4 @@
 // Chooses the kernel: wide accesses where every row, offset and run allows them.
-#include <string>
-
 #include "rope_append_latent/gpu_shape.h"
 
 namespace mla {
@@ -10,29 +8,27 @@ extern const Image kImage_rope_append_latent;
 
 namespace {
 
-// A wide kernel moves 8 elements at once, 4 of each half in the half layout.
+// A wide kernel moves 8 elements at once, 4 of each half in the half layout, and has a thread for
+// every part of a head.
 bool Wide(const RopeAppendArgs& args) {
   const auto whole = [](int64_t n) { return n % 8 == 0; };
   return whole(args.q_width) && whole(args.q_offset) && whole(args.kv_width) &&
-         whole(args.kv_offset) && whole(args.rank) && whole(args.rope);
+         whole(args.kv_offset) && whole(args.rank) && whole(args.rope) && args.rope > 0 &&
+         args.rope / 8 <= kThreads;
 }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 xla::ffi::Error RopeAppend(const RopeAppendArgs& args, const Stream& stream) {
   const bool wide = Wide(args), f32 = args.io_type == DType::kF32;
-  const int64_t per_head = args.rope / 2 / (wide ? 4 : 1);
-  if (per_head > kThreads) {
-    return xla::ffi::Error::InvalidArgument(
-        "mla_jax.rope_append_latent: argument 'q_rope': expected at most " +
-        std::to_string(2 * kThreads * (wide ? 4 : 1)) + " columns on a GPU, got " +
-        std::to_string(args.rope));
-  }
   const bool many = wide && !f32 && args.tokens >= kManyTokens;
-  const int64_t heads_at_once = (per_head == 0 ? 1 : kThreads / per_head) * (many ? kManyItems : 1);
-  const int64_t parts = (args.heads + heads_at_once - 1) / heads_at_once;
+  const int64_t parts =
+      wide ? CeilDiv(args.heads, kThreads / (args.rope / 8) * (many ? kManyItems : 1))
+           : CeilDiv(args.heads * (args.rope / 2), kThreads);
   // As many as waves of 64 need; where a wave has 32 lanes, the last ones find nothing to do.
-  const int64_t row_blocks = (args.tokens + kThreads / 64 - 1) / (kThreads / 64);
+  const int64_t row_blocks = CeilDiv(args.tokens, kThreads / 64);
   const RopeAppendGpuArgs all{args, static_cast<int32_t>(parts)};
   const auto launch = [&](const char* name, int64_t blocks) {
     return Launch({&kImage_rope_append_latent, name}, {blocks}, kThreads, 0, stream, &all);
