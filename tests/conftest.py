@@ -21,7 +21,7 @@ HELPERS = {
     "custom_calls": ("oracle", "op_base"),
     "mla_jax": ("faults",),
     "tools": ("scripts",),
-    "rocm": ("emulation", "hip_toolchain", "snippets"),
+    "rocm": ("snippets",),
 }
 for _folder, _modules in HELPERS.items():
     _path = str(TESTS / _folder)
