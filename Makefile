@@ -1,6 +1,7 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
+# make verify-all   every configuration (architecture, phase, weights, cache, RoPE, kernels, library) lowered and proven
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
@@ -13,7 +14,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-matrix accuracy lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-matrix accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -72,6 +73,9 @@ test-matrix:
 
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
+
+verify-all: $(VENV)/.built
+	@$(BIN)/python tools/verify_all.py --jobs $(JOBS)
 
 lint: $(VENV)/.built
 	@$(BIN)/ruff check .

@@ -11,7 +11,7 @@ def pairwise(axes: Mapping[str, Sequence[Hashable]]) -> list[dict[str, Any]]:
     """Rows of one value an axis that cover every pair of values of two axes; the same rows every time.
 
     Greedy: a row starts from the first pair that is missing and takes, axis by axis, the value that adds most
-    missing pairs, the first of equals.
+    missing pairs; of equals the one that most pairs are missing of at all, then the first.
 
     Args:
       axes: the values of each axis, distinct.
@@ -37,8 +37,9 @@ def pairwise(axes: Mapping[str, Sequence[Hashable]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = dict(next(iter(missing.values())))
         for name in (name for name in axes if name not in row):
 
-            def gained(value: Hashable, name: str = name, row: dict[str, Any] = row) -> int:
-                return sum(frozenset([(name, value), fixed]) in missing for fixed in row.items())
+            def gained(value: Hashable, name: str = name, row: dict[str, Any] = row) -> tuple[int, int]:
+                added = sum(frozenset([(name, value), fixed]) in missing for fixed in row.items())
+                return added, sum((name, value) in pair for pair in missing)
 
             row[name] = max(axes[name], key=gained)
         for pair in combinations(row.items(), 2):
