@@ -81,11 +81,11 @@ lint: $(VENV)/.built
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.built
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
 	@rm -rf build $(VENV)
