@@ -75,7 +75,7 @@ accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
 
 verify-all: $(VENV)/.built
-	@$(BIN)/python tools/verify_all.py --jobs $(JOBS)
+	@JAX_PLATFORMS=cpu $(BIN)/python tools/verify_all.py --jobs $(JOBS)
 
 lint: $(VENV)/.built
 	@$(BIN)/ruff check .

@@ -53,10 +53,8 @@ def _malformed(abi: Mapping[str, Any]) -> str | None:
     ops, architectures = abi.get("ops"), abi.get("architectures")
     if not isinstance(ops, Mapping) or not all(type(contract) is int for contract in ops.values()):
         return f"has a malformed ABI record: 'ops': expected a contract number for each op, got {ops!r}"
-    if not isinstance(architectures, tuple) or not all(isinstance(one, str) for one in architectures):
-        return (
-            f"has a malformed ABI record: 'architectures': expected a tuple of names, got {architectures!r}"
-        )
+    if not isinstance(architectures, tuple | list) or not all(isinstance(one, str) for one in architectures):
+        return f"has a malformed ABI record: 'architectures': expected a list of names, got {architectures!r}"
     return None
 
 

@@ -40,6 +40,12 @@ def test_other_formats_are_the_loaders_own_business(content: bytes, tmp_path: Pa
     assert missing_bytes(path) == 0
 
 
+def test_more_than_a_library(tmp_path: Path) -> None:
+    path = tmp_path / "signed.so"
+    path.write_bytes(LIBRARY.read_bytes() + b"signature")
+    assert missing_bytes(path) == 0
+
+
 def test_no_such_module() -> None:
     with pytest.raises(ModuleNotFoundError) as raised:
         import_library("custom_calls._not_there")

@@ -159,6 +159,18 @@ def test_gpu_codes_are_the_architectures():
         assert set(re.findall(r"f8E4M3\w+", text)) == {dtype}
 
 
+@pytest.mark.parametrize("axis", ["phase", "weights", "cache_dtype", "page_size", "rope", "kernels"])
+def test_every_value_of_an_axis_is_another_program(axis):
+    programs = set()
+    for value in axes()[axis]:
+        one = replace(DECODE, **{axis: value})
+        traced, _ = product._traced(
+            one.phase, one.weights, one.codes, one.cache_dtype, one.page_size, one.rope, one.kernels
+        )
+        programs.add(str(traced.jaxpr))
+    assert len(programs) == len(axes()[axis])
+
+
 def test_canonical_configurations_are_few_and_their_own():
     distinct = {canonical(one) for one in ALL}
     assert all(canonical(one) == one for one in distinct)
@@ -239,13 +251,17 @@ def test_native_that_falls_back(monkeypatch):
     ("one", "text"),
     [
         (DECODE, "mla_jax.rmsnorm has no native kernel on platform 'rocm': it is Sunday"),
+        (
+            replace(DECODE, library="none"),
+            "mla_jax.rmsnorm has no native kernel on platform 'rocm': auto had better fall back",
+        ),
         (replace(DECODE, kernels="native", library="some"), "no kernel on platform 'rocm'"),
         (
             replace(DECODE, kernels="native", library="none"),
             "mla_jax.rmsnorm has no native kernel on platform 'cpu'",
         ),
     ],
-    ids=["complete", "unnamed", "another-platform"],
+    ids=["complete", "auto", "unnamed", "another-platform"],
 )
 def test_a_refusal_that_is_not_right(monkeypatch, one, text):
     def change(op, targets, right):
