@@ -58,9 +58,7 @@ def prove_group(group: list[Configuration]) -> list[tuple[Configuration, str, st
             results.append((one, "proven" if refused is None else "refused", refused or ""))
         except VerificationError as error:
             results.append((one, "failed", str(error)))
-        except (
-            Exception
-        ) as error:  # a step that cannot be traced or lowered is a failure of its configuration
+        except Exception as error:  # no step may fail to be traced or lowered either
             results.append((one, "failed", f"{one}: {type(error).__name__}: {error}"))
     return results
 

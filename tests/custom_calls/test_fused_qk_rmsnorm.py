@@ -138,14 +138,16 @@ class TestFusedQkRmsNorm(OpTests):
         return call, some_rows(call)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-39], ids=["normal", "subnormal"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_same_bits_as_two_norms(dtype: str, rng: Rng) -> None:
-    call = make(9, 40, 33, 6)(rng, dtype, "float32")
+def test_the_same_bits_as_two_norms(dtype: str, scale: float, rng: Rng) -> None:
+    call = make(9, 40, 33, 6, scale)(rng, dtype, "float32")
     q_a, kv_a, q_weight, kv_weight = TestFusedQkRmsNorm.device(call).values()
     q, kv = TestFusedQkRmsNorm.call(call, "native")
     assert same_bits(q, rmsnorm(q_a, q_weight, eps=EPS["q_eps"], kernels="native"))
     assert same_bits(kv[:, :33], rmsnorm(kv_a, kv_weight, eps=EPS["kv_eps"], kernels="native"))
     assert same_bits(kv[:, 33:], kv_a[:, 33:])
+    assert np.count_nonzero(q) > 300, "subnormal numbers are numbers"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
