@@ -138,10 +138,11 @@ _declared = jax.make_user_context(None)
 
 @contextlib.contextmanager
 def declared(*libraries: Library) -> Iterator[None]:
-    """Within it ops choose from these libraries alone, whatever is installed; to lower, not to run.
+    """Within it ops choose from these libraries alone, whatever is installed.
 
     So a host lowers for a platform whose library it does not have, and a test proves what a library costs that
-    serves some targets only. Fallbacks are warned of once for each op, as in a new process.
+    serves some targets only. A target that no library registered can be lowered and not run. Fallbacks are warned
+    of once for each op, as in a new process.
     """
     with _declared(_Declared({one.platform: one for one in libraries})):
         yield

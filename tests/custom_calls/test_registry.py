@@ -320,10 +320,12 @@ def test_only_what_the_record_announces_is_registered() -> None:
 
 @pytest.mark.parametrize("where", ["cuda", "rocm"])
 def test_a_library_that_was_not_built(where: str) -> None:
-    found = registry.library(where)
+    name = f"custom_calls._{where}"
+    absent = ModuleNotFoundError(f"No module named '{name}'", name=name)
+    found = registry.probe(where, name, raising(absent), must_not_register)
     assert (found.module, found.targets) == (None, frozenset())
     assert found.reason.startswith(
-        f"no native library exists for platform '{where}': custom_calls._{where} is not built; build this package "
+        f"no native library exists for platform '{where}': {name} is not built; build this package from source where "
     )
 
 
