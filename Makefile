@@ -1,6 +1,7 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
+# make verify-all   every configuration (architecture, phase, weights, cache, RoPE, kernels, library) lowered and proven
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
@@ -14,7 +15,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm test-matrix accuracy lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm test-matrix accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -78,15 +79,18 @@ test-matrix:
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
 
+verify-all: $(VENV)/.built
+	@JAX_PLATFORMS=cpu $(BIN)/python tools/verify_all.py --jobs $(JOBS)
+
 lint: $(VENV)/.built
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.built
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
 	@rm -rf build $(VENV)

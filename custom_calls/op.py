@@ -6,7 +6,7 @@ platform that is being lowered for: one jitted function lowers for cpu, rocm and
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,8 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from custom_calls import registry
+from custom_calls.architectures import PLATFORMS
 from custom_calls.errors import UnsupportedTransformError
-
-PLATFORMS = ("cpu", "cuda", "rocm")
 
 Arrays = tuple[jax.Array, ...]
 
@@ -36,11 +35,12 @@ class Op:
       abstract: (*avals, **static) -> sequence of `jax.ShapeDtypeStruct`.
       reference: (*arrays, **static) -> tuple of arrays in plain jnp; the oracle, differentiable.
       native: same signature, calls `jax.ffi.ffi_call`.
-      native_gpu: what the GPU libraries are called with instead, where an op needs scratch there.
       batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
         vmap with a clear sentence.
       not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
       native_note: what else the native form does than call its targets, as a part of a sentence, or "".
+      adapters: other contracts that the op speaks: their targets, and the same signature as `native`. Which
+        contract is called follows from the library's ABI record, when the op is lowered.
     """
 
     def __init__(
@@ -51,16 +51,15 @@ class Op:
         abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]],
         reference: Callable[..., Arrays],
         native: Callable[..., Arrays],
-        native_gpu: Callable[..., Arrays] | None = None,
         batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
         not_differentiable: str | None = None,
         native_note: str = "",
+        adapters: Mapping[tuple[str, ...], Callable[..., Arrays]] | None = None,
     ) -> None:
         self.name = name
         self.targets = tuple(targets)
         self.reference = reference
-        self.native = native
-        self._native_gpu = native_gpu or native
+        self.natives = {self.targets: native, **(adapters or {})}
         self._batch = batch
         self._not_differentiable = not_differentiable
         self._native_note = native_note
@@ -83,7 +82,8 @@ class Op:
 
     def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
         """What this op runs on `platform`, and why; `warn=False` only asks."""
-        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn)
+        _, *adapted = self.natives
+        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn, adapted=tuple(adapted))
         if found.implementation == "native" and self._native_note:
             return replace(found, reason=f"{found.reason}; {self._native_note}")
         return found
@@ -93,9 +93,9 @@ class Op:
 
     def _lowering(self, platform: str) -> Any:
         def rule(ctx: Any, *operands: Any, kernels: registry.Kernels, **static: Any) -> Any:
-            chosen = self.choice(platform, kernels).implementation
-            native = self._native_gpu if registry.library(platform).is_gpu else self.native
-            body = native if chosen == "native" else self.reference
+            chosen = self.choice(platform, kernels)
+            native = chosen.implementation == "native"
+            body = self.natives[chosen.targets] if native else self.reference
             return mlir.lower_fun(body, multiple_results=True)(ctx, *operands, **static)
 
         return rule

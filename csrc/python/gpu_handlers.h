@@ -1,19 +1,16 @@
-// The targets that the GPU libraries serve; see handlers.h for what `contract` means.
+// The targets that the GPU libraries serve; see handlers.h.
 #ifndef MLA_PYTHON_GPU_HANDLERS_H_
 #define MLA_PYTHON_GPU_HANDLERS_H_
 
-#include "xla/ffi/api/c_api.h"
+#include "python/targets.h"
 
 // clang-format off
 #define MLA_FOR_EACH_GPU_TARGET(target) \
-  target("mla_jax.rope_append_latent.v1", mla_jax_rope_append_latent_v1, 1) \
-  target("mla_jax.rope_latent_rows.v1", mla_jax_rope_latent_rows_v1, 1) \
-  target("mla_jax.mla_attention.v1", mla_jax_mla_attention_v1, 1)
+  target(rope_append_latent, 1) \
+  target(rope_latent_rows, 1) \
+  target(mla_attention, 2)
 // clang-format on
 
-#define MLA_DECLARE_GPU_TARGET(name, handler, contract) \
-  extern "C" XLA_FFI_Error* handler(XLA_FFI_CallFrame* call_frame);
-MLA_FOR_EACH_GPU_TARGET(MLA_DECLARE_GPU_TARGET)
-#undef MLA_DECLARE_GPU_TARGET
+MLA_FOR_EACH_GPU_TARGET(MLA_DECLARE_TARGET)
 
 #endif  // MLA_PYTHON_GPU_HANDLERS_H_
