@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from emulation import EmulatorError, Module, library, loaded, poisoned
+from emulation import EmulatorError, Module, counters, library, loaded, poisoned
 from hip_toolchain import ARCHITECTURES, assemble, compile_hip
 from snippets import LANES, LDS_BYTES, assembly, run_pieces
 
@@ -46,6 +46,16 @@ def test_a_kernel_of_four_waves(
     y = run_norm(compile_hip(source("norm"), architecture), architecture, x, weight, order=order)
     # One rounding to bf16, 2^-9 relative, and float32's own errors far below it.
     np.testing.assert_allclose(y.astype(np.float64), norm_oracle(x, weight), rtol=2**-8, atol=1e-30)
+
+
+def test_preloaded_arguments(architecture: str, rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((2, 70)).astype(BF16), np.ones(70, BF16)
+    plain = run_norm(compile_hip(source("norm"), architecture), architecture, x, weight)
+    flags = ("-mllvm", "-amdgpu-kernarg-preload-count=5")
+    preloaded = run_norm(compile_hip(source("norm"), architecture, flags=flags), architecture, x, weight)
+    # The scalar loads at the start, for firmware that preloads nothing, are skipped.
+    assert not any(name.startswith("s_load") for name in counters().histogram)
+    np.testing.assert_array_equal(preloaded.view(np.uint16), plain.view(np.uint16))
 
 
 def test_a_bundle_holds_both_architectures(architecture: str, rng: np.random.Generator) -> None:

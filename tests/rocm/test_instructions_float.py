@@ -282,6 +282,18 @@ def test_single_precision_of_ordinary_values(architecture: str, rng: np.random.G
     check_cases(architecture, CASES, inputs)
 
 
+def test_transcendentals_whose_results_are_denormal(architecture: str, rng: np.random.Generator) -> None:
+    cases = [
+        case for case in CASES if any(f"v_{name}_f32" in case.text for name in ("exp", "rcp", "rcp_iflag"))
+    ]
+    assert len(cases) == 3
+    exponents = -rng.uniform(125, 150, (4, 4, 64))
+    check_cases(architecture, cases, exponents.astype(np.float32).view(np.uint32))
+    check_cases(
+        architecture, cases, np.ldexp(rng.uniform(1, 2, (4, 4, 64)), 126).astype(np.float32).view(np.uint32)
+    )
+
+
 def test_packed_singles(architecture: str, rng: np.random.Generator) -> None:
     check_cases(architecture, PAIRS, mixed_inputs(rng, FLOAT_CORNERS))
 
