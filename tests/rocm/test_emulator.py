@@ -155,6 +155,25 @@ def test_private_memory_and_constants(architecture: str, rng: np.random.Generato
     np.testing.assert_array_equal(out, (index % 8) ** 2)
 
 
+def test_variables_of_the_code_object_live_as_long_as_it(architecture: str) -> None:
+    out = poisoned(1, np.uint32)
+    image = compile_hip(source("faults"), architecture)
+    for _ in range(2):
+        with loaded(image, architecture) as module:
+            for expected in (40, 41):
+                module.launch("counts_calls", [1], [64], [out])
+                assert out[0] == expected
+
+
+def test_the_arguments_are_not_writable(architecture: str) -> None:
+    piece = (
+        "v_mov_b32_e32 v60, 0\nglobal_load_dword v40, v60, s[0:1]\nglobal_store_dword v60, v10, s[0:1]",
+        1,
+    )
+    with pytest.raises(EmulatorError, match="global_store_dword.*global store access of 4 bytes by lane 0"):
+        run_pieces(architecture, [piece], np.zeros((1, 4, LANES), np.uint32))
+
+
 def test_geometry_and_arguments_by_value(architecture: str) -> None:
     """Three axes of groups and threads, a struct with padding, a byte, the hidden argument of the block's size."""
     out = poisoned(30 * 24, np.uint32)
