@@ -272,6 +272,18 @@ def test_reversed_order_reverses_colliding_stores(architecture: str) -> None:
     assert (run_pieces(architecture, [piece], zeros, order=1)[0] == 0).all()
 
 
+def test_the_order_of_waves_and_workgroups(architecture: str) -> None:
+    came = {}
+    for order in (0, 1, 2):
+        count, came[order] = np.zeros(1, np.uint32), poisoned(12, np.uint32)
+        launch_fault(architecture, "tickets", 3, 256, [count, came[order]], order=order)
+    np.testing.assert_array_equal(came[0], np.arange(12))
+    np.testing.assert_array_equal(came[1], np.arange(11, -1, -1))
+    # A seeded interleaving keeps the workgroups in order, but not the waves of each.
+    np.testing.assert_array_equal(np.sort(came[2].reshape(3, 4)), np.arange(12).reshape(3, 4))
+    assert not np.array_equal(came[2], came[0])
+
+
 def test_the_hip_entry_points_refuse_by_code() -> None:
     hip = library()
     handle = ctypes.c_void_p()

@@ -81,3 +81,9 @@ __device__ u32* const where = &calls;
 KERNEL counts_calls(u32* out) {
   if (thread() == 0) out[0] = __hip_atomic_fetch_add(where, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
+
+// Who came when: each wave takes a ticket.
+KERNEL tickets(u32* count, u32* order) {
+  if ((thread() & 63) == 0)
+    order[__hip_atomic_fetch_add(count, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT)] = group() * 4 + (thread() >> 6);
+}
