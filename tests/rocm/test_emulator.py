@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from emulation import EmulatorError, Module, library, loaded, poisoned
+from emulation import EmulatorError, Module, counters, library, loaded, poisoned
 from hip_toolchain import ARCHITECTURES, assemble, compile_hip
 from snippets import LANES, LDS_BYTES, assembly, run_pieces
 
@@ -46,6 +46,16 @@ def test_a_kernel_of_four_waves(
     y = run_norm(compile_hip(source("norm"), architecture), architecture, x, weight, order=order)
     # One rounding to bf16, 2^-9 relative, and float32's own errors far below it.
     np.testing.assert_allclose(y.astype(np.float64), norm_oracle(x, weight), rtol=2**-8, atol=1e-30)
+
+
+def test_preloaded_arguments(architecture: str, rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((2, 70)).astype(BF16), np.ones(70, BF16)
+    plain = run_norm(compile_hip(source("norm"), architecture), architecture, x, weight)
+    flags = ("-mllvm", "-amdgpu-kernarg-preload-count=5")
+    preloaded = run_norm(compile_hip(source("norm"), architecture, flags=flags), architecture, x, weight)
+    # The scalar loads at the start, for firmware that preloads nothing, are skipped.
+    assert not any(name.startswith("s_load") for name in counters().histogram)
+    np.testing.assert_array_equal(preloaded.view(np.uint16), plain.view(np.uint16))
 
 
 def test_a_bundle_holds_both_architectures(architecture: str, rng: np.random.Generator) -> None:
@@ -145,6 +155,25 @@ def test_private_memory_and_constants(architecture: str, rng: np.random.Generato
     np.testing.assert_array_equal(out, (index % 8) ** 2)
 
 
+def test_variables_of_the_code_object_live_as_long_as_it(architecture: str) -> None:
+    out = poisoned(1, np.uint32)
+    image = compile_hip(source("faults"), architecture)
+    for _ in range(2):
+        with loaded(image, architecture) as module:
+            for expected in (40, 41):
+                module.launch("counts_calls", [1], [64], [out])
+                assert out[0] == expected
+
+
+def test_the_arguments_are_not_writable(architecture: str) -> None:
+    piece = (
+        "v_mov_b32_e32 v60, 0\nglobal_load_dword v40, v60, s[0:1]\nglobal_store_dword v60, v10, s[0:1]",
+        1,
+    )
+    with pytest.raises(EmulatorError, match="global_store_dword.*global store access of 4 bytes by lane 0"):
+        run_pieces(architecture, [piece], np.zeros((1, 4, LANES), np.uint32))
+
+
 def test_geometry_and_arguments_by_value(architecture: str) -> None:
     """Three axes of groups and threads, a struct with padding, a byte, the hidden argument of the block's size."""
     out = poisoned(30 * 24, np.uint32)
@@ -241,6 +270,18 @@ def test_reversed_order_reverses_colliding_stores(architecture: str) -> None:
     zeros = np.zeros((1, 4, LANES), np.uint32)
     assert (run_pieces(architecture, [piece], zeros, order=0)[0] == 63).all()
     assert (run_pieces(architecture, [piece], zeros, order=1)[0] == 0).all()
+
+
+def test_the_order_of_waves_and_workgroups(architecture: str) -> None:
+    came = {}
+    for order in (0, 1, 2):
+        count, came[order] = np.zeros(1, np.uint32), poisoned(12, np.uint32)
+        launch_fault(architecture, "tickets", 3, 256, [count, came[order]], order=order)
+    np.testing.assert_array_equal(came[0], np.arange(12))
+    np.testing.assert_array_equal(came[1], np.arange(11, -1, -1))
+    # A seeded interleaving keeps the workgroups in order, but not the waves of each.
+    np.testing.assert_array_equal(np.sort(came[2].reshape(3, 4)), np.arange(12).reshape(3, 4))
+    assert not np.array_equal(came[2], came[0])
 
 
 def test_the_hip_entry_points_refuse_by_code() -> None:

@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator
 
 import test_instructions_atomics as atomics
+import test_instructions_compare as compare
 import test_instructions_convert as convert
 import test_instructions_cross_lane as cross_lane
 import test_instructions_float as floats
+import test_instructions_half as half
 import test_instructions_integer as integer
 import test_instructions_matrix as matrix
 import test_instructions_memory as memory
@@ -18,7 +20,7 @@ SUFFIX = re.compile(r"(_e32|_e64|_dpp|_sdwa)$")
 
 
 def cases() -> Iterator[Case]:
-    for module in (atomics, convert, cross_lane, floats, integer, memory, scalar):
+    for module in (atomics, compare, half, convert, cross_lane, floats, integer, memory, scalar):
         for value in vars(module).values():
             if isinstance(value, list):
                 yield from (item for item in value if isinstance(item, Case))

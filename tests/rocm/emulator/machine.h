@@ -2,7 +2,6 @@
 // raise.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>

@@ -13,7 +13,7 @@ namespace {
 
 enum class Element : uint8_t { f32, f16, bf16, fp8, bf8, fp4, i8 };
 
-int bits_of_element(Element element) {
+constexpr int bits_of_element(Element element) {
   switch (element) {
     case Element::f32:
       return 32;
@@ -48,21 +48,15 @@ const float* narrow_table(Element element, bool ocp) {
                                    : tables.fp4;
 }
 
-float element_value(Element element, uint32_t word, int position, const float* table) {
-  const int bits = bits_of_element(element);
-  const uint32_t code = bits == 32 ? word : word >> bits * position & ((1u << bits) - 1);
-  switch (element) {
-    case Element::f32:
-      return float_of(code);
-    case Element::f16:
-      return half_to_float(uint16_t(code));
-    case Element::bf16:
-      return bf16_to_float(uint16_t(code));
-    case Element::i8:
-      return float(int8_t(code));
-    default:
-      return table[code];
-  }
+template <Element kElement>
+float element_value(uint32_t word, int position, const float* table) {
+  constexpr int kBits = bits_of_element(kElement);
+  if constexpr (kElement == Element::f32) return float_of(word);
+  const uint32_t code = word >> kBits * position & (kBits == 32 ? ~0u : (1u << (kBits & 31)) - 1);
+  if constexpr (kElement == Element::f16) return half_to_float(uint16_t(code));
+  if constexpr (kElement == Element::bf16) return bf16_to_float(uint16_t(code));
+  if constexpr (kElement == Element::i8) return float(int8_t(code));
+  return table[code];
 }
 
 // What a mnemonic says. `elements` is how many of K a lane brings.
@@ -80,53 +74,88 @@ int depth_index(int rows, int depth, int lane, int element, bool striped) {
   return block * (depth * rows / kLanes) + element;
 }
 
-// [row][k], decoded to float.
-void read_matrix(Wave& wave, const Operand& operand, Element element, int rows, int depth,
-                 bool striped, float* out) {
-  const float* table = narrow_table(element, wave.ocp());
-  const int per_lane = depth * rows / kLanes, per_word = 32 / bits_of_element(element);
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int i = 0; i < per_lane; ++i) {
-      const uint32_t word = wave.v[operand.index + i / per_word][lane];
-      out[lane % rows * depth + depth_index(rows, depth, lane, i, striped)] =
-          element_value(element, word, i % per_word, table);
+// [k][row], decoded.
+using Decoded = double[128][32];
+
+template <Element kElement>
+void read_elements(Wave& wave, const Operand& operand, int rows, int depth, bool striped,
+                   Decoded& out) {
+  const float* table = narrow_table(kElement, wave.ocp());
+  constexpr int kPerWord = 32 / bits_of_element(kElement);
+  const int per_lane = depth * rows / kLanes;
+  for (int word = 0; word < per_lane / kPerWord; ++word)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t packed = wave.v[operand.index + word][lane];
+      for (int i = 0; i < kPerWord; ++i)
+        out[depth_index(rows, depth, lane, word * kPerWord + i, striped)][lane % rows] =
+            double(element_value<kElement>(packed, i, table));
     }
 }
 
-// scale_a and scale_b hold one factor a row and block of 32 elements; null when the instruction has
-// no scales.
-void multiply(Wave& wave, const Instruction& i, const Shape& shape, bool striped_a, bool striped_b,
-              const double* scale_a, const double* scale_b) {
-  const int rows = shape.rows, depth = shape.depth, outputs = rows * rows / kLanes;
-  alignas(64) float a[32 * 128], b[32 * 128];
-  alignas(64) double columns[128][32], sums[32];
-  read_matrix(wave, i.source[0], shape.a, rows, depth, striped_a, a);
-  read_matrix(wave, i.source[1], shape.b, rows, depth, striped_b, b);
-  for (int k = 0; k < depth; ++k)
-    for (int n = 0; n < rows; ++n)
-      columns[k][n] =
-          double(b[n * depth + k]) * (scale_b ? scale_b[n * (depth / 32) + k / 32] : 1.0);
+void read_matrix(Wave& wave, const Operand& operand, Element element, int rows, int depth,
+                 bool striped, Decoded& out) {
+  switch (element) {
+    case Element::f32:
+      return read_elements<Element::f32>(wave, operand, rows, depth, striped, out);
+    case Element::f16:
+      return read_elements<Element::f16>(wave, operand, rows, depth, striped, out);
+    case Element::bf16:
+      return read_elements<Element::bf16>(wave, operand, rows, depth, striped, out);
+    case Element::fp8:
+      return read_elements<Element::fp8>(wave, operand, rows, depth, striped, out);
+    case Element::bf8:
+      return read_elements<Element::bf8>(wave, operand, rows, depth, striped, out);
+    case Element::fp4:
+      return read_elements<Element::fp4>(wave, operand, rows, depth, striped, out);
+    case Element::i8:
+      return read_elements<Element::i8>(wave, operand, rows, depth, striped, out);
+  }
+}
+
+void apply_scales(Decoded& matrix, const double* scales, int rows, int depth) {
+  for (int k = 0; scales && k < depth; ++k)
+    for (int row = 0; row < rows; ++row) matrix[k][row] *= scales[row * (depth / 32) + k / 32];
+}
+
+// The addend and the destination of row m, column n: which lane, and which of its registers.
+int output_lane(int rows, int m, int n) { return rows == 16 ? m / 4 * 16 + n : m / 4 % 2 * 32 + n; }
+int output_word(int rows, int m) { return rows == 16 ? m % 4 : m / 8 * 4 + m % 4; }
+
+template <int kRows>
+void multiply_rows(Wave& wave, const Instruction& i, const Shape& shape, const Decoded& a,
+                   const Decoded& b) {
   const Operand& addend = i.source[2];
-  uint32_t out[16][kLanes];
-  for (int m = 0; m < rows; ++m) {
-    std::fill_n(sums, rows, 0.0);
-    for (int k = 0; k < depth; ++k) {
-      const double factor =
-          double(a[m * depth + k]) * (scale_a ? scale_a[m * (depth / 32) + k / 32] : 1.0);
-      for (int n = 0; n < rows; ++n) sums[n] += factor * columns[k][n];
-    }
-    for (int n = 0; n < rows; ++n) {
-      // Which lane and register hold row m, column n.
-      const int lane = rows == 16 ? m / 4 * 16 + n : m / 4 % 2 * 32 + n;
-      const int word = rows == 16 ? m % 4 : m / 8 * 4 + m % 4;
+  uint32_t out[kRows * kRows / kLanes][kLanes];
+  for (int m = 0; m < kRows; ++m) {
+    alignas(64) double sums[kRows] = {};
+    for (int k = 0; k < shape.depth; ++k)
+      for (int n = 0; n < kRows; ++n) sums[n] += a[k][m] * b[k][n];
+    const int word = output_word(kRows, m);
+    for (int n = 0; n < kRows; ++n) {
+      const int lane = output_lane(kRows, m, n);
       const uint32_t c = addend.kind == OperandKind::vector ? wave.v[addend.index + word][lane]
                                                             : addend.constant32;
       out[word][lane] = shape.integer ? uint32_t(int64_t(sums[n])) + c
                                       : bits_of(float(sums[n] + double(float_of(c))));
     }
   }
-  for (int word = 0; word < outputs; ++word)
+  for (int word = 0; word < kRows * kRows / kLanes; ++word)
     std::memcpy(wave.v[i.destination[0].index + word], out[word], sizeof out[word]);
+}
+
+// scale_a and scale_b hold one factor a row and block of 32 elements; null when the instruction has
+// no scales.
+void multiply(Wave& wave, const Instruction& i, const Shape& shape, bool striped_a, bool striped_b,
+              const double* scale_a, const double* scale_b) {
+  alignas(64) Decoded a, b;
+  read_matrix(wave, i.source[0], shape.a, shape.rows, shape.depth, striped_a, a);
+  read_matrix(wave, i.source[1], shape.b, shape.rows, shape.depth, striped_b, b);
+  apply_scales(a, scale_a, shape.rows, shape.depth);
+  apply_scales(b, scale_b, shape.rows, shape.depth);
+  if (shape.rows == 16)
+    multiply_rows<16>(wave, i, shape, a, b);
+  else
+    multiply_rows<32>(wave, i, shape, a, b);
 }
 
 void plain(Wave& wave, const Instruction& i) {

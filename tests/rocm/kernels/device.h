@@ -1,4 +1,5 @@
-// What HIP device code of these tests needs without any ROCm header; the tests put it in front of a kernel.
+// What HIP device code of these tests needs without any ROCm header. It is put in front of a
+// kernel.
 
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))

@@ -75,3 +75,15 @@ KERNEL geometry(u32* out, Three by_value, u8 byte) {
   out[blocks * 24 + threads] =
       by_value.a + by_value.b * 1000 + u32(by_value.c >> 32) + byte * 7 + blocks * 100 + threads + __builtin_amdgcn_workgroup_size_x() * 100000;
 }
+
+__device__ u32 calls = 40;
+__device__ u32* const where = &calls;
+KERNEL counts_calls(u32* out) {
+  if (thread() == 0) out[0] = __hip_atomic_fetch_add(where, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+
+// Who came when: each wave takes a ticket.
+KERNEL tickets(u32* count, u32* order) {
+  if ((thread() & 63) == 0)
+    order[__hip_atomic_fetch_add(count, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT)] = group() * 4 + (thread() >> 6);
+}
