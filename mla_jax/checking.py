@@ -94,9 +94,9 @@ def checked(step: Callable[..., Any], **options: Any) -> CheckedStep:
             meta = mla_jax.AttentionMetadata.extend(table, held, new, num_tokens=16, checks=True)
             return mla_jax.prefill(model, tokens, cache, meta)
 
-    Loops (`scan`, `while_loop`) and branches inside the step are checked too; the first mistake is reported. A
-    step under plain `jax.jit` that holds such metadata is refused by JAX when it is lowered, as its checks would
-    have nowhere to go.
+    Loops and branches inside the step are checked too. Of several mistakes one is reported, the first by its place
+    in the step. A step under plain `jax.jit` that holds such metadata is refused by JAX when it is lowered, as its
+    checks would have nowhere to go.
 
     Args:
       step: a function that `jax.jit` takes.

@@ -95,7 +95,7 @@ def _findings(scales: Array | None, meta: AttentionMetadata, limit: int) -> list
     found = [] if scales is None else [_scales(scales)]
     found += [_pages(table), _repeated_pages(table), _counts(table)]
     found += [_rows(starts, ends, meta.num_tokens), _lengths(meta.seq_lens, limit)]
-    if meta.num_seqs > 0 and meta.num_tokens > 0:
+    if min(meta.num_seqs, meta.num_tokens, table.max_pages, table.num_pages) > 0:
         sequence, owned = rows_of_sequences(meta.query_start_loc, meta.num_tokens)
         left_alone = (ends - starts == 1)[sequence] & (meta.positions == 0) & ~mapping.stored
         works = owned & ~left_alone
@@ -128,19 +128,23 @@ def _pages(table: PageTable) -> Finding:
 
 
 def _repeated_pages(table: PageTable) -> Finding:
-    order = jnp.argsort(table.pages, axis=1, stable=True).astype(jnp.int32)
-    ordered = jnp.take_along_axis(table.pages, order, axis=1)
+    entry = jnp.arange(table.max_pages, dtype=jnp.int32)
+    # Row by row: all rows at once would take num_seqs * num_pages numbers, and a sort compiles for seconds.
+    first = jax.lax.map(lambda pages: _first_at(pages, table.num_pages), table.pages)
     return first_wrong(
-        (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < table.num_pages),
+        (table.pages < table.num_pages) & (first < entry[None, :]),
         "AttentionMetadata: sequence {sequence}: page {page} is at entry {first} and at entry {second}: expected "
         "every page once",
-        lambda s, i: {
-            "sequence": s,
-            "page": ordered[s, i],
-            "first": order[s, i],
-            "second": order[s, i + 1],
-        },
+        lambda s, e: {"sequence": s, "page": table.pages[s, e], "first": first[s, e], "second": e},
     )
+
+
+def _first_at(numbers: jax.Array, size: int) -> jax.Array:
+    """(n,) where each of `numbers` comes first among them; what is outside [0, size) may be anywhere."""
+    inside = jnp.where(numbers < 0, size, numbers)
+    place = jnp.arange(numbers.shape[0], dtype=jnp.int32)
+    first = jnp.full((size + 1,), numbers.shape[0], jnp.int32).at[inside].min(place, mode="drop")
+    return first[jnp.minimum(inside, size)]
 
 
 def _counts(table: PageTable) -> Finding:
@@ -247,18 +251,16 @@ def _slots(
 
 
 def _repeated_slots(mapping: SlotMapping, sequence: Int[Array, " tokens"]) -> Finding:
-    slots = jnp.where(mapping.stored, mapping.slots, mapping.num_slots)
-    order = jnp.argsort(slots, stable=True).astype(jnp.int32)
-    ordered = slots[order]
+    first = _first_at(mapping.slots, mapping.num_slots)
     return first_wrong(
-        (ordered[1:] == ordered[:-1]) & (ordered[1:] < mapping.num_slots),
+        mapping.stored & (first < jnp.arange(mapping.slots.shape[0], dtype=jnp.int32)),
         "AttentionMetadata: sequences {first} and {second}: both store in slot {slot} of page {page}: expected "
         "a slot for each token",
-        lambda i: {
-            "first": sequence[order[i]],
-            "second": sequence[order[i + 1]],
-            "slot": ordered[i],
-            "page": ordered[i] // mapping.page_size,
+        lambda r: {
+            "first": sequence[first[r]],
+            "second": sequence[r],
+            "slot": mapping.slots[r],
+            "page": mapping.slots[r] // mapping.page_size,
         },
     )
 

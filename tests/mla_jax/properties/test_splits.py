@@ -6,6 +6,7 @@ compared here with cuts anywhere else, so that what is merged inside and what is
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ DRAWN = {
 }
 
 BOUND = 1e-5
-"""Of the largest value: the bound of every op's float32 results (op_base.py); here two of them are apart by 2e-6."""
+"""Of the largest value: the bound of every op's float32 results (op_base.py)."""
 
 
 @functools.partial(jax.jit, static_argnames="keys")
@@ -59,7 +60,7 @@ def one_split_is_n_splits(attend):
         )
         out, logsumexp = jnp.zeros_like(whole), jnp.full_like(whole_logsumexp, -jnp.inf)
         edges = [0, *cuts, MAX_PAGES]
-        for first, end in zip(edges[:-1], edges[1:], strict=True):
+        for first, end in itertools.pairwise(edges):
             # Every part is a sequence of its own, whose one query stands behind its keys and sees them all.
             own = np.full((1, MAX_PAGES + 1), MAX_PAGES, np.int32)
             own[0, : end - first] = pages[first:end]
