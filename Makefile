@@ -1,6 +1,7 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
+# make properties   the equivalences on many newly drawn examples (EXAMPLES=1000 of each)
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
@@ -13,7 +14,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-matrix accuracy lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-matrix properties accuracy lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -69,6 +70,10 @@ test-wheel: wheel
 
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py
+
+properties: EXAMPLES = 1000
+properties: $(VENV)/.built
+	@MLA_JAX_PROPERTY_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/mla_jax/properties
 
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py

@@ -193,17 +193,24 @@ def _draw(
 _KINDS = ("admit", "release", "fork", "prefill", "draw", "decode")
 
 
+@functools.cache
+def _model_steps(checks: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The jitted prefill and decode step; made once, so that engines share what is compiled."""
+    jit_step: Callable[..., Any] = checked if checks else jax.jit
+    return jit_step(prefill_chunk, donate_argnums=(1,)), jit_step(decode_rows, donate_argnums=(1,))
+
+
 class Programs:
     """The jitted programs, and how many of each were compiled. With `checks` steps raise `CheckError`."""
 
     def __init__(self, checks: bool = False) -> None:
-        jit_step: Callable[..., Any] = checked if checks else jax.jit
         self.admit = jax.jit(admit, donate_argnums=(0,))
         self.release = jax.jit(release, donate_argnums=(0,))
         self.fork = jax.jit(fork, donate_argnums=(0,))
-        self.prefill: Callable[..., Any] = jit_step(prefill_chunk, donate_argnums=(1,))
+        run_prefill, run_decode = _model_steps(checks)
+        self.prefill: Callable[..., Any] = run_prefill
         self.draw: Callable[..., Any] = jax.jit(draw_first, donate_argnums=(0,))
-        self.decode: Callable[..., Any] = jit_step(decode_rows, donate_argnums=(1,))
+        self.decode: Callable[..., Any] = run_decode
 
         # JAX shares compiled programs between engines of one process; each engine counts what is new.
         self._before = self._sizes()

@@ -432,8 +432,13 @@ def test_buckets() -> None:
 # Checked mode ------------------------------------------------------------------------------------------
 
 
+CHECKED = replace(
+    LIMITS, min_prefill_bucket=16, max_num_seqs=2
+)  # three programs: their compilation is the cost
+
+
 def test_checked_steps_give_the_same_answers(model, prompts, alone) -> None:
-    engine = Engine(model, LIMITS, checks=True)
+    engine = Engine(model, CHECKED, checks=True)
     some = slice(3, 8)  # waiting, chunks, and rows that are given back
     together = run(engine, [Request(prompt, 9) for prompt in prompts[some]])
     assert [tokens(events) for events in together] == alone[some]
@@ -443,7 +448,7 @@ def test_checked_steps_give_the_same_answers(model, prompts, alone) -> None:
 
 
 def test_a_checked_step_names_sequence_page_and_requests(model, prompts) -> None:
-    engine = Engine(model, LIMITS, checks=True)
+    engine = Engine(model, CHECKED, checks=True)
     ids = [engine.add(Request(prompts[i], 9, seed=i)) for i in (1, 6)]
     engine.step()
     engine.step()
@@ -459,7 +464,7 @@ def test_a_checked_step_names_sequence_page_and_requests(model, prompts) -> None
 
 
 def test_a_checked_prefill_names_its_request(model, prompts) -> None:
-    engine = Engine(model, LIMITS, checks=True)
+    engine = Engine(model, CHECKED, checks=True)
     engine.add(Request(prompts[0], 1))
     run_to_end(engine)
     engine.add(Request(prompts[4], 2))
