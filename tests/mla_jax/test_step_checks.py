@@ -148,15 +148,12 @@ def assert_found(cache, meta, sentence):
 
 @pytest.mark.parametrize("name", MISTAKES)
 @pytest.mark.bug("vllm-project/vllm#39146", "test")
-@pytest.mark.bug("sgl-project/sglang#24587", "test")
-@pytest.mark.bug("vllm-project/vllm#13418", "test")
 def test_a_mistake_is_named(name):
     change, sentence = MISTAKES[name]
     assert_found(CACHE, change(good()), f"AttentionMetadata: {sentence}")
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 0.0, -1.0])
-@pytest.mark.bug("sgl-project/sglang#34765", "test")
 def test_a_scale_of_a_float8_pool_is_named(scale):
     kv = jnp.zeros((3, 9, 4, 2), jnp.float8_e4m3fn)
     scales = jnp.ones((3, 2), jnp.float32).at[1, 1].set(scale)
