@@ -22,7 +22,7 @@ from mla_jax.paging import AttentionMetadata, PageTable, SlotMapping, check_pool
 _E8M0_NAN = 255
 
 
-def check_step(cache: LatentCache, meta: AttentionMetadata, *, max_len: int | None = None) -> None:
+def check_step(cache: LatentCache | None, meta: AttentionMetadata, *, max_len: int | None = None) -> None:
     """Refuses a step whose metadata contradicts itself or its pool.
 
     Models call it first in every step whose metadata has `checks=True`; layers and ops that are used on their own
@@ -46,10 +46,12 @@ def check_step(cache: LatentCache, meta: AttentionMetadata, *, max_len: int | No
 
     Raises:
       CheckError: at once where values are known; inside jit when a `mla_jax.checked` step is run.
-      LayoutError: `meta` has no pool, or another one. ShapeError: its fields do not fit together.
+      LayoutError: there is no pool, or `meta` is of another one. ShapeError: its fields do not fit together.
     """
-    if meta.page_table is None or meta.slot_mapping is None:
-        raise LayoutError("check_step: argument 'meta': expected metadata of a paged step, got a dense one")
+    if cache is None or meta.page_table is None or meta.slot_mapping is None:
+        raise LayoutError(
+            "check_step: expected a pool and metadata of a paged step, got a step without a pool"
+        )
     check_pool("check_step", meta.page_table, cache)
     check_pool("check_step", meta.slot_mapping, cache)
     for name, got, expected in (
@@ -148,8 +150,7 @@ def _first_at(numbers: jax.Array, size: int) -> jax.Array:
 
 
 def _counts(table: PageTable) -> Finding:
-    # A negative number would count from the end.
-    pages = jnp.where(table.pages < 0, table.num_pages, table.pages)
+    pages = table.pages
     entries = jnp.zeros((table.num_pages,), jnp.int32).at[pages].add(1, mode="drop")
     wrong = entries > table.ref_counts
     here = jnp.pad(wrong, (0, 1))[jnp.minimum(pages, table.num_pages)]

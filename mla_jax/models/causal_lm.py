@@ -99,7 +99,7 @@ class MLAForCausalLM(nnx.Module):
         Raises:
           CheckError: metadata in checked mode contradicts itself or the pool, see `mla_jax.check_step`.
         """
-        if meta.checks and cache is not None:
+        if meta.checks:
             check_step(cache, meta, max_len=self.config.max_context)
         return self.model(tokens, cache, meta)
 

@@ -113,6 +113,10 @@ MISTAKES = {
         pages((2, 0, 9)),
         "sequence 2: no page at entry 0: expected 2 pages of 4 tokens for its 6 tokens",
     ),
+    "no-page-for-the-newest-token": (
+        pages((2, 1, 9)),
+        "sequence 2: no page at entry 1: expected 2 pages of 4 tokens for its 6 tokens",
+    ),
     "slot-of-another-position": (
         slots(5, 7, 27, 28, 29, 36, 36),
         "sequence 0: slot 7 in row 1: expected 6, where position 6 is in page 1",
@@ -124,6 +128,31 @@ MISTAKES = {
     "token-not-stored": (
         slots(5, 6, 27, 28, 36, 36, 36),
         "sequence 2: slot 36 in row 4: expected 29, where position 5 is in page 7",
+    ),
+    "first-token-of-a-prompt-not-stored": (
+        both(
+            field("positions", 5, 6, 0, 1, 2, 0, 0),
+            field("seq_lens", 7, 0, 3),
+            slots(5, 6, 36, 25, 26, 36, 36),
+        ),
+        "sequence 2: slot 36 in row 2: expected 24, where position 0 is in page 6",
+    ),
+    "only-token-of-a-prompt-elsewhere": (
+        both(
+            field("query_start_loc", 0, 2, 3, 6),
+            field("positions", 5, 6, 0, 3, 4, 5, 0),
+            field("seq_lens", 7, 1, 6),
+            slots(5, 6, 13, 27, 28, 29, 36),
+        ),
+        "sequence 1: slot 13 in row 2: expected 12, where position 0 is in page 3",
+    ),
+    "decoded-token-not-stored": (
+        both(
+            field("query_start_loc", 0, 1, 1, 4),
+            field("positions", 6, 3, 4, 5, 0, 0, 0),
+            slots(36, 27, 28, 29, 36, 36, 36),
+        ),
+        "sequence 0: slot 36 in row 0: expected 6, where position 6 is in page 1",
     ),
     "slot-of-padding": (
         slots(5, 6, 27, 28, 29, 36, 13),
@@ -175,12 +204,14 @@ def test_the_models_context_limits_lengths_as_well():
     check_step(CACHE, good(), max_len=100)
     with pytest.raises(CheckError, match="sequence 0: length 7: expected 0 to 6 tokens"):
         check_step(CACHE, good(), max_len=6)
+    with pytest.raises(CheckError, match="sequence 2: length 13: expected 0 to 12 tokens"):
+        check_step(CACHE, field("seq_lens", 7, 0, 13)(good()), max_len=100)
 
 
 def legal():
     """Metadata that looks unusual and is right."""
     table = PageTable.empty(CACHE, 3, 12).append(ints(0, 0, 0), ints(5, 1, 4))
-    held = AttentionMetadata.extend(table, [5, 1, 4], [0, 0, 0], num_tokens=7)
+    held = AttentionMetadata.extend(table, [5, 1, 4], [0, 0, 0], num_tokens=7, checks=True)
     yield "good", good()
     yield "nothing new", held
     yield "all decode", advance(held)
@@ -194,6 +225,10 @@ def legal():
     )
     forked, _ = table.fork(CACHE, 0, 1, 5)
     yield "a fork", advance(AttentionMetadata.extend(forked, [5, 5, 4], [0, 0, 0], num_tokens=1))
+    full = AttentionMetadata.extend(PageTable.allocate(CACHE, 3, 12), [5, 3, 11], [0, 0, 0], num_tokens=1)
+    last = advance(full, jnp.array([False, True, True]))
+    assert last.slot_mapping.slots[2] == 35
+    yield "anything outside the pool is no slot", slots(-2, 15, 35)(last)
     part = dataclasses.replace(table, pages=table.pages[2:])
     yield "some rows of a table", advance(AttentionMetadata.extend(part, [4], [0], num_tokens=1))
 
@@ -228,12 +263,21 @@ def test_metadata_without_rows_sequences_or_pages():
 
 
 def test_what_is_no_paged_step_is_refused():
-    with pytest.raises(LayoutError, match="check_step: argument 'meta': expected metadata of a paged step"):
-        check_step(CACHE, AttentionMetadata.dense(2, 3))
+    for cache, meta in ((CACHE, AttentionMetadata.dense(2, 3)), (None, good())):
+        with pytest.raises(
+            LayoutError, match="check_step: expected a pool and metadata of a paged step, got a"
+        ):
+            check_step(cache, meta)
     with pytest.raises(
         LayoutError, match=r"check_step: PageTable was made for .* \(9, 4\), the cache has \(9, 2\)"
     ):
         check_step(pool(9, 2), good())
+    with pytest.raises(
+        LayoutError, match=r"check_step: SlotMapping was made for .* \(18, 2\), the cache has"
+    ):
+        check_step(
+            CACHE, dataclasses.replace(good(), slot_mapping=SlotMapping(ints(0, 1, 2, 3, 4, 5, 6), 18, 2))
+        )
     for name, change in (
         ("page_table", lambda meta: dataclasses.replace(meta.page_table, pages=meta.page_table.pages[:2])),
         ("query_start_loc", lambda meta: meta.query_start_loc[:3]),

@@ -9,6 +9,7 @@ import pytest
 
 import mla_jax
 from custom_calls.quantized_tensor import QuantizedTensor
+from mla_jax.checking import CheckedStep
 from mla_jax.config import RopeConfig, RouterConfig
 from mla_jax.engine import Engine, EngineLimits, Event, Request
 from mla_jax.engine.programs import bucket_of, buckets
@@ -492,4 +493,6 @@ def test_a_weights_scale_is_looked_at_when_a_checked_engine_is_made(model) -> No
 def test_checks_of_an_engine_are_a_bool(model) -> None:
     with pytest.raises(ConfigError, match="checks: expected True or False, got 1"):
         Engine(model, LIMITS, checks=1)  # type: ignore[arg-type]
-    assert Engine(model, LIMITS).checks is False
+    unchecked = Engine(model, LIMITS)
+    assert unchecked.checks is False
+    assert not isinstance(unchecked._programs.decode, CheckedStep)

@@ -12,7 +12,7 @@ import pytest
 from mla_jax import paging, verify
 from mla_jax.cache import init_cache
 from mla_jax.checking import checked
-from mla_jax.errors import CheckError
+from mla_jax.errors import CheckError, LayoutError
 from mla_jax.models import causal_lm, decode_step, functions, prefill
 from mla_jax.paging import AttentionMetadata, PageTable, advance
 from mla_jax.testing import assert_in_place
@@ -119,6 +119,11 @@ def test_on_computes_the_same_and_names_what_is_wrong(arguments, name):
             call(model, tokens, cache, broken, held, new)
     plain(model, tokens, cache, broken, held, new)
 
+    if name == "prefill":  # the page of a new token is as wrong, and not missing
+        broken = dataclasses.replace(table, pages=table.pages.at[0, 1].set(-7))
+        with pytest.raises(CheckError, match="sequence 0: page -7 at entry 1: expected 0 <= page < 12"):
+            run(model, tokens, cache, broken, held, new, checks=True)
+
 
 def test_a_length_past_the_models_context_is_named(arguments):
     model, tokens, cache, table, *_ = arguments(ROWS)
@@ -130,6 +135,12 @@ def test_a_length_past_the_models_context_is_named(arguments):
             continue
         with pytest.raises(CheckError, match="sequence 0: length 14: expected 0 to 13 tokens"):
             short(tokens, cache, meta)
+
+
+def test_a_step_without_a_pool_has_nothing_to_check(native_model):
+    meta = dataclasses.replace(AttentionMetadata.dense(1, 2), checks=True)
+    with pytest.raises(LayoutError, match="check_step: expected a pool and metadata of a paged step"):
+        native_model.thaw()(ints(1, 2), None, meta)
 
 
 @pytest.mark.parametrize("name", STEPS)
