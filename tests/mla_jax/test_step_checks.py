@@ -263,7 +263,12 @@ def test_metadata_without_rows_sequences_or_pages():
 
 
 def test_what_is_no_paged_step_is_refused():
-    for cache, meta in ((CACHE, AttentionMetadata.dense(2, 3)), (None, good())):
+    for cache, meta in (
+        (CACHE, AttentionMetadata.dense(2, 3)),
+        (CACHE, dataclasses.replace(good(), page_table=None)),
+        (CACHE, dataclasses.replace(good(), slot_mapping=None)),
+        (None, good()),
+    ):
         with pytest.raises(
             LayoutError, match="check_step: expected a pool and metadata of a paged step, got a"
         ):

@@ -11,6 +11,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from properties_of import holds, is_falsified
 
@@ -31,11 +32,11 @@ BOUND = 1e-5
 """Of the largest value: the bound of every op's float32 results (op_base.py)."""
 
 
-@functools.partial(jax.jit, static_argnames="keys")
-def attend(q_latent, q_rope, kv, pages, starts, lengths, keys):
+@functools.partial(jax.jit, static_argnames=("keys", "kernels"))
+def attend(q_latent, q_rope, kv, pages, starts, lengths, keys, kernels="native"):
     return mla_attention(
         q_latent, q_rope, kv, jnp.int32(0), jnp.ones(2, jnp.float32), pages, starts, lengths,
-        softmax_scale=1.0, keys=keys, kernels="native",
+        softmax_scale=1.0, keys=keys, kernels=kernels,
     )  # fmt: skip
 
 
@@ -74,8 +75,9 @@ def one_split_is_n_splits(attend):
     return check
 
 
-def test_one_split_is_n_splits():
-    holds(one_split_is_n_splits(attend), **DRAWN)
+@pytest.mark.parametrize("kernels", ["native", "reference"])  # the reference merges every 128 keys
+def test_one_split_is_n_splits(kernels):
+    holds(one_split_is_n_splits(functools.partial(attend, kernels=kernels)), **DRAWN)
 
 
 def test_a_split_is_the_same_bits_alone_and_in_a_crowd():
