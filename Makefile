@@ -1,6 +1,7 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
+# make properties   the equivalences on many newly drawn examples (EXAMPLES=1000 of each)
 # make verify-all   every configuration (architecture, phase, weights, cache, RoPE, kernels, library) lowered and proven
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
@@ -15,7 +16,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm test-matrix accuracy verify-all lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm test-matrix properties accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -75,6 +76,10 @@ test-rocm: $(VENV)/.built
 
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py
+
+properties: EXAMPLES = 1000
+properties: $(VENV)/.built
+	@MLA_JAX_PROPERTY_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/mla_jax/properties
 
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
