@@ -6,6 +6,7 @@
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
+# make isa-report    docs/isa.md: registers, LDS, occupancy and matrix instructions of the ROCm kernels (needs clang-22)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm test-matrix properties accuracy verify-all lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm isa-report test-matrix properties accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -73,6 +74,9 @@ test-wheel: wheel
 # Emulated: nothing here needs or touches AMD hardware. tools/install_rocm_toolchain.sh brings the compiler.
 test-rocm: $(VENV)/.built
 	@$(BIN)/python -m pytest -n $(JOBS) tests/rocm
+
+isa-report: $(VENV)/.built
+	@$(BIN)/python tools/isa_report.py
 
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py

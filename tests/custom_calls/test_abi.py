@@ -79,7 +79,9 @@ CAPSULE: Any = datetime.datetime_CAPI  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    "handler", [CAPSULE, {"execute": CAPSULE}, {"initialize": CAPSULE, "execute": CAPSULE}], ids=repr
+    "handler",
+    [CAPSULE, {"execute": CAPSULE}, {"initialize": CAPSULE, "execute": CAPSULE}],
+    ids=["capsule", "execute", "initialize-execute"],
 )
 def test_right_handlers(handler: Any) -> None:
     check_handler("a.v1", handler)
