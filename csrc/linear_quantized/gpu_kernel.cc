@@ -1,0 +1,38 @@
+// The kernels of products on a GPU by name; every op that is made of products launches them.
+#include "gpu/product_plain.h"
+#include "gpu/product_tiles.h"
+
+using mla::gpu::ProductArgs;
+
+#if defined(__HIP__)
+extern "C" __shared__ mla::gpu::Chunk mla_product_shared[];
+#else
+extern __shared__ mla::gpu::Chunk mla_product_shared[];
+#endif
+
+#define MLA_PRODUCT(name, Format, Shape)                                                          \
+  MLA_GPU_KERNEL_BLOCKS(name, mla::gpu::Shape::kThreads, mla::gpu::Shape::kBlocks, ProductArgs) { \
+    mla::gpu::TileProduct<mla::gpu::Format, mla::gpu::Shape>(                                     \
+        args, reinterpret_cast<char*>(mla_product_shared))                                        \
+        .Run();                                                                                   \
+  }
+
+#define MLA_PRODUCTS(format, Format)                                  \
+  MLA_PRODUCT(mla_product_##format##_stream8, Format, StreamShape8)   \
+  MLA_PRODUCT(mla_product_##format##_stream16, Format, StreamShape16) \
+  MLA_PRODUCT(mla_product_##format##_narrow8, Format, NarrowShape8)   \
+  MLA_PRODUCT(mla_product_##format##_narrow16, Format, NarrowShape16) \
+  MLA_PRODUCT(mla_product_##format##_tile32, Format, TileShape32)
+
+MLA_PRODUCTS(e2m1, FormatE2M1)
+MLA_PRODUCTS(e4m3, FormatE4M3)
+MLA_PRODUCTS(int4, FormatInt4)
+MLA_PRODUCTS(bf16, FormatBF16)
+// Not int4: with a scale every 32 values its sums want too many registers.
+MLA_PRODUCT(mla_product_e2m1_tile64, FormatE2M1, TileShape64)
+MLA_PRODUCT(mla_product_e4m3_tile64, FormatE4M3, TileShape64)
+MLA_PRODUCT(mla_product_bf16_tile64, FormatBF16, TileShape64)
+
+MLA_GPU_KERNEL(mla_product_plain, mla::gpu::kPlainThreads, ProductArgs) {
+  mla::gpu::PlainProduct(args).Run();
+}
