@@ -112,5 +112,8 @@ ABSORB: Op = Op(
     abstract=_abstract,
     reference=per_head_product,
     native=_native,
+    native_gpu=per_head_product,
+    targets_gpu=(),
+    native_note_gpu="it is XLA's own batched dot there",
     batch=lambda arrays, batched, static: map_rows(ABSORB, arrays, batched, static),
 )

@@ -37,10 +37,12 @@ class Op:
       reference: (*arrays, **static) -> tuple of arrays in plain jnp; the oracle, differentiable.
       native: same signature, calls `jax.ffi.ffi_call`.
       native_gpu: what the GPU libraries are called with instead, where an op needs scratch there.
+      targets_gpu: targets that `native_gpu` uses, where they are others; empty where it is an XLA computation.
       batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
         vmap with a clear sentence.
       not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
       native_note: what else the native form does than call its targets, as a part of a sentence, or "".
+      native_note_gpu: the same of `native_gpu`, where it is another.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class Op:
         reference: Callable[..., Arrays],
         native: Callable[..., Arrays],
         native_gpu: Callable[..., Arrays] | None = None,
+        targets_gpu: Sequence[str] | None = None,
         batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
         not_differentiable: str | None = None,
         native_note: str = "",
+        native_note_gpu: str | None = None,
     ) -> None:
         self.name = name
         self.targets = tuple(targets)
@@ -63,7 +67,9 @@ class Op:
         self._native_gpu = native_gpu or native
         self._batch = batch
         self._not_differentiable = not_differentiable
+        self._targets_gpu = self.targets if targets_gpu is None else tuple(targets_gpu)
         self._native_note = native_note
+        self._native_note_gpu = native_note if native_note_gpu is None else native_note_gpu
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._run_eagerly)
@@ -83,9 +89,12 @@ class Op:
 
     def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
         """What this op runs on `platform`, and why; `warn=False` only asks."""
-        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn)
-        if found.implementation == "native" and self._native_note:
-            return replace(found, reason=f"{found.reason}; {self._native_note}")
+        is_gpu = registry.library(platform).is_gpu
+        targets = self._targets_gpu if is_gpu else self.targets
+        note = self._native_note_gpu if is_gpu else self._native_note
+        found = registry.choose(self.name, targets, platform, kernels, warn=warn)
+        if found.implementation == "native" and note:
+            return replace(found, reason=f"{found.reason}; {note}")
         return found
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:

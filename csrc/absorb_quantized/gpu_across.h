@@ -10,128 +10,203 @@ namespace mla {
 namespace gpu {
 
 struct AcrossBlock {
-  int64_t batch, first_column, first_token;
+  int64_t batch, first_output, first_token;
 
-  MLA_DEVICE AcrossBlock(const ProductArgs& args, int columns, int tokens) {
+  MLA_DEVICE AcrossBlock(const ProductArgs& args, int outputs, int tokens) {
     const int x = BlockX();
     const int rest = x / args.row_blocks;
-    first_column = static_cast<int64_t>(x % args.row_blocks) * columns;
+    first_output = static_cast<int64_t>(x % args.row_blocks) * outputs;
     first_token = static_cast<int64_t>(rest % args.token_blocks) * tokens;
     batch = rest / args.token_blocks;
   }
 };
 
-template <typename Format, int token_tiles>
+// A wave takes 16 tokens and 64 outputs; where there are more waves than that, they share the
+// contraction. It runs across the weight rows or, `along`, along them; then outputs are rows.
+template <typename Format, int token_tiles, bool along>
 struct AcrossProduct {
   static constexpr int kWaves = kAcrossThreads / kWave;
   // Values of a chunk of 16 bytes, and chunks of a block's share of a weight row.
   static constexpr int kValues = Format::kStep / 4;
   static constexpr int kRowChunks = kAcrossColumns / kValues;
   static constexpr int kMine = kAcrossRows * kRowChunks / kAcrossThreads;
-  static constexpr int kWaveTiles = (token_tiles + kWaves - 1) / kWaves;
+  static constexpr int kTokenChunks = 16 * token_tiles * kAcrossRows / 8;
+  static constexpr int kMyTokens = (kTokenChunks + kAcrossThreads - 1) / kAcrossThreads;
+  static constexpr int kItems = token_tiles * kAcrossColumns / 64;
+  static constexpr int kSplits = kWaves > kItems ? kWaves / kItems : 1;
+  static constexpr int kMyItems = kWaves > kItems ? 1 : kItems / kWaves;
+  static constexpr bool kFolds = Format::kFoldOctets > 0;
+  static constexpr int kSumValues = 4 * Accumulator::kValues;
 
   const ProductArgs& args;
   const AcrossBlock block;
   bf16* weights;  // (kAcrossRows, kAcrossStride)
+  bf16* tokens;   // (16 * token_tiles, kAcrossStride)
+  Chunk codes[kMine];
+  uint32_t bytes[kMine];
+  Chunk held[kMyTokens];
 
   MLA_DEVICE AcrossProduct(const ProductArgs& product, bf16* shared)
-      : args(product), block(product, kAcrossColumns, 16 * token_tiles), weights(shared) {}
+      : args(product),
+        block(product, kAcrossColumns, 16 * token_tiles),
+        weights(shared),
+        tokens(shared + kAcrossRows * kAcrossStride) {}
 
   MLA_DEVICE int64_t WeightRow(int64_t n) const {
     return args.first_row + block.batch * args.batch_rows + n;
   }
 
-  // Rows from `first` on; zeros beyond the last row and column.
-  MLA_DEVICE void Decode(int64_t first) const {
+  MLA_DEVICE int64_t Contraction() const { return along ? args.k : args.rows; }
+  MLA_DEVICE int64_t Outputs() const { return along ? args.rows : args.k; }
+  // The first weight row and column of the part that begins at `first` of the contraction.
+  MLA_DEVICE int64_t FirstRow(int64_t first) const { return along ? block.first_output : first; }
+  MLA_DEVICE int64_t FirstColumn(int64_t first) const { return along ? first : block.first_output; }
+
+  // Reads codes and tokens from `first` of the contraction on; zeros beyond the last row, column
+  // and token.
+  MLA_DEVICE void Read(int64_t first) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int at = ThreadX() + i * kAcrossThreads;
-      const int row = at / kRowChunks, column = at % kRowChunks * kValues;
-      const int64_t k = block.first_column + column;
-      const bool valid = first + row < args.rows && k < args.k;
-      Chunk chunk = {};
-      uint32_t byte = 127;
-      if (valid) {
-        const int64_t weight_row = WeightRow(first + row);
-        chunk = *reinterpret_cast<const Chunk*>(static_cast<const uint8_t*>(args.data) +
-                                                (weight_row * args.k + k) * 16 / kValues);
+      const int64_t n = FirstRow(first) + at / kRowChunks;
+      const int64_t column = FirstColumn(first) + at % kRowChunks * kValues;
+      codes[i] = Chunk{};
+      bytes[i] = 127;
+      if (n < args.rows && column < args.k) {
+        const int64_t row = WeightRow(n);
+        codes[i] = *reinterpret_cast<const Chunk*>(static_cast<const uint8_t*>(args.data) +
+                                                   (row * args.k + column) * 16 / kValues);
         if constexpr (Format::kGroupScales) {
-          byte = static_cast<const uint8_t*>(
-              args.scale)[weight_row * args.scale_columns + k / kValues];
+          bytes[i] =
+              static_cast<const uint8_t*>(args.scale)[row * args.scale_columns + column / kValues];
         }
       }
-      const E2M1Scale scale(byte);
-      bf16* to = weights + row * kAcrossStride + column;
+    }
 #pragma unroll
-      for (int o = 0; o < kValues / 8; ++o) {
-        *reinterpret_cast<Chunk*>(to + 8 * o) = BitCast<Chunk>(Format::Decode(&chunk, o, scale));
+    for (int i = 0; i < kMyTokens; ++i) {
+      const int at = ThreadX() + i * kAcrossThreads;
+      const int64_t token = block.first_token + at / (kAcrossRows / 8);
+      const int64_t n = first + at % (kAcrossRows / 8) * 8;
+      held[i] = Chunk{};
+      if (at < kTokenChunks && token < args.tokens && n < Contraction()) {
+        held[i] =
+            *reinterpret_cast<const Chunk*>(static_cast<const bf16*>(args.x) +
+                                            token * args.x_stride + block.batch * args.x_batch + n);
       }
     }
   }
 
-  MLA_DEVICE Fragment TokenFragment(int tile, int64_t first) const {
-    return MakeFragment([&](int vector, int k) {
-      const int64_t token = block.first_token + 16 * tile + vector;
-      const int64_t n = first + k;
-      const bool valid = token < args.tokens && n < args.rows;
-      const bf16* from = static_cast<const bf16*>(args.x) +
-                         (valid ? token * args.x_stride + block.batch * args.x_batch + n : 0);
-      return valid ? LoadPack<kFragmentRun>(from) : Pack<bf16, kFragmentRun>{};
-    });
+  MLA_DEVICE void Store() const {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int at = ThreadX() + i * kAcrossThreads;
+      bf16* to = weights + at / kRowChunks * kAcrossStride + at % kRowChunks * kValues;
+      const GroupScale scale{bytes[i]};
+#pragma unroll
+      for (int o = 0; o < kValues / 8; ++o) {
+        *reinterpret_cast<Chunk*>(to + 8 * o) =
+            BitCast<Chunk>(FromOrder<Format>(Format::template Decode<true>(&codes[i], o, scale)));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMyTokens; ++i) {
+      const int at = ThreadX() + i * kAcrossThreads;
+      if (kTokenChunks % kAcrossThreads != 0 && at >= kTokenChunks) break;
+      *reinterpret_cast<Chunk*>(tokens + at / (kAcrossRows / 8) * kAcrossStride +
+                                at % (kAcrossRows / 8) * 8) = held[i];
+    }
   }
 
-  // The scale that a block of rows shares with the block's columns.
+  // The one scale of a part.
   MLA_DEVICE float BlockScale(int64_t first) const {
-    return ReadScale(args, WeightRow(first) / args.block_n * args.scale_columns +
-                               block.first_column / args.block_k);
+    return ReadScale(args, WeightRow(FirstRow(first)) / args.block_n * args.scale_columns +
+                               FirstColumn(first) / args.block_k);
+  }
+
+  MLA_DEVICE static int Item(int i) { return ThreadX() / kWave / kSplits * kMyItems + i; }
+  MLA_DEVICE static int Split() { return ThreadX() / kWave % kSplits; }
+  MLA_DEVICE static int TokenTile(int item) { return item % token_tiles; }
+  MLA_DEVICE static int Output(int item) { return item / token_tiles * 64; }
+
+  MLA_DEVICE void Multiply([[maybe_unused]] float scale, Accumulator (&sums)[kMyItems][4]) const {
+#pragma unroll
+    for (int i = 0; i < kMyItems; ++i) {
+      [[maybe_unused]] Accumulator part[4];
+#pragma unroll
+      for (int step = 0; step < kAcrossRows / kMmaK / kSplits; ++step) {
+        const int k = (step * kSplits + Split()) * kMmaK;
+        Fragment outputs[4];
+        if constexpr (along) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            outputs[j] = LoadFragment(weights + (Output(Item(i)) + 16 * j) * kAcrossStride + k,
+                                      kAcrossStride);
+          }
+        } else {
+          LoadColumns(weights + k * kAcrossStride + Output(Item(i)), kAcrossStride, outputs);
+        }
+        const Fragment token =
+            LoadFragment(tokens + 16 * TokenTile(Item(i)) * kAcrossStride + k, kAcrossStride);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) Mma(kFolds ? part[j] : sums[i][j], token, outputs[j]);
+      }
+      if constexpr (kFolds) {
+#pragma unroll
+        for (int v = 0; v < kSumValues; ++v) {
+          const int j = v / Accumulator::kValues, at = v % Accumulator::kValues;
+          sums[i][j].set(at, sums[i][j].at(at) + part[j].at(at) * scale);
+        }
+      }
+    }
   }
 
   MLA_DEVICE void Run() {
-    Accumulator sums[kWaveTiles][4];
-    const int wave = ThreadX() / kWave;
-    for (int64_t first = 0; first < args.rows; first += kAcrossRows) {
+    Accumulator sums[kMyItems][4];
+    Read(0);
+    for (int64_t first = 0; first < Contraction(); first += kAcrossRows) {
       if (first != 0) Barrier();
-      Decode(first);
+      Store();
       Barrier();
-#pragma unroll
-      for (int i = 0; i < kWaveTiles; ++i) {
-        const int tile = wave + i * kWaves;
-        if (tile >= token_tiles || block.first_token + 16 * tile >= args.tokens) break;
-        Accumulator part[4];
-#pragma unroll
-        for (int k = 0; k < kAcrossRows; k += kMmaK) {
-          Fragment columns[4];
-          LoadColumns(weights + k * kAcrossStride, kAcrossStride, columns);
-          const Fragment tokens = TokenFragment(tile, first + k);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) Mma(part[j], tokens, columns[j]);
-        }
-        const float scale = Format::kFoldOctets > 0 ? BlockScale(first) : 1.0f;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-#pragma unroll
-          for (int v = 0; v < Accumulator::kValues; ++v) {
-            sums[i][j].set(v, sums[i][j].at(v) + part[j].at(v) * scale);
-          }
-        }
-      }
+      if (first + kAcrossRows < Contraction()) Read(first + kAcrossRows);
+      Multiply(kFolds ? BlockScale(first) : 1.0f, sums);
     }
-    Emit(sums, wave);
+    if constexpr (kSplits > 1) AddSplits(sums[0]);
+    if (Split() == 0) Emit(sums);
   }
 
-  MLA_DEVICE void Emit(const Accumulator (&sums)[kWaveTiles][4], int wave) const {
+  // In the order of the splits; each lane's values are where they were.
+  MLA_DEVICE void AddSplits(Accumulator (&sums)[4]) const {
+    auto* all = reinterpret_cast<float*>(weights);
+    Barrier();
 #pragma unroll
-    for (int i = 0; i < kWaveTiles; ++i) {
-      const int tile = wave + i * kWaves;
-      if (tile >= token_tiles) break;
+    for (int v = 0; v < kSumValues; ++v) {
+      all[v * kAcrossThreads + ThreadX()] =
+          sums[v / Accumulator::kValues].at(v % Accumulator::kValues);
+    }
+    Barrier();
+    if (Split() != 0) return;
+#pragma unroll
+    for (int v = 0; v < kSumValues; ++v) {
+      float total = all[v * kAcrossThreads + ThreadX()];
+#pragma unroll
+      for (int s = 1; s < kSplits; ++s) total += all[v * kAcrossThreads + ThreadX() + s * kWave];
+      sums[v / Accumulator::kValues].set(v % Accumulator::kValues, total);
+    }
+  }
+
+  MLA_DEVICE void Emit(const Accumulator (&sums)[kMyItems][4]) const {
+#pragma unroll
+    for (int i = 0; i < kMyItems; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
 #pragma unroll
         for (int v = 0; v < Accumulator::kValues; ++v) {
-          const int64_t token = block.first_token + 16 * tile + Accumulator::Row(v);
-          const int64_t column = block.first_column + ColumnOf(j, Accumulator::Column(v));
-          if (token >= args.tokens || column >= args.k) continue;
-          WriteOne(args.y, args.y_type, token * args.y_stride + block.batch * args.y_batch + column,
+          const int64_t token = block.first_token + 16 * TokenTile(Item(i)) + Accumulator::Row(v);
+          const int n = Accumulator::Column(v);
+          const int64_t output =
+              block.first_output + Output(Item(i)) + (along ? 16 * j + n : ColumnOf(j, n));
+          if (token >= args.tokens || output >= Outputs()) continue;
+          WriteOne(args.y, args.y_type, token * args.y_stride + block.batch * args.y_batch + output,
                    sums[i][j].at(v));
         }
       }
@@ -145,7 +220,7 @@ struct PlainAcross {
 
   MLA_DEVICE void Run() const {
     const AcrossBlock block(args, kAcrossPlainThreads, kPlainTokens);
-    const int64_t column = block.first_column + ThreadX();
+    const int64_t column = block.first_output + ThreadX();
     if (column >= args.k) return;
     float sums[kPlainTokens] = {};
     int64_t tokens[kPlainTokens];

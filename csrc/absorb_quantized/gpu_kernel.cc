@@ -1,21 +1,31 @@
-// The kernels of absorb_quantized on a GPU that sum across weight rows; the others are products.
+// The kernels of absorb_quantized on a GPU; what they do not take is a product.
 #include "absorb_quantized/gpu_across.h"
 
 using mla::gpu::ProductArgs;
 
-#define MLA_ACROSS(name, Format, token_tiles)                                                     \
-  MLA_GPU_KERNEL(name, mla::gpu::kAcrossThreads, ProductArgs) {                                   \
-    __shared__ mla::gpu::Chunk                                                                    \
-        weights[mla::gpu::kAcrossRows * mla::gpu::kAcrossStride * sizeof(mla::bf16) / 16];        \
-    mla::gpu::AcrossProduct<mla::gpu::Format, token_tiles>(args,                                  \
-                                                           reinterpret_cast<mla::bf16*>(weights)) \
+#if defined(__HIP__)
+extern "C" __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#else
+extern __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#endif
+
+#define MLA_ABSORB(name, Format, token_tiles, along)                                              \
+  MLA_GPU_KERNEL_BLOCKS(name, mla::gpu::kAcrossThreads,                                           \
+                        (token_tiles == 1 ? 3 : 2) - (mla::gpu::Format::kFoldOctets > 0 ? 1 : 0), \
+                        ProductArgs) {                                                            \
+    mla::gpu::AcrossProduct<mla::gpu::Format, token_tiles, along>(                                \
+        args, reinterpret_cast<mla::bf16*>(mla_absorb_shared))                                    \
         .Run();                                                                                   \
   }
 
-MLA_ACROSS(mla_absorb_across_e2m1_16, FormatE2M1, 1)
-MLA_ACROSS(mla_absorb_across_e2m1_64, FormatE2M1, 4)
-MLA_ACROSS(mla_absorb_across_e4m3_16, FormatE4M3, 1)
-MLA_ACROSS(mla_absorb_across_e4m3_64, FormatE4M3, 4)
+#define MLA_ABSORBS(format, Format)                             \
+  MLA_ABSORB(mla_absorb_across_##format##_16, Format, 1, false) \
+  MLA_ABSORB(mla_absorb_across_##format##_64, Format, 4, false) \
+  MLA_ABSORB(mla_absorb_along_##format##_16, Format, 1, true)   \
+  MLA_ABSORB(mla_absorb_along_##format##_64, Format, 4, true)
+
+MLA_ABSORBS(e2m1, FormatE2M1)
+MLA_ABSORBS(e4m3, FormatE4M3)
 
 MLA_GPU_KERNEL(mla_absorb_across_plain, mla::gpu::kAcrossPlainThreads, ProductArgs) {
   mla::gpu::PlainAcross{args}.Run();

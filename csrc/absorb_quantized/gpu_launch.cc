@@ -1,4 +1,4 @@
-// Chooses the kernel of absorb_quantized: a product where the summed axis is the weight's columns.
+// Chooses the kernel of absorb_quantized.
 #include "absorb_quantized/gpu_shape.h"
 #include "absorb_quantized/kernel.h"
 
@@ -13,40 +13,45 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Whether matrix cores can take the operands as they lie in memory.
-bool AcrossTakesMatrixCores(const ProductArgs& args) {
+// Whether the decoding kernels can take the operands as they lie in memory.
+bool Decodes(const ProductArgs& args) {
   if (args.x_type != DType::kBF16 || args.x_stride % 8 != 0 || args.x_batch % 8 != 0 ||
       args.rows % 8 != 0 || !Aligned(args.x) || !Aligned(args.data)) {
     return false;
   }
   if (args.format == WeightFormat::kE2M1) return args.k % 32 == 0;
   if (args.format != WeightFormat::kE4M3 || args.k % 16 != 0) return false;
-  // One scale for the rows that are decoded together and the columns of a block.
-  const bool rows = args.block_n >= args.first_row + args.batches * args.batch_rows ||
+  // One scale for the part that is decoded at a time.
+  const bool rows = args.block_n >= args.batches * args.batch_rows ||
                     (args.block_n % kAcrossRows == 0 && args.first_row % kAcrossRows == 0 &&
                      args.batch_rows % kAcrossRows == 0);
   return rows && (args.block_k >= args.k || args.block_k % kAcrossColumns == 0);
 }
 
-xla::ffi::Error LaunchAcross(ProductArgs args, const Stream& stream) {
-  const bool few = args.tokens <= 16;
-  const char* name = "mla_absorb_across_plain";
-  int tokens = kPlainTokens, columns = kAcrossPlainThreads, threads = kAcrossPlainThreads;
-  if (AcrossTakesMatrixCores(args)) {
-    if (args.format == WeightFormat::kE2M1) {
-      name = few ? "mla_absorb_across_e2m1_16" : "mla_absorb_across_e2m1_64";
-    } else {
-      name = few ? "mla_absorb_across_e4m3_16" : "mla_absorb_across_e4m3_64";
-    }
-    tokens = few ? 16 : 64;
-    columns = kAcrossColumns;
-    threads = kAcrossThreads;
-  }
-  args.row_blocks = static_cast<int32_t>(CeilDiv(args.k, columns));
+struct AbsorbNames {
+  const char* of[2][2];  // [along][many tokens]
+};
+constexpr AbsorbNames kE2M1Names = {{{"mla_absorb_across_e2m1_16", "mla_absorb_across_e2m1_64"},
+                                     {"mla_absorb_along_e2m1_16", "mla_absorb_along_e2m1_64"}}};
+constexpr AbsorbNames kE4M3Names = {{{"mla_absorb_across_e4m3_16", "mla_absorb_across_e4m3_64"},
+                                     {"mla_absorb_along_e4m3_16", "mla_absorb_along_e4m3_64"}}};
+
+xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream) {
+  const bool many = args.tokens > 16, decodes = Decodes(args);
+  const int tokens = decodes ? (many ? 64 : 16) : kPlainTokens;
+  const int outputs = decodes ? kAcrossColumns : kAcrossPlainThreads;
+  const AbsorbNames& names = args.format == WeightFormat::kE2M1 ? kE2M1Names : kE4M3Names;
+  const char* name = decodes ? names.of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
+  args.row_blocks = static_cast<int32_t>(CeilDiv(along ? args.rows : args.k, outputs));
   args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, tokens));
   const Grid grid{args.batches * args.row_blocks * args.token_blocks};
-  return Launch({&kImage_absorb_quantized, name}, grid, threads, 0, stream, &args);
+  return Launch({&kImage_absorb_quantized, name}, grid,
+                decodes ? kAcrossThreads : kAcrossPlainThreads,
+                static_cast<size_t>(decodes ? AcrossSharedBytes(tokens) : 0), stream, &args);
 }
+
+// A few tokens do better as a product, whose weights need no shared memory.
+constexpr int64_t kProductTokens = 8;
 
 }  // namespace
 
@@ -66,7 +71,10 @@ xla::ffi::Error AbsorbQuantized(const AbsorbQuantizedArgs& absorb, const Stream&
   args.rows = absorb.rows_used;
   args.first_row = absorb.row_offset;
   args.batch_rows = absorb.w_rows;
-  if (!absorb.contract_columns) return LaunchAcross(args, stream);
+  const bool along = absorb.contract_columns;
+  if (!along || (args.tokens > kProductTokens && Decodes(args))) {
+    return LaunchAbsorb(args, along, stream);
+  }
   return LaunchProduct(ChooseProduct(args, args.tokens), args, stream);
 }
 

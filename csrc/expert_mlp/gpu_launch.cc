@@ -58,6 +58,8 @@ xla::ffi::Error RunExperts(const ExpertMlpArgs& args, ProductArgs gate_up, Produ
   gate_up.y = args.gated;
   gate_up.y_stride = args.inner;
   gate_up.gated = true;
+  gate_up.tokens = args.tokens;
+  down.tokens = args.tokens * args.slots;
   down.x = args.gated;
   down.x_type = args.io_type;
   down.x_stride = args.inner;

@@ -1,4 +1,4 @@
-// Codes of quantised weights to bf16, eight at a time and in order.
+// Codes of quantised weights to bf16, eight at a time.
 //
 // bf16 holds every e2m1 value times its scale exactly, and every e4m3 and int4 code: MXFP4 decodes
 // to values, the others to codes, whose f32 scales multiply sums.
@@ -44,36 +44,27 @@ MLA_DEVICE uint32_t AddPairs(uint32_t a, uint32_t b) {
 }
 #endif
 
+#if defined(__HIP__)
 // Pair i of a word of 4-bit codes: the codes 2i and 2i + 1 at the top of its halves.
 template <int i>
 MLA_DEVICE uint32_t TopNibbles(uint32_t shifted, uint32_t word) {
   return PickBytes<(static_cast<uint32_t>(i) * 0x1111u) + 0x4400u>(shifted, word);
 }
-
-// e2m1 with the scale of an MXFP4 group.
-struct E2M1Scale {
-#if defined(__HIP__)
-  uint32_t byte;
-  MLA_DEVICE explicit E2M1Scale(uint32_t e8m0) : byte(e8m0) {}
-#else
-  // A code's bits in bf16's place are code * 2^-126; the factor that is missing may need two steps.
-  uint32_t first, second;
-  MLA_DEVICE explicit E2M1Scale(uint32_t e8m0) {
-    const uint32_t low = (e8m0 <= 128 ? e8m0 + 126 : 254) * 0x00800080u;
-    first = e8m0 == 255 ? 0x7fc07fc0u : low;
-    second = e8m0 <= 128 ? 0 : (e8m0 - 1) * 0x00800080u;
-  }
 #endif
+
+// The scale of an MXFP4 group.
+struct GroupScale {
+  uint32_t byte;
+
+  // A code's bits in bf16's place are code * 2^-126. From this byte on the factor that is missing
+  // does not fit into a bf16 and takes two steps.
+  static constexpr uint32_t kTwoSteps = 129;
 };
 
-template <int i>
-MLA_DEVICE uint32_t E2M1Pair(uint32_t shifted, uint32_t word) {
-  const uint32_t top = TopNibbles<i>(shifted, word);
-  return (top & 0x80008000u) | ((top >> 6) & 0x01c001c0u);
-}
-
-MLA_DEVICE Octet DecodeE2M1(uint32_t word, const E2M1Scale& scale) {
-  const uint32_t shifted = word << 4;
+// Eight e2m1 values. `two_steps` must be true where the byte is kTwoSteps or more; only NVIDIA's
+// code minds.
+template <bool two_steps>
+MLA_DEVICE Octet DecodeE2M1(uint32_t word, const GroupScale& scale) {
   Octet out;
 #if defined(__gfx950__)
   // Where no result is subnormal or infinite there is one instruction a pair.
@@ -86,23 +77,34 @@ MLA_DEVICE Octet DecodeE2M1(uint32_t word, const E2M1Scale& scale) {
     return out;
   }
 #endif
-  out.pairs[0] = E2M1Pair<0>(shifted, word);
-  out.pairs[1] = E2M1Pair<1>(shifted, word);
-  out.pairs[2] = E2M1Pair<2>(shifted, word);
-  out.pairs[3] = E2M1Pair<3>(shifted, word);
+  constexpr uint32_t kSigns = 0x80008000u, kMagnitudes = 0x01c001c0u;
+#if defined(__HIP__)
+  const uint32_t shifted = word << 4;
+  const uint32_t top[4] = {TopNibbles<0>(shifted, word), TopNibbles<1>(shifted, word),
+                           TopNibbles<2>(shifted, word), TopNibbles<3>(shifted, word)};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-#if defined(__HIP__)
-    const uint32_t pair = ScalePair(out.pairs[i], static_cast<int>(scale.byte) - 1);
-    out.pairs[i] = scale.byte == 255 ? 0x7fc07fc0u : pair;
-#else
-    out.pairs[i] = MultiplyPairs(out.pairs[i], scale.first);
-#endif
+    const uint32_t pair = (top[i] & kSigns) | ((top[i] >> 6) & kMagnitudes);
+    const uint32_t scaled = ScalePair(pair, static_cast<int>(scale.byte) - 1);
+    out.pairs[i] = scale.byte == 255 ? 0x7fc07fc0u : scaled;
   }
-#if !defined(__HIP__)
-  if (scale.second != 0) {
+#else
+  const uint32_t low = word >> 6;
+  out.pairs[0] = ((word << 12) & kSigns) | ((word << 6) & kMagnitudes);
+  out.pairs[1] = ((word << 8) & kSigns) | ((word << 2) & kMagnitudes);
+  out.pairs[2] = ((word << 4) & kSigns) | ((low << 4) & kMagnitudes);
+  out.pairs[3] = (word & kSigns) | (low & kMagnitudes);
+  const uint32_t byte = scale.byte;
+  uint32_t factor = (byte + 126u) * 0x00800080u;
+  if constexpr (two_steps) {
+    factor = byte < GroupScale::kTwoSteps ? factor : (byte == 255 ? 0x7fc07fc0u : 0x7f007f00u);
+  }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out.pairs[i] = MultiplyPairs(out.pairs[i], scale.second);
+  for (int i = 0; i < 4; ++i) out.pairs[i] = MultiplyPairs(out.pairs[i], factor);
+  if constexpr (two_steps) {
+    const uint32_t second = byte < GroupScale::kTwoSteps ? 0x3f803f80u : (byte - 1u) * 0x00800080u;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out.pairs[i] = MultiplyPairs(out.pairs[i], second);
   }
 #endif
   return out;
@@ -137,24 +139,43 @@ MLA_DEVICE Octet DecodeE4M3(uint32_t low, uint32_t high) {
   return out;
 }
 
-// Codes 2i and 2i + 1 of a word of int4, whose values are code - 8.
-template <int i>
-MLA_DEVICE uint32_t Int4Pair(uint32_t shifted, uint32_t word) {
-  const uint32_t codes = (TopNibbles<i>(shifted, word) >> 12) & 0x000f000fu;
+// Eight int4 values, code - 8.
+MLA_DEVICE Octet DecodeInt4(uint32_t word) {
+  Octet out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
 #if defined(__HIP__)
-  const float low = static_cast<float>(static_cast<int>(codes & 15u) - 8);
-  const float high = static_cast<float>(static_cast<int>(codes >> 16) - 8);
-  return PickBytes<0x7632>(BitCast<uint32_t>(low), BitCast<uint32_t>(high));
+    const uint32_t low = (word >> (8 * i)) & 15u, high = (word >> (8 * i + 4)) & 15u;
+    out.pairs[i] =
+        PickBytes<0x7632>(BitCast<uint32_t>(static_cast<float>(static_cast<int>(low) - 8)),
+                          BitCast<uint32_t>(static_cast<float>(static_cast<int>(high) - 8)));
 #else
-  // 128 + code, whose unit in the last place is 1, less 136.
-  return AddPairs(codes | 0x43004300u, 0xc308c308u);
+    // 128 + code, whose unit in the last place is 1, less 136.
+    out.pairs[i] = AddPairs(((word >> (4 * i)) & 0x000f000fu) | 0x43004300u, 0xc308c308u);
 #endif
+  }
+  return out;
 }
 
-MLA_DEVICE Octet DecodeInt4(uint32_t word) {
-  const uint32_t shifted = word << 4;
-  return {{Int4Pair<0>(shifted, word), Int4Pair<1>(shifted, word), Int4Pair<2>(shifted, word),
-           Int4Pair<3>(shifted, word)}};
+// The order in which codes of 4 bits come out of a word: on NVIDIA's GPUs pair i is values i and
+// i + 4, which saves instructions; tokens must come in the same order.
+MLA_DEVICE Octet ToNibbleOrder(const Octet& in) {
+#if defined(__HIP__)
+  return in;
+#else
+  return {{PickBytes<0x5410>(in.pairs[0], in.pairs[2]), PickBytes<0x7632>(in.pairs[0], in.pairs[2]),
+           PickBytes<0x5410>(in.pairs[1], in.pairs[3]),
+           PickBytes<0x7632>(in.pairs[1], in.pairs[3])}};
+#endif
+}
+MLA_DEVICE Octet FromNibbleOrder(const Octet& in) {
+#if defined(__HIP__)
+  return in;
+#else
+  return {{PickBytes<0x5410>(in.pairs[0], in.pairs[1]), PickBytes<0x5410>(in.pairs[2], in.pairs[3]),
+           PickBytes<0x7632>(in.pairs[0], in.pairs[1]),
+           PickBytes<0x7632>(in.pairs[2], in.pairs[3])}};
+#endif
 }
 
 }  // namespace gpu

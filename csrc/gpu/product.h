@@ -49,12 +49,12 @@ constexpr int kPlainThreads = 256;
 constexpr int kProductWave = 64;
 constexpr int kLaneChunkRows = 1;    // Rows of a tile that a lane loads, into registers.
 constexpr int kSmallestTokens = 16;  // Tokens of a tile.
-constexpr int kStages = 2, kTokenPad = 16;
+constexpr int kRingSteps = 2, kTokenPad = 16;
 #else
 constexpr int kProductWave = 32;
 constexpr int kLaneChunkRows = 2;  // Through shared memory.
 constexpr int kSmallestTokens = 8;
-constexpr int kStages = 3, kTokenPad = 64;
+constexpr int kRingSteps = 4, kTokenPad = 64;
 #endif
 
 // Bytes of a token's row in shared memory, a step's values and a pad against bank conflicts.
@@ -72,11 +72,11 @@ struct ProductShape {
   static constexpr int kThreads = kWaves * kProductWave;
   static constexpr int kRows = 16 * row_tiles * row_waves;
   static constexpr bool kSharedTokens = shared_tokens;
-  static constexpr int kRing = shared_tokens ? kStages : kStages + 1;
+  static constexpr int kRing = kRingSteps;
 
   // Parts of dynamic shared memory: tokens, the lanes' weights and, in the same place afterwards,
   // the splits' sums.
-  static constexpr int kSplitTokenBytes = shared_tokens ? kStages * tokens * kTokenBytes : 0;
+  static constexpr int kSplitTokenBytes = shared_tokens ? 2 * tokens * kTokenBytes : 0;
   static constexpr int kRingBytes =
       kLaneChunkRows == 1 ? 0 : kRing * kThreads * row_tiles * kLaneChunkRows * 16;
   static constexpr int kSumTokens = tokens < kSmallestTokens ? kSmallestTokens : tokens;
@@ -89,15 +89,28 @@ struct ProductShape {
   }
 };
 
-// Few tokens: the weight streams through, and tokens come from the first-level cache.
+// Few tokens: the weight streams through, and tokens come from the first-level cache. An even
+// number of row tiles also does gated products.
 using StreamShape8 = ProductShape<2, 8, 1, 4, false, 5>;
 using StreamShape16 = ProductShape<2, 16, 1, 4, false, 4>;
+using WideShape8 = ProductShape<3, 8, 1, 4, false, 4>;
 // The same for weights of few rows.
-using NarrowShape8 = ProductShape<1, 8, 1, 8, false, 3>;
+using NarrowShape8 = ProductShape<1, 8, 1, 8, false, 4>;
 using NarrowShape16 = ProductShape<1, 16, 1, 8, false, 2>;
 // More tokens, which take the way through shared memory.
 using TileShape32 = ProductShape<2, 32, 4, 2, true, 2>;
 using TileShape64 = ProductShape<2, 64, 8, 1, true, 1>;
+#if defined(__HIP__) || defined(MLA_GPU_ROCM)
+using LowShape16 = ProductShape<1, 16, 4, 2, true, 2>;
+using LowShape32 = ProductShape<1, 32, 4, 2, true, 2>;
+using HighShape16 = ProductShape<1, 16, 8, 1, true, 2>;
+using HighShape32 = ProductShape<1, 32, 8, 1, true, 2>;
+#else
+using LowShape16 = ProductShape<1, 16, 4, 4, true, 1>;
+using LowShape32 = ProductShape<1, 32, 4, 4, true, 1>;
+using HighShape16 = ProductShape<1, 16, 9, 2, true, 1>;
+using HighShape32 = ProductShape<1, 32, 9, 2, true, 1>;
+#endif
 
 #if defined(MLA_GPU)
 // A kernel for a product and how it covers it; from shapes alone.

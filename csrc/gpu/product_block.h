@@ -57,11 +57,11 @@ struct ProductBlock {
            (args.gated && tile % 2 != 0 ? outputs : 0);
   }
 
-  // Row `token` of this block's tokens, at its first value.
+  // Where row `token` of this block's tokens begins in its batch.
   MLA_DEVICE int64_t TokenOffset(int64_t token) const {
     const int64_t position = first + token;
     const int64_t row = args.row_of != nullptr ? args.row_of[position] : position;
-    return row * args.x_stride + batch * args.x_batch;
+    return row * args.x_stride;
   }
 
   MLA_DEVICE void Emit(int64_t output, int64_t token, float sum) const {

@@ -18,7 +18,7 @@ struct PlainProduct {
     int64_t tokens[kPlainTokens];
 #pragma unroll
     for (int t = 0; t < kPlainTokens; ++t) {
-      tokens[t] = block.TokenOffset(t < block.count ? t : 0);
+      tokens[t] = block.TokenOffset(t < block.count ? t : 0) + block.batch * args.x_batch;
       sums[t] = 0;
     }
     for (int64_t k = Lane(); k < args.k; k += kWave) {

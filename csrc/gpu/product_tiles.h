@@ -24,7 +24,7 @@ struct TileProduct {
   static constexpr bool kFolds = Format::kFoldOctets > 0;
   static constexpr int kRing = Shape::kRing;
   using Ring = LaneRing<kLaneTiles * Format::kChunks, kThreads, kRing>;
-  using Tokens = TokenTile<Format, Shape::kTokens, Shape::kRowWaves * kWave, kStages>;
+  using Tokens = TokenTile<Format, Shape::kTokens, Shape::kRowWaves * kWave>;
 
   const ProductArgs& args;
   const ProductBlock block;
@@ -84,7 +84,7 @@ struct TileProduct {
 #pragma unroll
           for (int p = 0; p < Format::kPieces; ++p) {
             const bool valid = step * Format::kStep + Format::PieceK(c, p, Quarter()) < k;
-            const uint8_t* piece = from + (valid ? Format::PieceByte(c, p, Quarter()) : 0);
+            const uint8_t* piece = from + Format::PieceByte(c, p, Quarter());
             if constexpr (Format::kPieces == 1) {
               ring.Start(slot, i * Format::kChunks + c, piece, valid);
             } else {
@@ -125,11 +125,26 @@ struct TileProduct {
   // `token(t, o)` gives octet o of the lane's token of tile t.
   template <typename Fn>
   MLA_DEVICE void Step(int step, const uint32_t (&bytes)[kLaneTiles], const Fn& token) {
+#if !defined(__HIP__)
+    if constexpr (Format::kGroupScales) {
+      // Scales beyond 2 are rare.
+      bool large = false;
+#pragma unroll
+      for (int i = 0; i < kLaneTiles; ++i) large |= bytes[i] >= GroupScale::kTwoSteps;
+      if (__any_sync(~0u, large)) {
+        StepOf<true>(step, bytes, token);
+        return;
+      }
+    }
+#endif
+    StepOf<false>(step, bytes, token);
+  }
+
+  template <bool two_steps, typename Fn>
+  MLA_DEVICE void StepOf(int step, const uint32_t (&bytes)[kLaneTiles], const Fn& token) {
     TileSums part[kTiles][kTokenTiles];
 #pragma unroll
     for (int o = 0; o < Format::kOctets; ++o) {
-      // The compiler would otherwise read all octets first, into registers that are needed.
-      if constexpr (Shape::kSharedTokens) asm volatile("" ::: "memory");
       Octet weights[kTiles][kLaneRows];
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
@@ -139,7 +154,7 @@ struct TileProduct {
           Chunk chunks[Format::kChunks];
 #pragma unroll
           for (int c = 0; c < Format::kChunks; ++c) chunks[c] = ring.At(at * Format::kChunks + c);
-          weights[i][j] = Format::Decode(chunks, o, E2M1Scale(bytes[at]));
+          weights[i][j] = Format::template Decode<two_steps>(chunks, o, GroupScale{bytes[at]});
         }
       }
 #pragma unroll
@@ -172,7 +187,8 @@ struct TileProduct {
     for (int t = 0; t < kTokenTiles; ++t) {
       const int token = t * kTileTokens + LaneToken();
       present[t] = token < block.count;
-      tokens[t] = static_cast<const bf16*>(args.x) + block.TokenOffset(present[t] ? token : 0);
+      tokens[t] = static_cast<const bf16*>(args.x) + block.batch * args.x_batch +
+                  block.TokenOffset(present[t] ? token : 0);
     }
     uint32_t bytes[kLaneTiles], next[kLaneTiles] = {};
     const int first = Split();
@@ -191,7 +207,8 @@ struct TileProduct {
         for (int o = 0; o < Format::kOctets; ++o) {
           const int at = step * Format::kStep + Format::KOf(o, Quarter());
           x[t][o] = Octet{};
-          if (present[t] && at < k) x[t][o] = BitCast<Octet>(LoadPack<8>(tokens[t] + at));
+          if (present[t] && at < k)
+            x[t][o] = ToOrder<Format>(BitCast<Octet>(LoadPack<8>(tokens[t] + at)));
         }
       }
 #pragma unroll
@@ -214,26 +231,25 @@ struct TileProduct {
     const int first = Split();
 #pragma unroll
     for (int i = 0; i < Ring::kAhead; ++i) {
-      const int step = first + i * Shape::kSplits;
-      StartStep(step, steps, i);
-      tokens.Start(step, i);
+      StartStep(first + i * Shape::kSplits, steps, i);
       ring.Commit();
     }
+    tokens.Start(first);
     ReadGroupScales(first, next);
     int slot = 0;
     for (int turn = 0; turn < turns; ++turn) {
       const int step = first + turn * Shape::kSplits;
 #pragma unroll
       for (int i = 0; i < kLaneTiles; ++i) bytes[i] = next[i];
+      tokens.Finish(turn % 2);
+      tokens.Start(step + Shape::kSplits);
       ring.Take(slot);
-      tokens.Finish(slot);
       Barrier();
       StartStep(step + Ring::kAhead * Shape::kSplits, steps, (slot + kRing - 1) % kRing);
-      tokens.Start(step + Ring::kAhead * Shape::kSplits, (slot + kRing - 1) % kRing);
       ring.Commit();
       ReadGroupScales(step + Shape::kSplits, next);
       if (step < steps) {
-        Step(step, bytes, [&](int t, int o) { return tokens.Read(slot, t, o); });
+        Step(step, bytes, [&](int t, int o) { return tokens.Read(turn % 2, t, o); });
       }
       slot = (slot + 1) % kRing;
     }

@@ -8,29 +8,32 @@ namespace mla {
 namespace gpu {
 
 // `count` tokens, copied by `threads` threads of which this is `thread`.
-template <typename Format, int count, int threads, int stages>
+template <typename Format, int count, int threads>
 struct TokenTile {
   static constexpr int kRowChunks = Format::kOctets * 4;
   static constexpr int kChunks = count * kRowChunks;
   static constexpr int kMine = (kChunks + threads - 1) / threads;
-  static_assert(kChunks % threads == 0, "every thread copies as much");
+  static constexpr bool kEven = kChunks % threads == 0;  // Every thread copies as much.
+
+  static constexpr uint32_t kNone = ~0u;
 
   const ProductArgs& args;
   char* shared;
   int thread;
-  const bf16* rows[kMine];
-  bool present[kMine];
-#if defined(__HIP__)
+  const bf16* base;
+  uint32_t rows[kMine];  // Where they begin; kNone: there is no such token.
   Chunk held[kMine];
-#endif
 
   MLA_DEVICE TokenTile(const ProductBlock& block, char* shared_memory, int thread_of_split)
-      : args(block.args), shared(shared_memory), thread(thread_of_split) {
+      : args(block.args),
+        shared(shared_memory),
+        thread(thread_of_split),
+        base(static_cast<const bf16*>(block.args.x) + block.batch * block.args.x_batch) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int token = (thread + i * threads) / kRowChunks;
-      present[i] = token < block.count;
-      rows[i] = static_cast<const bf16*>(args.x) + block.TokenOffset(present[i] ? token : 0);
+      const bool present = token < block.count && token < count;
+      rows[i] = present ? static_cast<uint32_t>(block.TokenOffset(token)) : kNone;
     }
   }
 
@@ -38,30 +41,25 @@ struct TokenTile {
     return shared + (slot * count + token) * kTokenBytes + chunk * 16;
   }
 
-  MLA_DEVICE void Start(int step, [[maybe_unused]] int slot) {
+  MLA_DEVICE void Start(int step) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = (thread + i * threads) % kRowChunks;
       const int k = step * Format::kStep + Format::KOf(chunk / 4, chunk % 4);
-      const bool valid = present[i] && k < args.k;
-      const bf16* from = rows[i] + (valid ? k : 0);
-#if defined(__HIP__)
-      held[i] = valid ? *reinterpret_cast<const Chunk*>(from) : Chunk{};
-#else
-      CopyAsync<16>(Place(slot, (thread + i * threads) / kRowChunks, chunk), from, valid);
-#endif
+      const bool valid = rows[i] != kNone && k < static_cast<int>(args.k);
+      held[i] = valid ? *reinterpret_cast<const Chunk*>(base + rows[i] + k) : Chunk{};
     }
   }
 
   // After it and a barrier the tile is there.
-  MLA_DEVICE void Finish([[maybe_unused]] int slot) {
-#if defined(__HIP__)
+  MLA_DEVICE void Finish(int slot) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int at = thread + i * threads;
-      *reinterpret_cast<Chunk*>(Place(slot, at / kRowChunks, at % kRowChunks)) = held[i];
+      if (!kEven && at >= kChunks) break;
+      *reinterpret_cast<Chunk*>(Place(slot, at / kRowChunks, at % kRowChunks)) =
+          BitCast<Chunk>(ToOrder<Format>(BitCast<Octet>(held[i])));
     }
-#endif
   }
 
   MLA_DEVICE Octet Read(int slot, int tile, int o) const {

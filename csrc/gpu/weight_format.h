@@ -21,8 +21,10 @@ struct FormatE2M1 {
   static MLA_DEVICE int KOf(int o, int q) { return 32 * q + 8 * o; }
   static MLA_DEVICE int PieceByte(int, int, int q) { return 16 * q; }
   static MLA_DEVICE int PieceK(int, int, int q) { return 32 * q; }
-  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const E2M1Scale& scale) {
-    return DecodeE2M1(WordOf(chunks[0], o), scale);
+  static constexpr bool kNibbles = true;
+  template <bool two_steps>
+  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const GroupScale& scale) {
+    return DecodeE2M1<two_steps>(WordOf(chunks[0], o), scale);
   }
 };
 
@@ -34,7 +36,9 @@ struct FormatE4M3 {
   static MLA_DEVICE int KOf(int o, int q) { return 16 * q + 8 * o; }
   static MLA_DEVICE int PieceByte(int, int, int q) { return 16 * q; }
   static MLA_DEVICE int PieceK(int, int, int q) { return 16 * q; }
-  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const E2M1Scale&) {
+  static constexpr bool kNibbles = false;
+  template <bool>
+  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const GroupScale&) {
     return DecodeE4M3(WordOf(chunks[0], 2 * o), WordOf(chunks[0], 2 * o + 1));
   }
 };
@@ -47,7 +51,9 @@ struct FormatInt4 {
   static MLA_DEVICE int KOf(int o, int q) { return 32 * o + 8 * q; }
   static MLA_DEVICE int PieceByte(int, int p, int q) { return 16 * p + 4 * q; }
   static MLA_DEVICE int PieceK(int, int p, int q) { return 32 * p + 8 * q; }
-  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const E2M1Scale&) {
+  static constexpr bool kNibbles = true;
+  template <bool>
+  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const GroupScale&) {
     return DecodeInt4(WordOf(chunks[0], o));
   }
 };
@@ -59,10 +65,22 @@ struct FormatBF16 {
   static MLA_DEVICE int KOf(int o, int q) { return 32 * o + 8 * q; }
   static MLA_DEVICE int PieceByte(int c, int, int q) { return 64 * c + 16 * q; }
   static MLA_DEVICE int PieceK(int c, int, int q) { return 32 * c + 8 * q; }
-  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const E2M1Scale&) {
+  static constexpr bool kNibbles = false;
+  template <bool>
+  static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const GroupScale&) {
     return BitCast<Octet>(chunks[o]);
   }
 };
+
+// A token's octet in the order in which the format's octets are decoded, and back.
+template <typename Format>
+MLA_DEVICE Octet ToOrder(const Octet& natural) {
+  return Format::kNibbles ? ToNibbleOrder(natural) : natural;
+}
+template <typename Format>
+MLA_DEVICE Octet FromOrder(const Octet& decoded) {
+  return Format::kNibbles ? FromNibbleOrder(decoded) : decoded;
+}
 
 MLA_DEVICE float ReadScale(const ProductArgs& args, int64_t at) {
   return ReadOne(args.scale, args.scale_type, at);

@@ -11,33 +11,47 @@ extern const Image kImage_linear_quantized;
 
 namespace {
 
-// Blocks that keep a GPU busy.
-constexpr int64_t kManyBlocks = 100;
-constexpr int64_t kManyStreams = 256;
+// Processors of a GPU that blocks should spread over evenly: an H200's; AMD's have more, of which
+// an even spread asks less.
+constexpr int64_t kProcessors = 132;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The kernels of a format, from few tokens to many.
-enum ShapeIndex { kStream8, kStream16, kNarrow8, kNarrow16, kTile32, kTile64, kShapes };
-
-struct Names {
-  const char* of[kShapes];
+// The kernels of a format.
+enum ShapeIndex {
+  kStream8,
+  kStream16,
+  kNarrow8,
+  kNarrow16,
+  kTile32,
+  kTile64,
+  kWide8,
+  kLow16,
+  kLow32,
+  kHigh16,
+  kHigh32,
+  kShapes
 };
 
-#define MLA_PRODUCT_NAMES(format, tile64)                                        \
-  {                                                                              \
-    {                                                                            \
-      "mla_product_" #format "_stream8", "mla_product_" #format "_stream16",     \
-          "mla_product_" #format "_narrow8", "mla_product_" #format "_narrow16", \
-          "mla_product_" #format "_tile32", tile64                               \
-    }                                                                            \
-  }
+struct Names {
+  const char* of[kShapes];  // Null where a format has no such kernel.
+};
+
+#define MLA_PRODUCT_NAME(format, shape) "mla_product_" #format "_" #shape
+#define MLA_PRODUCT_NAMES(format)                                            \
+  MLA_PRODUCT_NAME(format, stream8), MLA_PRODUCT_NAME(format, stream16),     \
+      MLA_PRODUCT_NAME(format, narrow8), MLA_PRODUCT_NAME(format, narrow16), \
+      MLA_PRODUCT_NAME(format, tile32)
+#define MLA_UNGATED_NAMES(format)                                        \
+  MLA_PRODUCT_NAME(format, wide8), MLA_PRODUCT_NAME(format, low16),      \
+      MLA_PRODUCT_NAME(format, low32), MLA_PRODUCT_NAME(format, high16), \
+      MLA_PRODUCT_NAME(format, high32)
 
 constexpr Names kNames[] = {
-    MLA_PRODUCT_NAMES(e2m1, "mla_product_e2m1_tile64"),
-    MLA_PRODUCT_NAMES(e4m3, "mla_product_e4m3_tile64"),
-    MLA_PRODUCT_NAMES(int4, nullptr),
-    MLA_PRODUCT_NAMES(bf16, "mla_product_bf16_tile64"),
+    {{MLA_PRODUCT_NAMES(e2m1), MLA_PRODUCT_NAME(e2m1, tile64), MLA_UNGATED_NAMES(e2m1)}},
+    {{MLA_PRODUCT_NAMES(e4m3), MLA_PRODUCT_NAME(e4m3, tile64), MLA_UNGATED_NAMES(e4m3)}},
+    {{MLA_PRODUCT_NAMES(int4), nullptr, MLA_UNGATED_NAMES(int4)}},
+    {{MLA_PRODUCT_NAMES(bf16), MLA_PRODUCT_NAME(bf16, tile64)}},
 };
 // Chunks of 16 bytes that a lane reads a step and row.
 constexpr int kChunksOf[] = {1, 1, 1, 2};
@@ -59,9 +73,11 @@ bool TakesMatrixCores(const ProductArgs& args) {
       !Aligned(args.x, 16) || !Aligned(args.data, 16)) {
     return false;
   }
-  // Offsets inside a matrix, whose element has at most two bytes, are 32 bits.
+  // Offsets inside a matrix, whose element has at most two bytes, are 32 bits, and so are those of
+  // tokens.
   const int64_t rows = args.batches > 1 ? args.batch_rows : args.rows;
   if (rows * args.k >= int64_t{1} << 31) return false;
+  if (args.tokens * args.x_stride >= (int64_t{1} << 32) - 1) return false;
   // One scale a fold.
   const auto folds = [&](int64_t values) {
     return args.block_k % values == 0 || args.block_k >= args.k;
@@ -87,22 +103,40 @@ ProductKernel ChooseProduct(const ProductArgs& args, int64_t tokens) {
   if (!TakesMatrixCores(args)) {
     return {"mla_product_plain", kPlainTokens, kPlainThreads / kProductWave, kPlainThreads, 0};
   }
-  const auto blocks = [&](const ProductKernel& kernel) {
-    return CeilDiv(args.rows, kernel.rows) * CeilDiv(tokens, kernel.tokens) * args.batches;
+  // Of the processors' time, which part has work; a processor runs `together` blocks at a time.
+  const auto share = [&](const ProductKernel& kernel, int64_t together) {
+    const int64_t blocks =
+        CeilDiv(args.rows, kernel.rows) * CeilDiv(tokens, kernel.tokens) * args.batches;
+    const int64_t rounds = CeilDiv(blocks, kProcessors * together);
+    const double useful = static_cast<double>(args.rows) /
+                          static_cast<double>(CeilDiv(args.rows, kernel.rows) * kernel.rows);
+    return useful * static_cast<double>(blocks) /
+           static_cast<double>(rounds * kProcessors * together);
   };
-  if (tokens > 16) {
-    const ProductKernel large = Of<TileShape64>(args, kTile64);
-    const ProductKernel small = Of<TileShape32>(args, kTile32);
-    if (tokens > 32 && large.name != nullptr && args.rows > small.rows &&
-        blocks(large) >= kManyBlocks) {
-      return large;
-    }
-    if (blocks(small) >= kManyBlocks) return small;
+  const bool gated = args.gated || args.format == WeightFormat::kBF16;
+  if (tokens <= 8) {
+    const ProductKernel stream = Of<StreamShape8>(args, kStream8);
+    if (args.gated) return stream;
+    const ProductKernel narrow = Of<NarrowShape8>(args, kNarrow8);
+    if (CeilDiv(args.rows, stream.rows) * args.batches < 2 * kProcessors) return narrow;
+    const ProductKernel wide = gated ? stream : Of<WideShape8>(args, kWide8);
+    return share(wide, 3) > share(stream, 5) ? wide : stream;
   }
-  const ProductKernel stream =
-      tokens <= 8 ? Of<StreamShape8>(args, kStream8) : Of<StreamShape16>(args, kStream16);
-  if (args.gated || blocks(stream) >= kManyStreams) return stream;
-  return tokens <= 8 ? Of<NarrowShape8>(args, kNarrow8) : Of<NarrowShape16>(args, kNarrow16);
+  const ProductKernel large = Of<TileShape64>(args, kTile64);
+  if (tokens > 32 && large.name != nullptr && share(large, 1) > 0.7) return large;
+  if (gated) {
+    const ProductKernel tile = Of<TileShape32>(args, kTile32);
+    if (tokens > 16 && share(tile, 2) > 0.5) return tile;
+    const ProductKernel stream = Of<StreamShape16>(args, kStream16);
+    if (args.gated || share(stream, 4) > 0.5) return stream;
+    return Of<NarrowShape16>(args, kNarrow16);
+  }
+  const bool few = tokens <= 16;
+  const ProductKernel low = few ? Of<LowShape16>(args, kLow16) : Of<LowShape32>(args, kLow32);
+  const ProductKernel high = few ? Of<HighShape16>(args, kHigh16) : Of<HighShape32>(args, kHigh32);
+  // A block of nine waves a split gets more out of tokens in shared memory.
+  const ProductKernel best = share(high, 1) > 0.8 * share(low, 1) ? high : low;
+  return share(best, 1) > 0.3 ? best : Of<NarrowShape16>(args, kNarrow16);
 }
 
 ProductArgs ProductOf(const QuantizedMatrix& weight) {

@@ -10,6 +10,7 @@
   target("mla_jax.rope_latent_rows.v1", mla_jax_rope_latent_rows_v1, 1) \
   target("mla_jax.mla_attention.v1", mla_jax_mla_attention_v1, 1) \
   target("mla_jax.mxfp4_quantize.v1", mla_jax_mxfp4_quantize_v1, 1) \
+  target("mla_jax.mxfp4_dequantize.v1", mla_jax_mxfp4_dequantize_v1, 1) \
   target("mla_jax.linear_quantized.v1", mla_jax_linear_quantized_v1, 1) \
   target("mla_jax.linear_quantized_bias.v1", mla_jax_linear_quantized_bias_v1, 1) \
   target("mla_jax.absorb_quantized.v1", mla_jax_absorb_quantized_v1, 1) \
