@@ -3,6 +3,7 @@
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
+# make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-matrix accuracy lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm test-matrix accuracy lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -67,6 +68,10 @@ test-wheel: wheel
 	@mkdir -p build/elsewhere && cd build/elsewhere && MLA_JAX_EXPECT_INSTALLED=1 \
 	  ../wheel-venv/bin/python -m pytest -n $(JOBS) -c ../../pyproject.toml --rootdir ../.. -p no:cacheprovider ../../tests
 
+# Emulated: nothing here needs or touches AMD hardware. tools/install_rocm_toolchain.sh brings the compiler.
+test-rocm: $(VENV)/.built
+	@$(BIN)/python -m pytest -n $(JOBS) tests/rocm
+
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py
 
@@ -77,11 +82,11 @@ lint: $(VENV)/.built
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.built
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	@find csrc -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
 	@rm -rf build $(VENV)
