@@ -3,7 +3,8 @@
 # mla_add_gpu_library(NAME rocm|cuda MODULE name [EMULATED]): with EMULATED the handlers run on JAX's CPU
 # platform, for tests that put an emulator in the driver's place.
 
-set(MLA_GPU_OPS rope_append_latent mla_attention)
+set(MLA_GPU_OPS rope_append_latent mla_attention mxfp4_quantize mxfp4_dequantize linear_quantized absorb_quantized
+                expert_mlp expert_mlp_quantized)
 
 set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
 set(MLA_CUDA_ARCHITECTURES sm_90)
@@ -66,11 +67,16 @@ function(mla_add_gpu_library platform module)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/${platform})
   file(MAKE_DIRECTORY ${folder})
   set(sources "")
+  set(images "")
   set(declarations "")
   set(items "")
   foreach(op ${MLA_GPU_OPS})
     set(image ${folder}/${op}.image)
     set(source ${PROJECT_SOURCE_DIR}/csrc/${op}/gpu_kernel.cc)
+    list(APPEND sources csrc/${op}/ffi.cc csrc/${op}/gpu_launch.cc)
+    if(NOT EXISTS ${source})
+      continue()  # Made of other ops' kernels.
+    endif()
     if(NOT TARGET mla_${platform}_${op})
       mla_device_command(${platform} ${source} ${image} command)
       # Not a depfile: clang writes none where it compiles for several architectures at once.
@@ -82,7 +88,8 @@ function(mla_add_gpu_library platform module)
       configure_file(${PROJECT_SOURCE_DIR}/csrc/gpu/embed.cc.in ${folder}/${op}.embed.cc @ONLY)
     endif()
     set_source_files_properties(${folder}/${op}.embed.cc PROPERTIES OBJECT_DEPENDS ${image})
-    list(APPEND sources csrc/${op}/ffi.cc csrc/${op}/gpu_launch.cc ${folder}/${op}.embed.cc)
+    list(APPEND sources ${folder}/${op}.embed.cc)
+    list(APPEND images mla_${platform}_${op})
     string(APPEND declarations "extern const Image kImage_${op};\n")
     string(APPEND items "&kImage_${op}, ")
   endforeach()
@@ -96,10 +103,8 @@ function(mla_add_gpu_library platform module)
     string(REPLACE ";" "," architectures "${MLA_CUDA_ARCHITECTURES}")
   endif()
   pybind11_add_module(${module} MODULE csrc/python/gpu_module.cc csrc/gpu/runtime.cc csrc/gpu/driver_${driver}.cc
-    csrc/common/ffi_checks.cc ${folder}/images.cc ${sources})
-  foreach(op ${MLA_GPU_OPS})
-    add_dependencies(${module} mla_${platform}_${op})
-  endforeach()
+    csrc/common/ffi_checks.cc csrc/common/quantized_ffi.cc ${folder}/images.cc ${sources})
+  add_dependencies(${module} ${images})
   target_include_directories(${module} PRIVATE csrc)
   target_include_directories(${module} SYSTEM PRIVATE "${MLA_FFI_INCLUDE}")
   target_compile_definitions(${module} PRIVATE MLA_GPU MLA_MODULE=${module} MLA_PLATFORM="${platform}"

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
 from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.expert_mlp_quantized.v1"
+TARGET_WITH_SCRATCH = "mla_jax.expert_mlp_quantized.v2"
 
 Layout = tuple[Container, tuple[int, int]]
 """Container and block of one weight."""
@@ -55,7 +56,9 @@ def _reference(
     return (total.astype(x.dtype),)
 
 
-def _native(x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+def _native(
+    x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout: Layout, scratch: bool = False
+) -> Arrays:
     if is_fnuz(rest[0]) or is_fnuz(rest[2]):
         return _reference(x, *rest, gate_up_layout=gate_up_layout, down_layout=down_layout)
     attributes = {}
@@ -63,8 +66,28 @@ def _native(x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout:
         attributes[f"{name}_code"] = np.int64(CODES[container])
         attributes[f"{name}_block_n"] = np.int64(block[0])
         attributes[f"{name}_block_k"] = np.int64(block[1])
-    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    return (call(x, *rest, **attributes),)
+    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+    if scratch:
+        outs += gpu_scratch(x, rest[0].shape[0], rest[0].shape[1] // 2, rest[4])
+    target = TARGET_WITH_SCRATCH if scratch else TARGET
+    return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, **attributes))[:1]
+
+
+def _native_gpu(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+    return _native(*arrays, gate_up_layout=gate_up_layout, down_layout=down_layout, scratch=True)
+
+
+def gpu_scratch(
+    x: jax.Array, num_experts: int, inner: int, topk_ids: jax.Array
+) -> list[jax.ShapeDtypeStruct]:
+    """What the GPU kernels need besides the result: a plan of who goes where, gated activations, products."""
+    pairs = topk_ids.shape[0] * topk_ids.shape[1]
+    tiles = pairs // 8 + min(num_experts, pairs)
+    return [
+        jax.ShapeDtypeStruct((num_experts + 1 + 4 * tiles + 2 * pairs,), jnp.int32),
+        jax.ShapeDtypeStruct((pairs, inner), x.dtype),
+        jax.ShapeDtypeStruct((pairs, x.shape[1]), jnp.float32),
+    ]
 
 
 EXPERT_MLP_QUANTIZED: Op = Op(
@@ -73,6 +96,7 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu, FNUZ_NOTE),
     native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

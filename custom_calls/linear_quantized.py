@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, map_rows
 from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.linear_quantized.v1"
 TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
+TARGET_DEQUANTIZE = "mla_jax.mxfp4_dequantize.v1"
+
+MAX_GPU_ROWS = 96
+"""On GPUs, with more bfloat16 rows than this, weights that bfloat16 holds exactly go through XLA's own dot."""
 
 
 def _abstract(
@@ -61,6 +65,31 @@ def _native(
     return (call(x, data, scale, *bias, **attributes),)
 
 
+def _native_gpu(
+    x: jax.Array,
+    data: jax.Array,
+    scale: jax.Array,
+    *bias: jax.Array,
+    out_dtype: str,
+    container: Container,
+    block: tuple[int, int],
+) -> Arrays:
+    exact = container in ("mxfp4", "fp8_channel", "fp8_tensor")
+    if is_fnuz(data) or x.dtype != jnp.bfloat16 or x.shape[0] <= MAX_GPU_ROWS or not exact:
+        return _native(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
+    if container == "mxfp4":
+        values = jax.ShapeDtypeStruct((data.shape[0], x.shape[1]), jnp.bfloat16)
+        weight = jax.ffi.ffi_call(TARGET_DEQUANTIZE, values)(data, scale)
+    else:
+        weight = data.astype(jnp.bfloat16)
+    y = jax.lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if container != "mxfp4":
+        y = y * jnp.broadcast_to(scale, (data.shape[0],))[None, :]
+    if bias:
+        y = y + bias[0].astype(jnp.float32)[None, :]
+    return (y.astype(out_dtype),)
+
+
 def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
     x, *rest = arrays
     if batched[0] and not any(batched[1:]):
@@ -76,5 +105,10 @@ LINEAR_QUANTIZED: Op = Op(
     reference=_reference,
     native=_native,
     native_note=FNUZ_NOTE,
+    gpu=Native(
+        (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
+        _native_gpu,
+        f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows go to XLA's own dot, for exact weights",
+    ),
     batch=_batch,
 )

@@ -106,9 +106,9 @@ def _run(*command: str) -> str:
 def _dynamic_lds() -> dict[str, int]:
     """Kernel name -> bytes that its launch asks for; only the attention tiles ask."""
     source = (
-        "#define MLA_GPU_ROCM\n#include <cstdio>\n#include \"mla_attention/gpu_shape.h\"\n"
+        '#define MLA_GPU_ROCM\n#include <cstdio>\n#include "mla_attention/gpu_shape.h"\n'
         "using namespace mla::gpu;\n"
-        "int main() { std::printf(\"16 %d 32 %d 64 %d\", Heads16::kSharedBytes, Heads32::kSharedBytes,"
+        'int main() { std::printf("16 %d 32 %d 64 %d", Heads16::kSharedBytes, Heads32::kSharedBytes,'
         " Heads64::kSharedBytes); }\n"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +217,9 @@ def document(found: list[Kernel]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="fail if docs/isa.md is out of date")
     arguments = parser.parse_args()
     text = document(kernels())

@@ -1,7 +1,6 @@
 // One head times a block of tokens a task. Where the summed axis is that of the groups, products
 // take the codes themselves; where it runs across them, the head's rows are decoded first.
-#include "absorb_quantized/cpu_kernel.h"
-
+#include "absorb_quantized/kernel.h"
 #include "common/axpy_tile.h"
 #include "common/bfloat16.h"
 #include "common/quantized_dot.h"

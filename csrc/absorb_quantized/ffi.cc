@@ -1,14 +1,14 @@
 // FFI binding of mla_jax.absorb_quantized.v1.
-#include "absorb_quantized/cpu_kernel.h"
+#include "absorb_quantized/kernel.h"
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "common/quantized_ffi.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error AbsorbQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+ffi::Error AbsorbQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer data,
                                ffi::AnyBuffer scale, int64_t x_offset, int64_t row_offset,
                                int64_t rows_used, int64_t contract, int64_t code, int64_t block_n,
                                int64_t block_k, ffi::Result<ffi::AnyBuffer> y) {
@@ -50,8 +50,7 @@ ffi::Error AbsorbQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyB
   args.row_offset = row_offset;
   args.rows_used = rows_used;
   args.contract_columns = contract == 1;
-  MLA_KERNEL(AbsorbQuantized, AbsorbQuantizedArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(AbsorbQuantized, AbsorbQuantizedArgs, args, backend);
 }
 
 }  // namespace
@@ -59,7 +58,7 @@ ffi::Error AbsorbQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyB
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_absorb_quantized_v1, mla::AbsorbQuantizedCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -70,4 +69,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_absorb_quantized_v1, mla::AbsorbQuantizedC
                                   .Attr<int64_t>("code")
                                   .Attr<int64_t>("block_n")
                                   .Attr<int64_t>("block_k")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

@@ -63,6 +63,12 @@ ffi::DataType ToXla(DType type) {
 
 }  // namespace
 
+Checker::Checker(const char* op) : op_(op) {
+#if defined(MLA_GPU_EMULATED)
+  gpu::ForgetMemory();
+#endif
+}
+
 std::string ShapeText(ffi::AnyBuffer::Dimensions dims) {
   std::string text = "(";
   for (size_t i = 0; i < dims.size(); ++i) {

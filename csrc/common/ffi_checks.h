@@ -20,7 +20,7 @@ constexpr int64_t kAny = -1;
 // Collects the first thing that is wrong with a call.
 class Checker {
  public:
-  explicit Checker(const char* op) : op_(op) {}
+  explicit Checker(const char* op);
 
   bool ok() const { return message_.empty(); }
   ffi::Error error() const {

@@ -1,8 +1,7 @@
 // Experts whose weights are stored as they are multiplied.
-#include "expert_mlp/cpu_kernel.h"
-
 #include "common/dot_block.h"
 #include "expert_mlp/experts.h"
+#include "expert_mlp/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

@@ -10,7 +10,7 @@
 #include "common/bfloat16.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
-#include "expert_mlp/cpu_kernel.h"
+#include "expert_mlp/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

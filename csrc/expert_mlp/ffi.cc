@@ -1,15 +1,16 @@
 // FFI binding of mla_jax.expert_mlp.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
-#include "expert_mlp/cpu_kernel.h"
-#include "python/handlers.h"
+#include "expert_mlp/kernel.h"
+#include "expert_mlp/scratch_ffi.h"
+#include "python/targets.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, ffi::AnyBuffer down,
-                ffi::AnyBuffer topk_ids, ffi::AnyBuffer topk_weights,
-                ffi::Result<ffi::AnyBuffer> y) {
+ffi::Error Call(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, ffi::AnyBuffer down,
+                ffi::AnyBuffer topk_ids, ffi::AnyBuffer topk_weights, ffi::Result<ffi::AnyBuffer> y,
+                ffi::RemainingRets scratch) {
   Checker check("mla_jax.expert_mlp");
   ExpertMlpArgs args = {};
   args.io_type = check.Type("x", x, {DType::kF32, DType::kBF16});
@@ -31,6 +32,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, 
   check.Shape("topk_ids", topk_ids, {args.tokens, kAny});
   check.Shape("topk_weights", topk_weights, {args.tokens, args.slots});
   check.Shape("y", *y, {args.tokens, args.hidden});
+  ExpertScratch(check, scratch, args);
   if (!check.ok()) return check.error();
   args.x = x.untyped_data();
   args.gate_up = gate_up.untyped_data();
@@ -38,19 +40,20 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, 
   args.ids = static_cast<const int32_t*>(topk_ids.untyped_data());
   args.weights = static_cast<const float*>(topk_weights.untyped_data());
   args.y = y->untyped_data();
-  MLA_KERNEL(ExpertMlp, ExpertMlpArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(ExpertMlp, ExpertMlpArgs, args, backend);
 }
 
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_v1, mla::Call,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp), mla::Call,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets(),
+                              MLA_TRAITS);

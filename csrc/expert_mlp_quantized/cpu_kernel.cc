@@ -1,8 +1,7 @@
 // Experts whose weights are decoded next to the core.
-#include "expert_mlp_quantized/cpu_kernel.h"
-
 #include "common/quantized_dot.h"
 #include "expert_mlp/experts.h"
+#include "expert_mlp_quantized/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

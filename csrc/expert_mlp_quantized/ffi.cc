@@ -1,20 +1,21 @@
 // FFI binding of mla_jax.expert_mlp_quantized.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "common/quantized_ffi.h"
-#include "expert_mlp_quantized/cpu_kernel.h"
-#include "python/handlers.h"
+#include "expert_mlp/scratch_ffi.h"
+#include "expert_mlp_quantized/kernel.h"
+#include "python/targets.h"
 
 namespace mla {
 namespace {
 
-ffi::Error ExpertMlpQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate_up,
+ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up,
                                   ffi::AnyBuffer gate_up_scale, ffi::AnyBuffer down,
                                   ffi::AnyBuffer down_scale, ffi::AnyBuffer topk_ids,
                                   ffi::AnyBuffer topk_weights, int64_t gate_up_code,
                                   int64_t gate_up_block_n, int64_t gate_up_block_k,
                                   int64_t down_code, int64_t down_block_n, int64_t down_block_k,
-                                  ffi::Result<ffi::AnyBuffer> y) {
+                                  ffi::Result<ffi::AnyBuffer> y, ffi::RemainingRets scratch) {
   Checker check("mla_jax.expert_mlp_quantized");
   ExpertMlpQuantizedArgs args = {};
   int64_t experts = 0;
@@ -47,21 +48,21 @@ ffi::Error ExpertMlpQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::A
   check.Shape("topk_ids", topk_ids, {base.tokens, kAny});
   check.Shape("topk_weights", topk_weights, {base.tokens, base.slots});
   check.Shape("y", *y, {base.tokens, base.hidden});
+  ExpertScratch(check, scratch, base);
   if (!check.ok()) return check.error();
   base.x = x.untyped_data();
   base.ids = static_cast<const int32_t*>(topk_ids.untyped_data());
   base.weights = static_cast<const float*>(topk_weights.untyped_data());
   base.y = y->untyped_data();
-  MLA_KERNEL(ExpertMlpQuantized, ExpertMlpQuantizedArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(ExpertMlpQuantized, ExpertMlpQuantizedArgs, args, backend);
 }
 
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_quantized_v1, mla::ExpertMlpQuantizedCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized), mla::ExpertMlpQuantizedCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -75,4 +76,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_quantized_v1, mla::ExpertMlpQua
                                   .Attr<int64_t>("down_code")
                                   .Attr<int64_t>("down_block_n")
                                   .Attr<int64_t>("down_block_k")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets(),
+                              MLA_TRAITS);

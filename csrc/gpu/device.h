@@ -25,6 +25,14 @@
 // A kernel by its own name, so that the host finds it in the code object.
 #define MLA_GPU_KERNEL(name, threads, Args) \
   extern "C" __global__ void __launch_bounds__(threads) name(const Args args)
+// The same, where `blocks` of them should fit on a processor together; AMD's compiler balances that
+// by itself.
+#if defined(__HIP__)
+#define MLA_GPU_KERNEL_BLOCKS(name, threads, blocks, Args) MLA_GPU_KERNEL(name, threads, Args)
+#else
+#define MLA_GPU_KERNEL_BLOCKS(name, threads, blocks, Args) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
+#endif
 
 namespace mla {
 namespace gpu {

@@ -92,20 +92,20 @@ Error Find(const Kernel& kernel, size_t shared_bytes, Function* function) {
 #if defined(MLA_GPU_EMULATED)
 thread_local std::vector<std::pair<const void*, size_t>> allowed;
 
-// Hands the memory that this launch may touch to the emulator, which is the driver then.
+// Hands the memory that this call's launches may touch to the emulator, which is the driver then.
 void AnnounceMemory() {
   void* handle = dlopen("libamdhip64.so.7", RTLD_NOW | RTLD_NOLOAD);
   auto* clear = reinterpret_cast<void (*)()>(dlsym(handle, "emu_clear_buffers"));
   auto* add = reinterpret_cast<void (*)(const void*, size_t)>(dlsym(handle, "emu_register_buffer"));
   clear();
   for (const auto& [data, bytes] : allowed) add(data, bytes);
-  allowed.clear();
 }
 #endif
 
 }  // namespace
 
 #if defined(MLA_GPU_EMULATED)
+void ForgetMemory() { allowed.clear(); }
 void AllowMemory(const void* data, size_t bytes) { allowed.emplace_back(data, bytes); }
 #endif
 

@@ -46,7 +46,8 @@ extern const Image* const kImages[];
 extern const size_t kImageCount;
 
 #if defined(MLA_GPU_EMULATED)
-// Memory that the next launch may touch.
+// Memory that a call's launches may touch: none at first, then what is allowed.
+void ForgetMemory();
 void AllowMemory(const void* data, size_t bytes);
 #endif
 

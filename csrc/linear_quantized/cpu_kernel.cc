@@ -1,9 +1,8 @@
 // Dense layer over a quantised matrix: blocks of weight rows times blocks of tokens.
-#include "linear_quantized/cpu_kernel.h"
-
 #include "common/bfloat16.h"
 #include "common/quantized_dot.h"
 #include "common/tasks.h"
+#include "linear_quantized/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

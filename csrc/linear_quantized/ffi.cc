@@ -1,14 +1,14 @@
 // FFI binding of mla_jax.linear_quantized.v1 and mla_jax.linear_quantized_bias.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "common/quantized_ffi.h"
-#include "linear_quantized/cpu_kernel.h"
+#include "linear_quantized/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+ffi::Error Call(const char* op, Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer data,
                 ffi::AnyBuffer scale, const ffi::AnyBuffer* bias, int64_t code, int64_t block_n,
                 int64_t block_k, ffi::AnyBuffer y) {
   Checker check(op);
@@ -31,23 +31,22 @@ ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
   if (!check.ok()) return check.error();
   args.x = x.untyped_data();
   args.y = y.untyped_data();
-  MLA_KERNEL(LinearQuantized, LinearQuantizedArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(LinearQuantized, LinearQuantizedArgs, args, backend);
 }
 
-ffi::Error LinearQuantizedCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+ffi::Error LinearQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer data,
                                ffi::AnyBuffer scale, int64_t code, int64_t block_n, int64_t block_k,
                                ffi::Result<ffi::AnyBuffer> y) {
-  return Call("mla_jax.linear_quantized", pool, x, data, scale, nullptr, code, block_n, block_k,
+  return Call("mla_jax.linear_quantized", backend, x, data, scale, nullptr, code, block_n, block_k,
               *y);
 }
 
-ffi::Error LinearQuantizedBiasCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+ffi::Error LinearQuantizedBiasCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer data,
                                    ffi::AnyBuffer scale, ffi::AnyBuffer bias, int64_t code,
                                    int64_t block_n, int64_t block_k,
                                    ffi::Result<ffi::AnyBuffer> y) {
-  return Call("mla_jax.linear_quantized_bias", pool, x, data, scale, &bias, code, block_n, block_k,
-              *y);
+  return Call("mla_jax.linear_quantized_bias", backend, x, data, scale, &bias, code, block_n,
+              block_k, *y);
 }
 
 }  // namespace
@@ -55,18 +54,19 @@ ffi::Error LinearQuantizedBiasCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_v1, mla::LinearQuantizedCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("code")
                                   .Attr<int64_t>("block_n")
                                   .Attr<int64_t>("block_k")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_bias_v1, mla::LinearQuantizedBiasCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -74,4 +74,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_bias_v1, mla::LinearQuant
                                   .Attr<int64_t>("code")
                                   .Attr<int64_t>("block_n")
                                   .Attr<int64_t>("block_k")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

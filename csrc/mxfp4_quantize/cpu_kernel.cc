@@ -1,5 +1,5 @@
 // Quantises rows by the shared group quantiser.
-#include "mxfp4_quantize/cpu_kernel.h"
+#include "mxfp4_quantize/kernel.h"
 
 #include "common/group_quantize.h"
 

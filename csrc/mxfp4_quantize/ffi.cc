@@ -1,13 +1,13 @@
 // FFI binding of mla_jax.mxfp4_quantize.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
-#include "mxfp4_quantize/cpu_kernel.h"
+#include "mxfp4_quantize/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Mxfp4QuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t rounding,
+ffi::Error Mxfp4QuantizeCall(Backend backend, ffi::AnyBuffer x, int64_t rounding,
                              ffi::Result<ffi::AnyBuffer> data, ffi::Result<ffi::AnyBuffer> scale) {
   Checker check("mla_jax.mxfp4_quantize");
   Mxfp4QuantizeArgs args = {};
@@ -34,8 +34,7 @@ ffi::Error Mxfp4QuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t rou
   args.out.rows = rows;
   args.out.k = k;
   args.out.group = kMxfp4Group;
-  MLA_KERNEL(Mxfp4QuantizeRows, Mxfp4QuantizeArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(Mxfp4QuantizeRows, Mxfp4QuantizeArgs, args, backend);
 }
 
 }  // namespace
@@ -43,8 +42,9 @@ ffi::Error Mxfp4QuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t rou
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mxfp4_quantize_v1, mla::Mxfp4QuantizeCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("rounding")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

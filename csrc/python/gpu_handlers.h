@@ -8,7 +8,14 @@
 #define MLA_FOR_EACH_GPU_TARGET(target) \
   target(rope_append_latent, 1) \
   target(rope_latent_rows, 1) \
-  target(mla_attention, 2)
+  target(mla_attention, 2) \
+  target(mxfp4_quantize, 1) \
+  target(mxfp4_dequantize, 1) \
+  target(linear_quantized, 1) \
+  target(linear_quantized_bias, 1) \
+  target(absorb_quantized, 1) \
+  target(expert_mlp, 2) \
+  target(expert_mlp_quantized, 2)
 // clang-format on
 
 MLA_FOR_EACH_GPU_TARGET(MLA_DECLARE_TARGET)

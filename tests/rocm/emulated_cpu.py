@@ -65,4 +65,6 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"last emulated kernel: {emulation.counters().instructions} wave-instructions")
+    terminalreporter.write_line(
+        f"last emulated kernel: {emulation.counters().instructions} wave-instructions"
+    )

@@ -27,7 +27,18 @@ def test_every_op_of_the_library_is_run() -> None:
 def test_shared_tests(file: str, architecture: str) -> None:
     # Another platform's lowering is not what this process has a library for.
     chosen = "native and not refused_where_there_is_none"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated_cpu", "-p", "no:cacheprovider", "-k", chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "emulated_cpu",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+    ]
     environment = {
         **os.environ,
         "MLA_JAX_EMULATED_ARCH": architecture,

@@ -1,6 +1,6 @@
 // y = x . w^T (+ bias) with a quantised w, one rounding from f32.
-#ifndef MLA_LINEAR_QUANTIZED_CPU_KERNEL_H_
-#define MLA_LINEAR_QUANTIZED_CPU_KERNEL_H_
+#ifndef MLA_LINEAR_QUANTIZED_KERNEL_H_
+#define MLA_LINEAR_QUANTIZED_KERNEL_H_
 
 #include <cstdint>
 
@@ -23,4 +23,4 @@ MLA_DECLARE_KERNEL(LinearQuantized, LinearQuantizedArgs)
 
 }  // namespace mla
 
-#endif  // MLA_LINEAR_QUANTIZED_CPU_KERNEL_H_
+#endif  // MLA_LINEAR_QUANTIZED_KERNEL_H_

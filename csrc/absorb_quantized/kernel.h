@@ -1,6 +1,6 @@
 // Per-head products with the two halves of a quantised key/value up-projection.
-#ifndef MLA_ABSORB_QUANTIZED_CPU_KERNEL_H_
-#define MLA_ABSORB_QUANTIZED_CPU_KERNEL_H_
+#ifndef MLA_ABSORB_QUANTIZED_KERNEL_H_
+#define MLA_ABSORB_QUANTIZED_KERNEL_H_
 
 #include <cstdint>
 
@@ -25,4 +25,4 @@ MLA_DECLARE_KERNEL(AbsorbQuantized, AbsorbQuantizedArgs)
 
 }  // namespace mla
 
-#endif  // MLA_ABSORB_QUANTIZED_CPU_KERNEL_H_
+#endif  // MLA_ABSORB_QUANTIZED_KERNEL_H_

@@ -1,6 +1,6 @@
 // Float rows to MXFP4.
-#ifndef MLA_MXFP4_QUANTIZE_CPU_KERNEL_H_
-#define MLA_MXFP4_QUANTIZE_CPU_KERNEL_H_
+#ifndef MLA_MXFP4_QUANTIZE_KERNEL_H_
+#define MLA_MXFP4_QUANTIZE_KERNEL_H_
 
 #include "common/dtype.h"
 #include "common/group_format.h"
@@ -18,4 +18,4 @@ MLA_DECLARE_KERNEL(Mxfp4QuantizeRows, Mxfp4QuantizeArgs)
 
 }  // namespace mla
 
-#endif  // MLA_MXFP4_QUANTIZE_CPU_KERNEL_H_
+#endif  // MLA_MXFP4_QUANTIZE_KERNEL_H_

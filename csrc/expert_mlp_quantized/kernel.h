@@ -1,9 +1,9 @@
 // Gated MLP of the chosen experts, with quantised weights.
-#ifndef MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_
-#define MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_
+#ifndef MLA_EXPERT_MLP_QUANTIZED_KERNEL_H_
+#define MLA_EXPERT_MLP_QUANTIZED_KERNEL_H_
 
 #include "common/quantized_matrix.h"
-#include "expert_mlp/cpu_kernel.h"
+#include "expert_mlp/kernel.h"
 
 namespace mla {
 
@@ -17,4 +17,4 @@ MLA_DECLARE_KERNEL(ExpertMlpQuantized, ExpertMlpQuantizedArgs)
 
 }  // namespace mla
 
-#endif  // MLA_EXPERT_MLP_QUANTIZED_CPU_KERNEL_H_
+#endif  // MLA_EXPERT_MLP_QUANTIZED_KERNEL_H_

@@ -1,0 +1,32 @@
+// The kernels of absorb_quantized on a GPU; what they do not take is a product.
+#include "absorb_quantized/gpu_across.h"
+
+using mla::gpu::ProductArgs;
+
+#if defined(__HIP__)
+extern "C" __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#else
+extern __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#endif
+
+#define MLA_ABSORB(name, Format, token_tiles, along)                                              \
+  MLA_GPU_KERNEL_BLOCKS(name, mla::gpu::kAcrossThreads,                                           \
+                        (token_tiles == 1 ? 3 : 2) - (mla::gpu::Format::kFoldOctets > 0 ? 1 : 0), \
+                        ProductArgs) {                                                            \
+    mla::gpu::AcrossProduct<mla::gpu::Format, token_tiles, along>(                                \
+        args, reinterpret_cast<mla::bf16*>(mla_absorb_shared))                                    \
+        .Run();                                                                                   \
+  }
+
+#define MLA_ABSORBS(format, Format)                             \
+  MLA_ABSORB(mla_absorb_across_##format##_16, Format, 1, false) \
+  MLA_ABSORB(mla_absorb_across_##format##_64, Format, 4, false) \
+  MLA_ABSORB(mla_absorb_along_##format##_16, Format, 1, true)   \
+  MLA_ABSORB(mla_absorb_along_##format##_64, Format, 4, true)
+
+MLA_ABSORBS(e2m1, FormatE2M1)
+MLA_ABSORBS(e4m3, FormatE4M3)
+
+MLA_GPU_KERNEL(mla_absorb_across_plain, mla::gpu::kAcrossPlainThreads, ProductArgs) {
+  mla::gpu::PlainAcross{args}.Run();
+}

@@ -1,0 +1,82 @@
+// Chooses the kernel of absorb_quantized.
+#include "absorb_quantized/gpu_shape.h"
+#include "absorb_quantized/kernel.h"
+
+namespace mla {
+namespace gpu {
+
+extern const Image kImage_absorb_quantized;
+
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Whether the decoding kernels can take the operands as they lie in memory.
+bool Decodes(const ProductArgs& args) {
+  if (args.x_type != DType::kBF16 || args.x_stride % 8 != 0 || args.x_batch % 8 != 0 ||
+      args.rows % 8 != 0 || !Aligned(args.x) || !Aligned(args.data)) {
+    return false;
+  }
+  if (args.format == WeightFormat::kE2M1) return args.k % 32 == 0;
+  if (args.format != WeightFormat::kE4M3 || args.k % 16 != 0) return false;
+  // One scale for the part that is decoded at a time.
+  const bool rows = args.block_n >= args.batches * args.batch_rows ||
+                    (args.block_n % kAcrossRows == 0 && args.first_row % kAcrossRows == 0 &&
+                     args.batch_rows % kAcrossRows == 0);
+  return rows && (args.block_k >= args.k || args.block_k % kAcrossColumns == 0);
+}
+
+struct AbsorbNames {
+  const char* of[2][2];  // [along][many tokens]
+};
+constexpr AbsorbNames kE2M1Names = {{{"mla_absorb_across_e2m1_16", "mla_absorb_across_e2m1_64"},
+                                     {"mla_absorb_along_e2m1_16", "mla_absorb_along_e2m1_64"}}};
+constexpr AbsorbNames kE4M3Names = {{{"mla_absorb_across_e4m3_16", "mla_absorb_across_e4m3_64"},
+                                     {"mla_absorb_along_e4m3_16", "mla_absorb_along_e4m3_64"}}};
+
+xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream) {
+  const bool many = args.tokens > 16, decodes = Decodes(args);
+  const int tokens = decodes ? (many ? 64 : 16) : kPlainTokens;
+  const int outputs = decodes ? kAcrossColumns : kAcrossPlainThreads;
+  const AbsorbNames& names = args.format == WeightFormat::kE2M1 ? kE2M1Names : kE4M3Names;
+  const char* name = decodes ? names.of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
+  args.row_blocks = static_cast<int32_t>(CeilDiv(along ? args.rows : args.k, outputs));
+  args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, tokens));
+  const Grid grid{args.batches * args.row_blocks * args.token_blocks};
+  return Launch({&kImage_absorb_quantized, name}, grid,
+                decodes ? kAcrossThreads : kAcrossPlainThreads,
+                static_cast<size_t>(decodes ? AcrossSharedBytes(tokens) : 0), stream, &args);
+}
+
+// A few tokens do better as a product, whose weights need no shared memory.
+constexpr int64_t kProductTokens = 8;
+
+}  // namespace
+
+xla::ffi::Error AbsorbQuantized(const AbsorbQuantizedArgs& absorb, const Stream& stream) {
+  const bool f32 = absorb.io_type == DType::kF32;
+  ProductArgs args = ProductOf(absorb.w);
+  args.x = static_cast<const char*>(absorb.x) + absorb.x_offset * (f32 ? 4 : 2);
+  args.x_type = absorb.io_type;
+  args.x_stride = absorb.heads * absorb.x_width;
+  args.x_batch = absorb.x_width;
+  args.y = absorb.y;
+  args.y_type = absorb.io_type;
+  args.y_batch = absorb.contract_columns ? absorb.rows_used : absorb.w.k;
+  args.y_stride = absorb.heads * args.y_batch;
+  args.tokens = absorb.tokens;
+  args.batches = absorb.heads;
+  args.rows = absorb.rows_used;
+  args.first_row = absorb.row_offset;
+  args.batch_rows = absorb.w_rows;
+  const bool along = absorb.contract_columns;
+  if (!along || (args.tokens > kProductTokens && Decodes(args))) {
+    return LaunchAbsorb(args, along, stream);
+  }
+  return LaunchProduct(ChooseProduct(args, args.tokens), args, stream);
+}
+
+}  // namespace gpu
+}  // namespace mla
