@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ import isa_report  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[list[isa_report.Kernel]]:
-    yield isa_report.kernels()
+def kernels() -> list[isa_report.Kernel]:
+    return isa_report.kernels()
 
 
 def recorded() -> dict[tuple[str, str], int]:
