@@ -1,9 +1,12 @@
 # make demo    set up, build, and watch a DeepSeek-architecture checkpoint solve word problems
 # make test    set up, build, and run every test (also once against the built wheel)
 # make accuracy   exact match of the shipped checkpoint: weights, caches, page sizes, kernels, batch sizes
+# make properties   the equivalences on many newly drawn examples (EXAMPLES=1000 of each)
+# make verify-all   every configuration (architecture, phase, weights, cache, RoPE, kernels, library) lowered and proven
 # make lint    ruff, mypy, clang-format
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
+# make isa-report    docs/isa.md: registers, LDS, occupancy and matrix instructions of the ROCm kernels (needs clang-22)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 
 PYTHON ?= python3
@@ -14,7 +17,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm test-matrix accuracy lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm isa-report test-matrix properties accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -72,21 +75,31 @@ test-wheel: wheel
 test-rocm: $(VENV)/.built
 	@$(BIN)/python -m pytest -n $(JOBS) tests/rocm
 
+isa-report: $(VENV)/.built
+	@$(BIN)/python tools/isa_report.py
+
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py
 
+properties: EXAMPLES = 1000
+properties: $(VENV)/.built
+	@MLA_JAX_PROPERTY_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/mla_jax/properties
+
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
+
+verify-all: $(VENV)/.built
+	@JAX_PLATFORMS=cpu $(BIN)/python tools/verify_all.py --jobs $(JOBS)
 
 lint: $(VENV)/.built
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.built
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	@find csrc tests/rocm -name '*.cc' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	@find csrc tests -name '*.cc' -o -name '*.c' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
 	@rm -rf build $(VENV)

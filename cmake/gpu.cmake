@@ -9,15 +9,36 @@ set(MLA_GPU_OPS rope_append_latent mla_attention mxfp4_quantize mxfp4_dequantize
 set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
 set(MLA_CUDA_ARCHITECTURES sm_90)
 
-# A clang that knows HIP and gfx950: ROCm's own, or a plain one, which needs no ROCm.
-function(mla_find_hip_compiler result)
-  find_program(MLA_HIP_COMPILER NAMES amdclang++ clang++-22 clang++-23 clang++-21 HINTS /opt/rocm/llvm/bin $ENV{ROCM_PATH}/llvm/bin)
-  set(${result} "${MLA_HIP_COMPILER}" PARENT_SCOPE)
-endfunction()
-
-function(mla_find_cuda_compiler result)
-  find_program(MLA_CUDA_COMPILER NAMES nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
-  set(${result} "${MLA_CUDA_COMPILER}" PARENT_SCOPE)
+# The device compiler of a platform, in `result`, or why there is none, in `reason`. One that is found
+# must also work: clang needs its own lld beside it, nvcc a host compiler that it knows.
+function(mla_find_device_compiler platform result reason)
+  if(platform STREQUAL "rocm")
+    # ROCm's own clang, or a plain one that knows gfx950, which needs no ROCm.
+    find_program(MLA_HIP_COMPILER NAMES amdclang++ clang++-22 clang++-23
+      HINTS $ENV{ROCM_PATH}/llvm/bin /opt/rocm/llvm/bin)
+    set(compiler "${MLA_HIP_COMPILER}")
+    set(wanted "clang 22 with HIP (ROCm's amdclang++, or Debian's clang-22, lld-22 and clang-tools-22)")
+  else()
+    find_program(MLA_CUDA_COMPILER NAMES nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+    set(compiler "${MLA_CUDA_COMPILER}")
+    set(wanted "nvcc of CUDA 12 or newer")
+  endif()
+  set(${result} "" PARENT_SCOPE)
+  if(NOT compiler)
+    set(${reason} "found no ${wanted}" PARENT_SCOPE)
+    return()
+  endif()
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/check_${platform}.cc)
+  file(WRITE ${source} "#include <cstdint>\n#include \"gpu/convert.h\"\n"
+    "extern \"C\" __global__ void check(float* x) { *x = mla::gpu::ToFloat(mla::bf16{1}); }\n")
+  mla_device_command(${platform} ${source} ${CMAKE_CURRENT_BINARY_DIR}/check_${platform}.image command)
+  execute_process(COMMAND ${command} RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE said)
+  if(failed)
+    string(REGEX MATCH "[^\n]*error[^\n]*" first "${said}")
+    set(${reason} "${compiler} does not compile for it: ${first}" PARENT_SCOPE)
+  else()
+    set(${result} ${compiler} PARENT_SCOPE)
+  endif()
 endfunction()
 
 # The command that compiles one op's kernels for every architecture of a platform into one file.

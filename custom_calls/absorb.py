@@ -112,8 +112,6 @@ ABSORB: Op = Op(
     abstract=_abstract,
     reference=per_head_product,
     native=_native,
-    native_gpu=per_head_product,
-    targets_gpu=(),
-    native_note_gpu="it is XLA's own batched dot there",
+    xla_on_gpu=per_head_product,
     batch=lambda arrays, batched, static: map_rows(ABSORB, arrays, batched, static),
 )

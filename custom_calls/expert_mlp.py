@@ -11,6 +11,7 @@ from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.expert_mlp.v1"
+TARGET_WITH_SCRATCH = "mla_jax.expert_mlp.v2"
 
 
 def expert_mlp(
@@ -122,11 +123,11 @@ def _native(*arrays: jax.Array) -> Arrays:
     return (jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))(*arrays),)
 
 
-def _native_gpu(*arrays: jax.Array) -> Arrays:
+def _native_with_scratch(*arrays: jax.Array) -> Arrays:
     x, gate_up, _, topk_ids, _ = arrays
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     outs += gpu_scratch(x, gate_up.shape[0], gate_up.shape[1] // 2, topk_ids)
-    return tuple(jax.ffi.ffi_call(TARGET, outs)(*arrays))[:1]
+    return tuple(jax.ffi.ffi_call(TARGET_WITH_SCRATCH, outs)(*arrays))[:1]
 
 
 EXPERT_MLP: Op = Op(
@@ -135,6 +136,6 @@ EXPERT_MLP: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    native_gpu=_native_gpu,
+    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP, arrays, batched, static),
 )

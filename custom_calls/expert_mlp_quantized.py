@@ -10,6 +10,7 @@ from custom_calls.op import Arrays, Op, map_rows, varying_like
 from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.expert_mlp_quantized.v1"
+TARGET_WITH_SCRATCH = "mla_jax.expert_mlp_quantized.v2"
 
 Layout = tuple[Container, tuple[int, int]]
 """Container and block of one weight."""
@@ -68,14 +69,17 @@ def _native(
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     if scratch:
         outs += gpu_scratch(x, rest[0].shape[0], rest[0].shape[1] // 2, rest[4])
-    return tuple(jax.ffi.ffi_call(TARGET, outs)(x, *rest, **attributes))[:1]
+    target = TARGET_WITH_SCRATCH if scratch else TARGET
+    return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, **attributes))[:1]
 
 
-def _native_gpu(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+def _native_with_scratch(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
     return _native(*arrays, gate_up_layout=gate_up_layout, down_layout=down_layout, scratch=True)
 
 
-def gpu_scratch(x: jax.Array, num_experts: int, inner: int, topk_ids: jax.Array) -> list[jax.ShapeDtypeStruct]:
+def gpu_scratch(
+    x: jax.Array, num_experts: int, inner: int, topk_ids: jax.Array
+) -> list[jax.ShapeDtypeStruct]:
     """What the GPU kernels need besides the result: a plan of who goes where, gated activations, products."""
     pairs = topk_ids.shape[0] * topk_ids.shape[1]
     tiles = pairs // 8 + min(num_experts, pairs)
@@ -92,7 +96,7 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    native_gpu=_native_gpu,
+    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
     native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

@@ -145,8 +145,6 @@ LINEAR = Op(
     reference=_reference,
     native=_native,
     batch=_batch,
-    native_gpu=_reference,
-    targets_gpu=(),
-    native_note_gpu="it is XLA's own dot there",
+    xla_on_gpu=_reference,
     native_note=f"more than {MAX_NATIVE_ROWS} rows go to XLA's own dot, which is mostly faster there",
 )

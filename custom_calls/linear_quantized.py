@@ -15,7 +15,8 @@ TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
 TARGET_DEQUANTIZE = "mla_jax.mxfp4_dequantize.v1"
 
 MAX_GPU_ROWS = 96
-"""On GPUs, with more bfloat16 rows than this, weights that bfloat16 holds exactly go through XLA's own dot."""
+"""A library that can dequantise serves a GPU. There, with more bfloat16 rows than this, the codes of MXFP4, of FP8 a
+channel and of FP8 a tensor, which bfloat16 holds exactly, go through XLA's own dot."""
 
 
 def _abstract(
@@ -65,7 +66,7 @@ def _native(
     return (call(x, data, scale, *bias, **attributes),)
 
 
-def _native_gpu(
+def _native_many_rows(
     x: jax.Array,
     data: jax.Array,
     scale: jax.Array,
@@ -100,13 +101,11 @@ def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> A
 
 LINEAR_QUANTIZED: Op = Op(
     "mla_jax.linear_quantized",
-    targets=(TARGET, TARGET_BIAS),
+    targets=(TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
     abstract=_abstract,
     reference=_reference,
-    native=_native,
+    native=_native_many_rows,
+    adapters={(TARGET, TARGET_BIAS): _native},
     native_note=FNUZ_NOTE,
-    native_gpu=_native_gpu,
-    targets_gpu=(TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
-    native_note_gpu=f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows go to XLA's own dot, for exact weights",
     batch=_batch,
 )

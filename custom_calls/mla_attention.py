@@ -17,6 +17,7 @@ from custom_calls.registry import Kernels
 from custom_calls.rope_append_latent import dequantise_rows
 
 TARGET = "mla_jax.mla_attention.v1"
+TARGET_WITH_SCRATCH = "mla_jax.mla_attention.v2"
 
 Keys = Literal["all", "cached"]
 
@@ -205,18 +206,24 @@ def _native(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
     )
 
 
-def _native_gpu(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
-    """With scratch for the partial results of splits, whose number follows from shapes alone."""
+def _native_with_scratch(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
+    """Contract 2, of GPUs: two more results hold what each split of the keys gives, until they are merged.
+
+    Their number follows from shapes alone, as the grid of a recorded launch must. One split needs no scratch.
+    """
     q_latent, kv, pages = arrays[0], arrays[2], arrays[5]
     num_rows, num_heads, rank = q_latent.shape
     splits = _num_splits(num_rows, num_heads, pages.shape[1] * kv.shape[2])
-    outs = _abstract(*arrays, softmax_scale=softmax_scale, keys=keys)
-    if splits > 1:
-        outs.append(jax.ShapeDtypeStruct((splits, num_rows, num_heads, rank), jnp.float32))
-        outs.append(jax.ShapeDtypeStruct((splits, num_rows, num_heads), jnp.float32))
-    call = jax.ffi.ffi_call(TARGET, outs)
+    scratch = splits if splits > 1 else 0
+    outs = [
+        *_abstract(*arrays, softmax_scale=softmax_scale, keys=keys),
+        jax.ShapeDtypeStruct((scratch, num_rows, num_heads, rank), jnp.float32),
+        jax.ShapeDtypeStruct((scratch, num_rows, num_heads), jnp.float32),
+    ]
+    call = jax.ffi.ffi_call(TARGET_WITH_SCRATCH, outs)
     static = {"softmax_scale": np.float32(softmax_scale), "cached_only": np.int64(keys == "cached")}
-    return tuple(call(*arrays, **static))[:2]
+    out, logsumexp, _, _ = call(*arrays, **static)
+    return out, logsumexp
 
 
 def _num_splits(num_rows: int, num_heads: int, capacity: int) -> int:
@@ -245,7 +252,7 @@ MLA_ATTENTION: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    native_gpu=_native_gpu,
+    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
     batch=_batch,
     not_differentiable="it reads the pool; use the pool-less expanded form (mla_jax.forward)",
 )

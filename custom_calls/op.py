@@ -6,7 +6,7 @@ platform that is being lowered for: one jitted function lowers for cpu, rocm and
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,8 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from custom_calls import registry
+from custom_calls.architectures import PLATFORMS
 from custom_calls.errors import UnsupportedTransformError
-
-PLATFORMS = ("cpu", "cuda", "rocm")
 
 Arrays = tuple[jax.Array, ...]
 
@@ -36,13 +35,13 @@ class Op:
       abstract: (*avals, **static) -> sequence of `jax.ShapeDtypeStruct`.
       reference: (*arrays, **static) -> tuple of arrays in plain jnp; the oracle, differentiable.
       native: same signature, calls `jax.ffi.ffi_call`.
-      native_gpu: what the GPU libraries are called with instead, where an op needs scratch there.
-      targets_gpu: targets that `native_gpu` uses, where they are others; empty where it is an XLA computation.
       batch: (arrays, which are batched at axis 0, static) -> results batched at axis 0; None refuses
         vmap with a clear sentence.
       not_differentiable: a sentence that refuses grad, or None where the reference's derivative serves.
       native_note: what else the native form does than call its targets, as a part of a sentence, or "".
-      native_note_gpu: the same of `native_gpu`, where it is another.
+      adapters: other contracts that the op speaks: their targets, and the same signature as `native`. Which
+        contract is called follows from the library's ABI record, when the op is lowered.
+      xla_on_gpu: the native form on GPUs where that is an XLA computation, which no library can do better.
     """
 
     def __init__(
@@ -53,23 +52,20 @@ class Op:
         abstract: Callable[..., Sequence[jax.ShapeDtypeStruct]],
         reference: Callable[..., Arrays],
         native: Callable[..., Arrays],
-        native_gpu: Callable[..., Arrays] | None = None,
-        targets_gpu: Sequence[str] | None = None,
         batch: Callable[[Arrays, Sequence[bool], dict[str, Any]], Arrays] | None = None,
         not_differentiable: str | None = None,
         native_note: str = "",
-        native_note_gpu: str | None = None,
+        adapters: Mapping[tuple[str, ...], Callable[..., Arrays]] | None = None,
+        xla_on_gpu: Callable[..., Arrays] | None = None,
     ) -> None:
         self.name = name
         self.targets = tuple(targets)
         self.reference = reference
-        self.native = native
-        self._native_gpu = native_gpu or native
+        self.natives = {self.targets: native, **(adapters or {})}
+        self._xla_on_gpu = xla_on_gpu
         self._batch = batch
         self._not_differentiable = not_differentiable
-        self._targets_gpu = self.targets if targets_gpu is None else tuple(targets_gpu)
         self._native_note = native_note
-        self._native_note_gpu = native_note if native_note_gpu is None else native_note_gpu
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._run_eagerly)
@@ -89,12 +85,12 @@ class Op:
 
     def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
         """What this op runs on `platform`, and why; `warn=False` only asks."""
-        is_gpu = registry.library(platform).is_gpu
-        targets = self._targets_gpu if is_gpu else self.targets
-        note = self._native_note_gpu if is_gpu else self._native_note
-        found = registry.choose(self.name, targets, platform, kernels, warn=warn)
-        if found.implementation == "native" and note:
-            return replace(found, reason=f"{found.reason}; {note}")
+        if self._xla_on_gpu is not None and platform in ("cuda", "rocm") and kernels != "reference":
+            return registry.Choice("native", "XLA's own dot, which is the native form on GPUs")
+        _, *adapted = self.natives
+        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn, adapted=tuple(adapted))
+        if found.implementation == "native" and self._native_note:
+            return replace(found, reason=f"{found.reason}; {self._native_note}")
         return found
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
@@ -102,9 +98,10 @@ class Op:
 
     def _lowering(self, platform: str) -> Any:
         def rule(ctx: Any, *operands: Any, kernels: registry.Kernels, **static: Any) -> Any:
-            chosen = self.choice(platform, kernels).implementation
-            native = self._native_gpu if registry.library(platform).is_gpu else self.native
-            body = native if chosen == "native" else self.reference
+            chosen = self.choice(platform, kernels)
+            native = chosen.implementation == "native"
+            body = (self.natives.get(chosen.targets) or self._xla_on_gpu) if native else self.reference
+            assert body is not None
             return mlir.lower_fun(body, multiple_results=True)(ctx, *operands, **static)
 
         return rule

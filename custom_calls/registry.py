@@ -1,32 +1,42 @@
 """Which native libraries are here, what each one serves, and why not.
 
-Each native library is a shared object of its own with an ABI record. A library is probed and checked
-before anything of it is registered with XLA: one that is missing, older, newer or broken costs its own
+Each native library is a shared object of its own with an ABI record (`custom_calls.abi`). A library is probed and
+checked before anything of it is registered with XLA: one that is missing, older, newer or broken costs its own
 ops, with one clear sentence, and never the import of this package or JAX's CPU backend (a handler
 compiled against newer FFI headers than the runtime's would otherwise disable every JAX call).
 """
 
+import contextlib
 import functools
-import importlib
-import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 
+from custom_calls.abi import (
+    abi_mismatch,
+    announced_targets,
+    architecture_mismatch,
+    check_handler,
+    runtime_ffi_version,
+    why_lacking,
+)
+from custom_calls.architectures import architectures_here
 from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
+from custom_calls.shared_object import import_library
 
 Kernels = Literal["auto", "native", "reference"]
 KERNELS: tuple[Kernels, ...] = ("auto", "native", "reference")
 
-PROJECT_ABI = 1
-"""Version of the operand order and attributes that this Python package speaks."""
-
 LIBRARIES = {"cpu": "custom_calls._cpu", "cuda": "custom_calls._cuda", "rocm": "custom_calls._rocm"}
 """Lowering platform -> extension module that holds its handlers."""
+
+_NOT_BUILT = {
+    "cuda": "build this package from source where CUDA's nvcc is found",
+    "rocm": "build this package from source where clang 22 or ROCm's is found",
+}
 
 # jaxlib keys its handler tables by these exact spellings, which differ from lowering platform names.
 _REGISTRATION_PLATFORM = {"cpu": "cpu", "cuda": "CUDA", "rocm": "ROCM"}
@@ -34,7 +44,15 @@ _REGISTRATION_PLATFORM = {"cpu": "cpu", "cuda": "CUDA", "rocm": "ROCM"}
 
 @dataclass(frozen=True)
 class Library:
-    """Outcome of probing one platform's native library; `reason` says what it is, or why it is of no use."""
+    """Outcome of probing one platform's native library.
+
+    Attributes:
+      platform: lowering platform.
+      module: the extension module, or None where none is installed.
+      targets: the custom-call targets that it serves.
+      reason: a sentence that says what it is, or why it is of no use.
+      abi: its ABI record, as far as it could be read.
+    """
 
     platform: str
     module: str | None
@@ -42,52 +60,20 @@ class Library:
     reason: str
     abi: dict[str, Any]
 
-    @property
-    def is_gpu(self) -> bool:
-        """Whether its ops are called as GPUs want them; an emulated library serves the CPU and says so."""
-        return self.abi.get("emulates", self.platform) in ("rocm", "cuda")
-
 
 @dataclass(frozen=True)
 class Choice:
-    """What an op runs on a platform, and the reason in one sentence."""
+    """What an op runs on a platform, and the reason in one sentence; `targets`: those of its native form."""
 
     implementation: Literal["native", "reference"]
     reason: str
-
-
-def runtime_ffi_version() -> tuple[int, int]:
-    """(major, minor) of the XLA FFI API of the installed jaxlib, read from its own headers."""
-    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    text = header.read_text(encoding="utf-8")
-    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
-    if not all(found):
-        raise RuntimeError(f"{header}: no XLA FFI version found")
-    return int(found[0].group(1)), int(found[1].group(1))  # type: ignore[union-attr]
-
-
-def abi_mismatch(abi: dict[str, Any], platform: str, runtime: tuple[int, int]) -> str | None:
-    """Why a library with this ABI record must not be registered, or None when it may."""
-    if abi.get("error"):
-        return str(abi["error"])
-    if abi.get("project_abi") != PROJECT_ABI:
-        return f"speaks project ABI {abi.get('project_abi')}, this package speaks {PROJECT_ABI}; reinstall it"
-    if abi.get("platform") != platform:
-        return f"was built for platform {abi.get('platform')!r}, expected {platform!r}"
-    built = tuple(abi.get("ffi_api", ()))
-    # XLA accepts handlers of the same major version that are not newer than the runtime.
-    if len(built) != 2 or built[0] != runtime[0] or built[1] > runtime[1]:
-        return (
-            f"was compiled against XLA FFI {'.'.join(map(str, built))}, the installed jaxlib has "
-            f"{runtime[0]}.{runtime[1]}; rebuild it against the oldest supported jaxlib"
-        )
-    return None
+    targets: tuple[str, ...] = ()
 
 
 def probe(
     platform: str,
     module_name: str,
-    importer: Callable[[str], Any] = importlib.import_module,
+    importer: Callable[[str], Any] = import_library,
     register: Callable[..., Any] = jax.ffi.register_ffi_target,
 ) -> Library:
     """Imports, checks and registers one native library; every failure becomes its `reason`."""
@@ -98,13 +84,19 @@ def probe(
     try:
         module = importer(module_name)
     except Exception as error:  # a broken shared object may raise anything; it costs its own ops only
+        if platform in _NOT_BUILT and getattr(error, "name", None) == module_name:
+            return Library(platform, None, frozenset(), _none_for(platform, module_name), {})
         return absent(f"{module_name} cannot be loaded: {type(error).__name__}: {error}")
     try:
         abi = dict(module.abi())
         problem = abi_mismatch(abi, platform, runtime_ffi_version())
+        problem = problem or architecture_mismatch(abi, architectures_here(platform))
         if problem:
             return absent(f"{module_name} {problem}", abi)
-        capsules = dict(module.registrations())
+        announced = announced_targets(abi)
+        capsules = {name: one for name, one in module.registrations().items() if name in announced}
+        for target, capsule in capsules.items():
+            check_handler(target, capsule)
         for target, capsule in capsules.items():
             register(target, capsule, platform=_REGISTRATION_PLATFORM[platform])
     except Exception as error:
@@ -112,6 +104,10 @@ def probe(
     isa = f", running its {abi['isa']} code" if abi.get("isa") else ""
     reason = f"{module_name}, built for {platform}{isa}"
     return Library(platform, module_name, frozenset(capsules), reason, abi)
+
+
+def _none_for(platform: str, module_name: str) -> str:
+    return f"no native library exists for platform {platform!r}: {module_name} is not built; {_NOT_BUILT[platform]}"
 
 
 def check_environment() -> None:
@@ -125,16 +121,61 @@ def check_environment() -> None:
             raise KernelUnavailableError(str(mistake))
 
 
-@functools.cache
+_warned: set[tuple[str, str]] = set()
+
+
+@dataclass(eq=False)
+class _Declared:
+    """Libraries of `declared`, and the fallbacks that were warned of; compared by identity."""
+
+    libraries: Mapping[str, Library]
+    warned: set[tuple[str, str]] = field(default_factory=set)
+
+
+# JAX's caches have this value in their keys: nothing that was traced or lowered with some libraries serves others.
+_declared = jax.make_user_context(None)
+
+
+@contextlib.contextmanager
+def declared(*libraries: Library) -> Iterator[None]:
+    """Within it ops choose from these libraries alone, whatever is installed.
+
+    So a host lowers for a platform whose library it does not have, and a test proves what a library costs that
+    serves some targets only. A target that no library registered can be lowered and not run. Fallbacks are warned
+    of once for each op, as in a new process.
+    """
+    with _declared(_Declared({one.platform: one for one in libraries})):
+        yield
+
+
 def library(platform: str) -> Library:
-    """The native library of a lowering platform, probed once per process."""
+    """The native library of a lowering platform, probed once per process; within `declared`, its own."""
+    given: _Declared | None = _declared.value
+    if given is None:
+        return _installed(platform)
+    if platform in given.libraries:
+        return given.libraries[platform]
+    return Library(
+        platform, None, frozenset(), f"no native library is declared for platform {platform!r}", {}
+    )
+
+
+@functools.cache
+def _installed(platform: str) -> Library:
     if platform not in LIBRARIES:
         reason = f"no native library exists for platform {platform!r}, only for {', '.join(LIBRARIES)}"
         return Library(platform, None, frozenset(), reason, {})
     return probe(platform, LIBRARIES[platform])
 
 
-def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels, warn: bool = True) -> Choice:
+def choose(
+    op: str,
+    targets: tuple[str, ...],
+    platform: str,
+    kernels: Kernels,
+    warn: bool = True,
+    adapted: tuple[tuple[str, ...], ...] = (),
+) -> Choice:
     """Decides what `op` runs on `platform`.
 
     Args:
@@ -145,16 +186,20 @@ def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels, w
       kernels: "native" raises `KernelUnavailableError` with the reason where a target is missing;
         "auto" falls back to the reference and warns once; "reference" never asks.
       warn: False for a caller that only wants to know.
+      adapted: the targets of other contracts that the op has adapters for, any of which does as well.
     """
     if kernels not in KERNELS:
         raise KernelUnavailableError(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
     if kernels == "reference":
         return Choice("reference", "kernels='reference' was asked for")
     found = library(platform)
-    missing = [target for target in targets if target not in found.targets]
-    if not missing:
-        return Choice("native", found.reason)
-    reason = found.reason if not found.targets else f"{found.module} has no target {', '.join(missing)}"
+    wanted = (targets, *adapted)
+    for one in wanted:
+        if found.targets.issuperset(one):
+            return Choice("native", found.reason, one)
+    reason = found.reason
+    if found.targets:
+        reason = f"{found.module} {why_lacking(found.abi, wanted, found.targets)}"
     if kernels == "native":
         raise KernelUnavailableError(f"{op} has no native kernel on platform {platform!r}: {reason}")
     if warn:
@@ -162,12 +207,11 @@ def choose(op: str, targets: tuple[str, ...], platform: str, kernels: Kernels, w
     return Choice("reference", reason)
 
 
-_warned: set[tuple[str, str]] = set()
-
-
 def _warn_once(op: str, platform: str, reason: str) -> None:
-    if (op, platform) not in _warned:
-        _warned.add((op, platform))
+    given: _Declared | None = _declared.value
+    warned = _warned if given is None else given.warned
+    if (op, platform) not in warned:
+        warned.add((op, platform))
         warnings.warn(
             f"{op} falls back to its pure-JAX reference on platform {platform!r}: {reason}",
             KernelFallbackWarning,

@@ -116,7 +116,8 @@ def dequantise_rows(rows: jax.Array, scales: jax.Array, rank: int) -> jax.Array:
 
 
 def _row_scale(scales: jax.Array, rank: int, rows: jax.Array) -> jax.Array:
-    per_column = jnp.where(jnp.arange(rows.shape[-1]) < rank, scales[0], scales[1])
+    widths = (rank, rows.shape[-1] - rank)
+    per_column = jnp.concatenate([jnp.broadcast_to(scales[i], (width,)) for i, width in enumerate(widths)])
     return jnp.expand_dims(per_column, tuple(range(rows.ndim - 1)))
 
 

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AttentionMetadata": "mla_jax.paging",
     "Appended": "mla_jax.latent",
+    "CheckError": "mla_jax.errors",
     "Completion": "mla_jax.completion",
     "Engine": "mla_jax.engine",
     "EngineLimits": "mla_jax.engine",
@@ -26,6 +27,8 @@ _HOMES = {
     "SlotMapping": "mla_jax.paging",
     "Unrotated": "mla_jax.latent",
     "advance": "mla_jax.paging",
+    "check_step": "mla_jax.step_checks",
+    "checked": "mla_jax.checking",
     "decode_step": "mla_jax.models",
     "forward": "mla_jax.models",
     "freeze": "mla_jax.models",
@@ -57,10 +60,11 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from mla_jax.cache import LatentCache, init_cache
+    from mla_jax.checking import checked
     from mla_jax.completion import Completion
     from mla_jax.config import ModelConfig
     from mla_jax.engine import Engine, EngineLimits
-    from mla_jax.errors import MlaJaxError
+    from mla_jax.errors import CheckError, MlaJaxError
     from mla_jax.latent import (
         Appended,
         Unrotated,
@@ -76,3 +80,4 @@ if TYPE_CHECKING:
     from mla_jax.rope import RopeTable, softmax_scale
     from mla_jax.sampling import sample
     from mla_jax.sampling_params import SamplingParams
+    from mla_jax.step_checks import check_step

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from custom_calls import registry
+from custom_calls.abi import runtime_ffi_version
+from custom_calls.architectures import PLATFORMS
 from custom_calls.errors import KernelUnavailableError
-from custom_calls.op import PLATFORMS
 from mla_jax.kernel_table import kernel_table, lowering_platform
 
 _PACKAGES = (
@@ -45,7 +46,7 @@ def report() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "ffi_api_runtime": ".".join(map(str, registry.runtime_ffi_version())),
+        "ffi_api_runtime": ".".join(map(str, runtime_ffi_version())),
         "backend": backend,
         "devices": devices,
         "libraries": {name: _library(name) for name in PLATFORMS},
@@ -63,7 +64,8 @@ def format_report(facts: dict[str, Any]) -> str:
     lines.append("native libraries:")
     for name, library in facts["libraries"].items():
         state = f"{len(library['targets'])} targets" if library["targets"] else "none"
-        detail = f", {library['isa']}" if library.get("isa") else ""
+        detail = f" for {', '.join(library['architectures'])}" if library["architectures"] else ""
+        detail += f", {library['isa']}" if library.get("isa") else ""
         lines.append(f"  {name:<5} {state}{detail}: {library['reason']}")
     if facts["ops"]:
         lines.append(f"ops on {facts['backend']}:")
@@ -83,12 +85,16 @@ def _version(name: str) -> str:
 
 def _library(name: str) -> dict[str, Any]:
     found = registry.library(name)
+    # What a library of no use says of itself may be anything.
+    served = found.abi if found.targets else {}
     return {
         "module": found.module,
         "targets": sorted(found.targets),
         "reason": found.reason,
-        "isa": found.abi.get("isa"),
-        "isa_built": found.abi.get("isa_built"),
-        "ffi_api": ".".join(map(str, found.abi.get("ffi_api", ()))) or None,
-        "compiler": found.abi.get("compiler"),
+        "architectures": list(served.get("architectures", ())),
+        "contracts": dict(served.get("ops", {})),
+        "isa": served.get("isa"),
+        "isa_built": served.get("isa_built"),
+        "ffi_api": ".".join(map(str, served.get("ffi_api", ()))) or None,
+        "compiler": served.get("compiler"),
     }

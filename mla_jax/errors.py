@@ -43,6 +43,10 @@ class PoolExhaustedError(MlaJaxError):
     """The cache pool has too few free pages for what was asked."""
 
 
+class CheckError(MlaJaxError):
+    """Checked mode found metadata that contradicts itself or its pool, or a scale that is no number."""
+
+
 class NumericsError(MlaJaxError):
     """A model's logits are not numbers: damaged weights, a dtype too narrow, or a broken page table."""
 
@@ -61,6 +65,7 @@ _QUOTING.maxlevel = 3
 
 
 __all__ = [
+    "CheckError",
     "CheckpointError",
     "ConfigError",
     "KernelFallbackWarning",

@@ -7,19 +7,18 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from custom_calls.architectures import Fp8Codes, architecture_of, fp8_codes
 from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
 from mla_jax.errors import ConfigError, shown
 
 Fp8Format = Literal["auto", "e4m3fn", "e4m3fnuz"]
 FP8_FORMATS: tuple[Fp8Format, ...] = get_args(Fp8Format)
 
-_FNUZ_ARCHITECTURES = ("gfx940", "gfx941", "gfx942")
-
 # Compiled, so that one new array is made and not one an operation.
 _recoded = jax.jit(to_fnuz)
 
 
-def resolve_fp8_format(choice: Any, device: Any = None) -> Literal["e4m3fn", "e4m3fnuz"]:
+def resolve_fp8_format(choice: Any, device: Any = None) -> Fp8Codes:
     """The format that `choice` means.
 
     Args:
@@ -34,12 +33,10 @@ def resolve_fp8_format(choice: Any, device: Any = None) -> Literal["e4m3fn", "e4
     if choice == "e4m3fn" or choice == "e4m3fnuz":
         return choice
     device = jax.devices()[0] if device is None else device
-    # Such as "gfx942:sramecc+:xnack-"; a CPU has none.
-    architecture = str(getattr(device, "compute_capability", "")).partition(":")[0]
-    return "e4m3fnuz" if architecture in _FNUZ_ARCHITECTURES else "e4m3fn"
+    return fp8_codes(architecture_of(device))
 
 
-def in_fp8_format(weight: Any, fp8_format: Literal["e4m3fn", "e4m3fnuz"]) -> Any:
+def in_fp8_format(weight: Any, fp8_format: Fp8Codes) -> Any:
     """A weight as it was loaded, or if it is FP8 and the format e4m3fnuz: recoded, with the scales doubled."""
     is_fp8 = isinstance(weight, QuantizedTensor) and weight.container.startswith("fp8")
     return _recoded(weight) if is_fp8 and fp8_format == "e4m3fnuz" else weight

@@ -21,6 +21,7 @@ from custom_calls.registry import Kernels
 from mla_jax.absorbed import AbsorbWeights, check_absorb_weights
 from mla_jax.arguments import as_integer
 from mla_jax.cache import MAX_SLOTS, cache_dtype
+from mla_jax.checking import checks_asked
 from mla_jax.checkpoints.generation_config import GenerationDefaults
 from mla_jax.checkpoints.hub import locate
 from mla_jax.completion import Completion, StreamPiece, TextSequence
@@ -83,9 +84,11 @@ class LLM:
       max_model_len: tokens of one sequence; by default the model's context as far as 1 GiB of cache reach.
       max_num_seqs: sequences that run at the same time.
       max_total_tokens: tokens of all running sequences together; more requests wait their turn.
+      checks: checked mode, see `Engine`; by default what the environment's MLA_JAX_CHECK says now, 0 or 1.
 
     Attributes:
       config: the model's configuration.
+      checks: whether checked mode is on.
       kernels: what each op runs, and why.
       limits: the engine's sizes.
 
@@ -107,7 +110,9 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_total_tokens: int | None = None,
+        checks: bool | None = None,
     ) -> None:
+        self.checks = checks_asked(checks)
         check_kernels(kernels)
         check_absorb_weights(absorb_weights)
         asked_dtype = compute_dtype(dtype)
@@ -138,6 +143,8 @@ class LLM:
         self.config: ModelConfig = self.model.config
         self.limits = _limits(self.config, *sizes)
         print(format_table(self.kernels), file=sys.stderr)
+        if self.checks:
+            print("checked mode: pages, slots, lengths and scales of every step", file=sys.stderr)
         if self._defaults is not None and self._defaults.repetition_penalty != 1.0:
             penalty = self._defaults.repetition_penalty
             print(
@@ -354,7 +361,8 @@ class LLM:
 
     def _new_engine(self) -> Engine:
         try:
-            return Engine(self.model, self.limits, vocab_limit=_vocab_limit(self.tokenizer))
+            limit = _vocab_limit(self.tokenizer)
+            return Engine(self.model, self.limits, vocab_limit=limit, checks=self.checks)
         except (MemoryError, jax.errors.JaxRuntimeError) as failure:
             tokens = math.ceil(self.limits.max_total_tokens / self.limits.page_size) * self.limits.page_size
             raise RequestError(

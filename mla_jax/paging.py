@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mla_jax.cache import MAX_SLOTS, LatentCache
+from mla_jax.checking import check_flag, first_wrong, known, require
 from mla_jax.errors import LayoutError, PoolExhaustedError, ShapeError
 from mla_jax.pytree import pytree
 
@@ -243,7 +244,7 @@ class PageTable:
 
 @pytree(
     data=("positions", "slot_mapping", "page_table", "query_start_loc", "seq_lens"),
-    static=("uniform_length",),
+    static=("uniform_length", "checks"),
 )
 @dataclass(frozen=True)
 class AttentionMetadata:
@@ -256,6 +257,11 @@ class AttentionMetadata:
       query_start_loc: (S + 1,) int32, first row of each sequence; rows from the last entry on are padding.
       seq_lens: (S,) int32 tokens of each sequence, this step's included.
       uniform_length: rows of every sequence where that is static (dense batches), else None.
+      checks: static: a model's step looks for contradictions first, see `mla_jax.check_step`; inside jit the step
+        has to be `mla_jax.checked`. False compiles to what it would without the field.
+
+    Raises:
+      ConfigError: `checks` is no bool.
     """
 
     positions: Int[Array, " tokens"]
@@ -264,6 +270,10 @@ class AttentionMetadata:
     query_start_loc: Int[Array, " num_seqs_plus_1"]
     seq_lens: Int[Array, " num_seqs"]
     uniform_length: int | None = None
+    checks: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag(self.checks)
 
     @property
     def num_tokens(self) -> int:
@@ -289,7 +299,12 @@ class AttentionMetadata:
 
     @staticmethod
     def extend(
-        table: PageTable, seq_lens: Any, num_new: Any, *, num_tokens: int | None = None
+        table: PageTable,
+        seq_lens: Any,
+        num_new: Any,
+        *,
+        num_tokens: int | None = None,
+        checks: bool = False,
     ) -> "AttentionMetadata":
         """Metadata of a step that adds num_new[i] tokens to sequence i.
 
@@ -299,8 +314,10 @@ class AttentionMetadata:
           num_new: (num_seqs,) int32 new tokens of each sequence, 0 for none.
           num_tokens: T, the static number of rows, padding included; sum(num_new) by default, which
             inside jit is not known and must be given.
+          checks: checked mode, here and in the steps that `advance` makes of it.
 
         Raises:
+          ConfigError: `checks` is no bool.
           ShapeError: on shapes, on negative lengths, on lengths that the table cannot hold, or on a T that is
           unknown or too small. Inside jit, where values are not known, such a sequence gets a length that no
           row of the table can hold: its logits are NaN, in this step and in those that `advance` makes of it.
@@ -336,7 +353,10 @@ class AttentionMetadata:
             ),
         )
         lens = jnp.where(lost, table.capacity + 1, before + new)
-        return AttentionMetadata(positions, mapping, table, starts, lens)
+        meta = AttentionMetadata(positions, mapping, table, starts, lens, checks=checks)
+        if checks:
+            _require_pages(op, meta, owned, row)
+        return meta
 
 
 def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = None) -> AttentionMetadata:
@@ -353,6 +373,7 @@ def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = N
     Raises:
       LayoutError: `meta` has no pool. ShapeError: `active` is not such a mask.
       PoolExhaustedError: as `PageTable.append`.
+      CheckError: in checked mode, inside jit, where `PageTable.append` could not refuse.
     """
     if meta.page_table is None:
         raise LayoutError("advance: argument 'meta': expected metadata of a paged step, got a dense one")
@@ -365,12 +386,37 @@ def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = N
     table = meta.page_table.append(meta.seq_lens, grows.astype(jnp.int32))
     sequence = jnp.arange(meta.num_seqs, dtype=jnp.int32)
     positions = jnp.where(grows, meta.seq_lens, 0)
-    return AttentionMetadata(
+    after = AttentionMetadata(
         positions=positions,
         slot_mapping=table.slots(jnp.where(grows, sequence, meta.num_seqs), positions),
         page_table=table,
         query_start_loc=jnp.arange(meta.num_seqs + 1, dtype=jnp.int32),
         seq_lens=meta.seq_lens + grows.astype(jnp.int32),
+        checks=meta.checks,
+    )
+    if meta.checks:
+        _require_pages("advance", after, grows, sequence)
+    return after
+
+
+def _require_pages(op: str, meta: AttentionMetadata, new: jax.Array, sequence: jax.Array) -> None:
+    """Checked mode: the pool had a page for every row that brings a new token.
+
+    Without one such a row looks like one that is left alone, so that nobody could tell later.
+    """
+    table, mapping = meta.page_table, meta.slot_mapping
+    assert table is not None
+    assert mapping is not None
+    if table.max_pages == 0 or meta.num_tokens == 0:
+        return
+    entry = jnp.clip(meta.positions // table.page_size, 0, table.max_pages - 1)
+    empty = table.pages[sequence, entry] == table.num_pages
+    require(
+        first_wrong(
+            new & ~mapping.stored & empty,
+            f"{op}: sequence {{sequence}}: no page at entry {{entry}} for the new token at position {{position}}",
+            lambda row: {"sequence": sequence[row], "entry": entry[row], "position": meta.positions[row]},
+        )
     )
 
 
@@ -403,11 +449,6 @@ def _copy_page(kv: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array
         return jax.lax.bitcast_convert_type(updated, kv.dtype)
 
     return jax.lax.cond(target < kv.shape[1], write, lambda pool: pool, kv)
-
-
-def known(value: Any) -> bool:
-    """Whether a value can be looked at now: not inside jit."""
-    return not isinstance(value, jax.core.Tracer)
 
 
 def _refuse_when_known(failed: Any, message: Any) -> None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mla_jax.checking import known
 from mla_jax.errors import RequestError, ShapeError
-from mla_jax.paging import known
 
 
 def sample(

@@ -18,10 +18,10 @@ TESTS = Path(__file__).resolve().parent
 # Helper modules of test folders are plain modules (`import op_base`). Their folders go to the end of the
 # path: nothing that is installed can be shadowed, least of all `custom_calls` by tests/custom_calls.
 HELPERS = {
-    "custom_calls": ("oracle", "op_base"),
+    "custom_calls": ("oracle", "op_base", "native_libraries"),
     "mla_jax": ("faults",),
     "tools": ("scripts",),
-    "rocm": ("emulation", "hip_toolchain", "snippets"),
+    "rocm": ("snippets",),
 }
 for _folder, _modules in HELPERS.items():
     _path = str(TESTS / _folder)

@@ -23,6 +23,7 @@ MECHANISMS = {
 BUGS = {
     "sgl-project/sglang#24148": "Two files each decided who rotates; under one backend both did. GSM8K 0.953 to 0.169.",
     "sgl-project/sglang#24799": "A kernel was renamed in a library; 28 model modules could no longer be imported.",
+    "sgl-project/sglang#14497": "A fused norm and quantisation changed its arguments and results; its caller broke.",
     "sgl-project/sglang#25463": "A batched MXFP4 product wrote head-major, so that every layer copied before o_proj.",
     "sgl-project/sglang#21315": "A fused RoPE and cache write: the caller rotated too, the key's scale served values, "
     "two-axis inputs and sliding-window slots went wrong.",

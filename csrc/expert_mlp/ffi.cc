@@ -1,4 +1,4 @@
-// FFI binding of mla_jax.expert_mlp.v1.
+// FFI binding of mla_jax.expert_mlp.v1 and, with the scratch that a GPU needs, .v2.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "expert_mlp/kernel.h"
@@ -46,7 +46,14 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, ffi::
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_v1, mla::Call,
+#if defined(MLA_GPU)
+#define MLA_CONTRACT 2
+#else
+#define MLA_CONTRACT 1
+#endif
+#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(expert_mlp, contract)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

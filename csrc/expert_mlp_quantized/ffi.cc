@@ -1,4 +1,4 @@
-// FFI binding of mla_jax.expert_mlp_quantized.v1.
+// FFI binding of mla_jax.expert_mlp_quantized.v1 and, with the scratch that a GPU needs, .v2.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "common/quantized_ffi.h"
@@ -60,7 +60,14 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_expert_mlp_quantized_v1, mla::ExpertMlpQuantizedCall,
+#if defined(MLA_GPU)
+#define MLA_CONTRACT 2
+#else
+#define MLA_CONTRACT 1
+#endif
+#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(expert_mlp_quantized, contract)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::ExpertMlpQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

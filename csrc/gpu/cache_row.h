@@ -12,13 +12,17 @@ MLA_DEVICE float CacheInverse(DType type, const float* scales, int part) {
   return type == DType::kF8E4M3FN ? 1.0f / scales[part] : 1.0f;
 }
 
-// n values to element `at` on, which is a multiple of n.
+// n values to element `at` on; more than 2 are aligned.
 template <int n, typename T>
 MLA_DEVICE void StoreAs(void* base, int64_t at, const float (&values)[n]) {
   Pack<T, n> out;
 #pragma unroll
   for (int i = 0; i < n; ++i) out.at[i] = FromFloat<T>(values[i]);
-  StorePack(static_cast<T*>(base) + at, out);
+  if constexpr (n > 2) {
+    StorePack(static_cast<T*>(base) + at, out);
+  } else {
+    StoreLoose(static_cast<T*>(base) + at, out);
+  }
 }
 
 template <int n>

@@ -30,68 +30,118 @@ MLA_DEVICE void StoreChunk(bf16* shared, const Chunk& chunk, const f8e4m3fn*) {
   }
 }
 
-// A tile of `rows` rows of `width` values, `stride` apart in shared memory. Row r begins at element
-// offsets[r] of the source; a negative offset makes it zeros. T is bf16 or f8e4m3fn.
-template <typename T, int width, int rows, int threads, int stride, int stages>
-struct RowCopy {
+// A tile of `rows` rows of `width` values, `stride` apart in shared memory, on its way there. Row r
+// begins at element offsets[r] of the source; a negative offset makes it zeros. T is bf16 or
+// f8e4m3fn. Start(), then work on the tile before, then Finish() and a barrier.
+//
+// Through registers: there is one tile, and Finish() overwrites it.
+template <typename T, int width, int rows, int threads, int stride>
+struct RegisterCopy {
+  static constexpr bool kTakesTurns = false;
   static constexpr int kChunkValues = 16 / sizeof(T);
   static constexpr int kRowChunks = width / kChunkValues;
   static constexpr int kChunks = rows * kRowChunks;
   static constexpr int kMine = (kChunks + threads - 1) / threads;
-#if defined(__HIP__)
-  static constexpr bool kAsync = false;
-#else
-  static constexpr bool kAsync = sizeof(T) == 2 && stages > 1;
-#endif
   static_assert(width % kChunkValues == 0, "rows are whole chunks");
 
-  Chunk held[kAsync ? 1 : kMine];
+  Chunk held[kMine];
 
-  MLA_DEVICE void Start(const T* source, const int64_t* offsets, [[maybe_unused]] bf16* shared) {
+  MLA_DEVICE static bf16* Tile(bf16* tiles, int) { return tiles; }
+
+  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16*, int) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = ThreadX() + i * threads;
       if (kChunks % threads != 0 && chunk >= kChunks) break;
       const int row = chunk / kRowChunks, column = chunk % kRowChunks * kChunkValues;
       const int64_t offset = offsets[row];
-#if !defined(__HIP__)
-      if constexpr (kAsync) {
-        const uint32_t to =
-            static_cast<uint32_t>(__cvta_generic_to_shared(shared + row * stride + column));
-        const T* from = source + (offset < 0 ? 0 : offset + column);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                     :
-                     : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(offset < 0 ? 0 : 16)
-                     : "memory");
-        continue;
-      }
-#endif
       Chunk read = {};
       if (offset >= 0) read = *reinterpret_cast<const Chunk*>(source + offset + column);
-      held[kAsync ? 0 : i] = read;
+      held[i] = read;
     }
-#if !defined(__HIP__)
-    if constexpr (kAsync) asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
   }
 
-  // After it and a barrier the tile is there.
-  MLA_DEVICE void Finish([[maybe_unused]] bf16* shared) {
-    if constexpr (kAsync) {
-#if !defined(__HIP__)
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
-#endif
-    } else {
+  MLA_DEVICE void Finish(bf16* tiles) {
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        const int chunk = ThreadX() + i * threads;
-        if (kChunks % threads != 0 && chunk >= kChunks) break;
-        const int row = chunk / kRowChunks, column = chunk % kRowChunks * kChunkValues;
-        StoreChunk(shared + row * stride + column, held[i], static_cast<const T*>(nullptr));
-      }
+    for (int i = 0; i < kMine; ++i) {
+      const int chunk = ThreadX() + i * threads;
+      if (kChunks % threads != 0 && chunk >= kChunks) break;
+      const int row = chunk / kRowChunks, column = chunk % kRowChunks * kChunkValues;
+      StoreChunk(tiles + row * stride + column, held[i], static_cast<const T*>(nullptr));
     }
   }
 };
+
+#if !defined(__HIP__)
+// 16 bytes to shared memory, or zeros.
+MLA_DEVICE void CopyAsync(void* shared, const void* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                 "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
+               : "memory");
+}
+
+// Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
+// second would be and is converted into the first. (Bulk copies, a row an instruction, were tried:
+// slower by a fifth, however early they start.)
+template <typename T, int width, int rows, int threads, int stride>
+struct AsyncCopy {
+  static constexpr bool kTakesTurns = sizeof(T) == 2;
+  static constexpr int kChunkValues = 16 / sizeof(T);
+  static constexpr int kRowChunks = width / kChunkValues;
+  static_assert(width % kChunkValues == 0, "rows are whole chunks");
+
+  MLA_DEVICE static bf16* Tile(bf16* tiles, int turn) {
+    return tiles + (kTakesTurns ? turn * rows * stride : 0);
+  }
+
+  // Calls row_fn(row) for this thread's rows and what it returns for the row's chunks. A wave takes
+  // whole rows: few addresses to keep.
+  template <typename Fn>
+  MLA_DEVICE static void ForMine(const Fn& row_fn) {
+#pragma unroll 2
+    for (int row = ThreadX() / kWave; row < rows; row += threads / kWave) {
+      const auto chunk_fn = row_fn(row);
+#pragma unroll
+      for (int i = 0; i < (kRowChunks + kWave - 1) / kWave; ++i) {
+        const int chunk = Lane() + i * kWave;
+        if (chunk < kRowChunks) chunk_fn(chunk);
+      }
+    }
+  }
+
+  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16* tiles, int turn) {
+    char* tile = reinterpret_cast<char*>(kTakesTurns ? Tile(tiles, turn) : tiles + rows * stride);
+    constexpr int kPitch = kTakesTurns ? stride * 2 : width;  // Bytes
+    ForMine([&](int row) {
+      const int64_t offset = offsets[row];
+      const T* from = source + (offset < 0 ? 0 : offset);
+      char* to = tile + row * kPitch;
+      return [from, to, offset](int chunk) {
+        CopyAsync(to + chunk * 16, from + chunk * kChunkValues, offset >= 0);
+      };
+    });
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+
+  MLA_DEVICE void Finish(bf16* tiles) {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    if constexpr (!kTakesTurns) {
+      // Every thread reads what it has copied itself: nobody need wait for anybody.
+      const char* arrived = reinterpret_cast<const char*>(tiles + rows * stride);
+      ForMine([&](int row) {
+        const char* from = arrived + row * width;
+        bf16* to = tiles + row * stride;
+        return [from, to](int chunk) {
+          StoreChunk(to + chunk * kChunkValues, *reinterpret_cast<const Chunk*>(from + chunk * 16),
+                     static_cast<const T*>(nullptr));
+        };
+      });
+    }
+  }
+};
+#endif
 
 }  // namespace gpu
 }  // namespace mla

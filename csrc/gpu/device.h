@@ -115,7 +115,7 @@ MLA_DEVICE float Log2(float x) {
 
 // n elements that move as one.
 template <typename T, int n>
-struct alignas(sizeof(T) * n) Pack {
+struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
   T at[n];
 };
 
@@ -126,6 +126,20 @@ MLA_DEVICE Pack<T, n> LoadPack(const T* p) {
 template <int n, typename T>
 MLA_DEVICE void StorePack(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
+}
+
+// The same for runs that may begin anywhere, element by element.
+template <int n, typename T>
+MLA_DEVICE Pack<T, n> LoadLoose(const T* p) {
+  Pack<T, n> pack;
+#pragma unroll
+  for (int i = 0; i < n; ++i) pack.at[i] = p[i];
+  return pack;
+}
+template <int n, typename T>
+MLA_DEVICE void StoreLoose(T* p, const Pack<T, n>& pack) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) p[i] = pack.at[i];
 }
 
 }  // namespace gpu

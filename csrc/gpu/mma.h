@@ -36,6 +36,7 @@ struct Fragment {
 
 struct Accumulator {
   static constexpr int kValues = 4;
+  static constexpr int kRun = 1;  // Values in one row, side by side.
   MmaFloats values = {0, 0, 0, 0};
 
   MLA_DEVICE float at(int i) const { return values[i]; }
@@ -102,6 +103,7 @@ struct Fragment {
 
 struct Accumulator {
   static constexpr int kValues = 8;
+  static constexpr int kRun = 2;  // Values in one row, side by side.
   float values[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 
   MLA_DEVICE float at(int i) const { return values[i]; }

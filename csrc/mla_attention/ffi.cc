@@ -1,4 +1,5 @@
-// FFI binding of mla_jax.mla_attention.v1.
+// FFI binding of mla_jax.mla_attention: contract 1, or contract 2 with scratch for the splits of
+// the keys.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "mla_attention/kernel.h"
@@ -51,13 +52,16 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
   args.splits = 1;
   if (scratch.size() == 2) {
     auto partial = *scratch.get<ffi::AnyBuffer>(0), partial_lse = *scratch.get<ffi::AnyBuffer>(1);
-    args.splits = Dim(*partial, 0);
+    const int64_t splits = Dim(*partial, 0);
     check.SameType("partial", *partial, DType::kF32, "lse");
-    check.Shape("partial", *partial, {args.splits, args.tokens, args.heads, args.rank});
+    check.Shape("partial", *partial, {splits, args.tokens, args.heads, args.rank});
     check.SameType("partial_lse", *partial_lse, DType::kF32, "lse");
-    check.Shape("partial_lse", *partial_lse, {args.splits, args.tokens, args.heads});
-    args.partial = static_cast<float*>(partial->untyped_data());
-    args.partial_lse = static_cast<float*>(partial_lse->untyped_data());
+    check.Shape("partial_lse", *partial_lse, {splits, args.tokens, args.heads});
+    if (splits > 0) {
+      args.splits = splits;
+      args.partial = static_cast<float*>(partial->untyped_data());
+      args.partial_lse = static_cast<float*>(partial_lse->untyped_data());
+    }
   }
   if (!check.ok()) return check.error();
   args.q_latent = q_latent.untyped_data();
@@ -79,7 +83,14 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_v1, mla::Call,
+#if defined(MLA_GPU)
+#define MLA_CONTRACT 2
+#else
+#define MLA_CONTRACT 1
+#endif
+#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(mla_attention, contract)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

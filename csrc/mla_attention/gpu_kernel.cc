@@ -31,6 +31,10 @@ MLA_GPU_KERNEL(mla_attention_plain, mla::gpu::kPlainThreads, MlaAttentionArgs) {
   mla::gpu::PlainAttention(args, reinterpret_cast<float*>(mla_attention_shared));
 }
 
-MLA_GPU_KERNEL(mla_attention_merge, mla::gpu::kMergeThreads, MlaAttentionArgs) {
-  mla::gpu::MergeSplits(args);
+MLA_GPU_KERNEL(mla_attention_merge_few, mla::gpu::kMergeThreads, MlaAttentionArgs) {
+  mla::gpu::MergeSplits<1>(args);
+}
+
+MLA_GPU_KERNEL(mla_attention_merge_many, mla::gpu::kMergeThreads, MlaAttentionArgs) {
+  mla::gpu::MergeSplits<mla::gpu::kMergeGroups>(args);
 }

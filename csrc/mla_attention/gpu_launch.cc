@@ -44,9 +44,12 @@ xla::ffi::Error MlaAttention(const MlaAttentionArgs& args, const Stream& stream)
                      {args.tokens * args.heads * args.splits}, kPlainThreads,
                      static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
   if (error.failure() || args.splits == 1) return error;
-  return Launch({&kImage_mla_attention, "mla_attention_merge"},
-                {args.tokens * args.heads, (args.rank + kMergeColumns - 1) / kMergeColumns},
-                kMergeThreads, 0, stream, &args);
+  const bool many = args.splits >= kManySplits;
+  const int64_t runs = args.tokens * args.heads * ((args.rank + kMergeRun - 1) / kMergeRun);
+  const int64_t in_block = kMergeThreads / (many ? kMergeGroups : 1);
+  return Launch(
+      {&kImage_mla_attention, many ? "mla_attention_merge_many" : "mla_attention_merge_few"},
+      {(runs + in_block - 1) / in_block}, kMergeThreads, 0, stream, &args);
 }
 
 }  // namespace gpu

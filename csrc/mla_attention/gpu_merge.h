@@ -8,56 +8,70 @@
 namespace mla {
 namespace gpu {
 
-// Block (x, y) merges columns [kMergeColumns * y, + kMergeColumns) of row x. Groups of 32 threads
-// take every 8th split each: a serial walk over a hundred splits would wait for memory a hundred
-// times.
+// A thread merges kMergeRun columns of one row; `groups` threads share the splits of it, every
+// groups-th each: a serial walk over a hundred splits would wait for memory a hundred times.
+template <int groups>
 MLA_DEVICE void MergeSplits(const MlaAttentionArgs& args) {
-  constexpr int kGroups = kMergeThreads / 32, kRun = kMergeColumns / 32;
-  __shared__ float totals[kGroups];
-  __shared__ float sums[kGroups][kMergeColumns];
-  const int64_t rows = args.tokens * args.heads, row = BlockX();
-  const int group = ThreadX() / 32, lane = ThreadX() % 32;
-  const int64_t column = static_cast<int64_t>(BlockY()) * kMergeColumns + lane * kRun;
+  constexpr int kThreads = kMergeThreads / groups;  // Of a group.
+  __shared__ float totals[groups][kThreads];
+  __shared__ float sums[groups][kThreads * kMergeRun];
+  const int64_t rows = args.tokens * args.heads;
+  const int64_t runs = (args.rank + kMergeRun - 1) / kMergeRun;
+  const int group = ThreadX() / kThreads, mine = ThreadX() % kThreads;
+  const int64_t run = static_cast<int64_t>(BlockX()) * kThreads + mine;
+  const bool exists = run < rows * runs;
+  const int64_t row = exists ? run / runs : 0;
+  const int64_t column = exists ? (run - row * runs) * kMergeRun : args.rank;
 
-  float peak = -__builtin_inff();
-  for (int s = 0; s < args.splits; ++s) {
+  float peak = -__builtin_inff(), total = 0, sum[kMergeRun] = {};
+#pragma unroll 16
+  for (int64_t s = 0; s < args.splits; ++s) {
     const float lse = args.partial_lse[s * rows + row];
-    peak = lse > peak || lse != lse ? lse : peak;
+    peak = lse > peak ? lse : peak;
   }
   const float base = peak == -__builtin_inff() ? 0.0f : peak;
-  float total = 0, sum[kRun] = {};
 #pragma unroll 4
-  for (int s = group; s < args.splits; s += kGroups) {
+  for (int64_t s = group; s < args.splits; s += groups) {
     const float lse = args.partial_lse[s * rows + row];
+    const float* from = args.partial + (s * rows + row) * args.rank + column;
     // What a share without keys would have given was never written.
-    if (lse == -__builtin_inff()) continue;
     const float weight = Exp2(lse - base);
     total += weight;
-    const float* from = args.partial + (s * rows + row) * args.rank + column;
+    if (lse == -__builtin_inff()) continue;
+    if (args.rank % kMergeRun == 0 && exists) {
+      const auto values = LoadPack<kMergeRun>(from);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      if (column + i < args.rank) sum[i] += weight * from[i];
+      for (int i = 0; i < kMergeRun; ++i) sum[i] += weight * values.at[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kMergeRun; ++i) {
+        if (column + i < args.rank) sum[i] += weight * from[i];
+      }
     }
   }
-  if (lane == 0) totals[group] = total;
+  if constexpr (groups > 1) {
+    totals[group][mine] = total;
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) sums[group][lane * kRun + i] = sum[i];
-  Barrier();
-  if (group != 0) return;
-  total = 0;
+    for (int i = 0; i < kMergeRun; ++i) sums[group][mine * kMergeRun + i] = sum[i];
+    Barrier();
+    if (group != 0) return;
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) total += totals[g];
+    for (int g = 1; g < groups; ++g) {
+      total += totals[g][mine];
+#pragma unroll
+      for (int i = 0; i < kMergeRun; ++i) sum[i] += sums[g][mine * kMergeRun + i];
+    }
+  }
+  if (!exists) return;
   const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-  if (BlockY() == 0 && lane == 0) {
+  if (column == 0) {
     args.lse[row] = total == 0.0f ? -__builtin_inff() : (peak + Log2(total)) * kLn2;
   }
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    if (column + i >= args.rank) continue;
-    float value = 0;
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) value += sums[g][lane * kRun + i];
-    WriteOne(args.out, args.io_type, row * args.rank + column + i, value * inverse);
+  for (int i = 0; i < kMergeRun; ++i) {
+    if (column + i < args.rank) {
+      WriteOne(args.out, args.io_type, row * args.rank + column + i, sum[i] * inverse);
+    }
   }
 }
 

@@ -17,25 +17,23 @@ MLA_DEVICE float ReadCache(const MlaAttentionArgs& args, int64_t at, bool latent
 MLA_DEVICE void PlainAttention(const MlaAttentionArgs& args, float* sums) {
   __shared__ float scores[kPlainKeys];
   __shared__ int64_t rows[kPlainKeys];
-  __shared__ int32_t notes[2];  // The sequence; whether a visible key has no row.
+  __shared__ int32_t notes[4];
+  __shared__ int32_t missing;  // Some visible key has no row.
   const AttentionBlock block = BlockOf(args, BlockX(), 1);
   const int64_t token = block.token;
-  if (ThreadX() == 0) notes[1] = 0;
-  const KeyPlan plan = PlanKeys<kPlainThreads>(args, token, &notes[0]);
-  const int64_t steps = (plan.visible + kPlainKeys - 1) / kPlainKeys;
-  const int64_t share = (steps + args.splits - 1) / args.splits;
-  const int64_t first = block.split * share * kPlainKeys, beyond = first + share * kPlainKeys;
-  const int64_t end = beyond < plan.visible ? beyond : plan.visible;
+  if (ThreadX() == 0) missing = 0;
+  const KeyPlan plan = PlanKeys<kPlainThreads>(args, token, notes);
+  const Share share = ShareOf(plan.visible, kPlainKeys, block.split, static_cast<int>(args.splits));
   const int64_t row = token * args.heads + block.head;
 
   for (int64_t c = ThreadX(); c < args.rank; c += kPlainThreads) sums[c] = 0;
   float peak = -__builtin_inff(), total = 0;
-  for (int64_t key0 = first; key0 < end; key0 += kPlainKeys) {
-    const int keys = static_cast<int>(end - key0 < kPlainKeys ? end - key0 : kPlainKeys);
+  for (int key0 = share.first; key0 < share.end; key0 += kPlainKeys) {
+    const int keys = share.end - key0 < kPlainKeys ? share.end - key0 : kPlainKeys;
     Barrier();
     for (int i = ThreadX(); i < keys; i += kPlainThreads) {
-      rows[i] = RowOfKey(args, plan.sequence, key0 + i);
-      if (rows[i] < 0) notes[1] = 1;
+      rows[i] = RowOfKey(args, plan, PageOfKey(args, plan, key0 + i), key0 + i);
+      if (rows[i] < 0) missing = 1;
     }
     Barrier();
     for (int i = ThreadX() / kWave; i < keys; i += kPlainThreads / kWave) {
@@ -73,7 +71,7 @@ MLA_DEVICE void PlainAttention(const MlaAttentionArgs& args, float* sums) {
     }
   }
   Barrier();
-  const bool broken = plan.too_long || notes[1] != 0;
+  const bool broken = plan.too_long || missing != 0;
   const float nan = __builtin_nanf("");
   const float inverse = broken ? nan : (total == 0.0f ? 0.0f : 1.0f / total);
   const float lse2 =

@@ -27,15 +27,15 @@ inline __device__ AttentionBlock BlockOf(const MlaAttentionArgs& args, int x, in
 // The widths of every published MLA model, which the matrix-core kernels are made for.
 constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
 
-// A tile: 16 * kRowWaves heads of one token. kColumnWaves waves share a row of it: each takes a
+// A tile: heads of one token, 16 * row_tiles to a wave. column_waves waves share them: each takes a
 // share of the contraction of the scores and, afterwards, a share of the output's columns.
-template <int row_waves, int column_waves, int keys, int stages, bool query_in_shared>
+template <int row_waves, int row_tiles, int column_waves, int keys, int stages>
 struct AttentionShape {
-  static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
-  static constexpr int kRows = 16 * row_waves;
-  static constexpr int kKeys = keys;  // That a step takes.
-  static constexpr int kStages = stages;
-  static constexpr bool kQueryInShared = query_in_shared;
+  static constexpr int kRowWaves = row_waves, kRowTiles = row_tiles, kColumnWaves = column_waves;
+  static constexpr int kWaveRows = 16 * row_tiles;
+  static constexpr int kRows = kWaveRows * row_waves;
+  static constexpr int kKeys = keys;      // That a step takes.
+  static constexpr int kStages = stages;  // Room for two tiles, or for one.
 
   // Rows in shared memory are padded, so that 16 of them lie in different banks.
   static constexpr int kStride = kWidth + 8;
@@ -43,28 +43,29 @@ struct AttentionShape {
   static constexpr int kWeightStride = keys + 8;
 
   // Parts of shared memory, in bytes from its beginning.
-  static constexpr int kQuery = 0;
-  static constexpr int kCache = kQuery + (query_in_shared ? kRows * kStride * 2 : 0);
+  static constexpr int kCache = 0;
   static constexpr int kScores = kCache + stages * keys * kStride * 2;
   static constexpr int kWeights = kScores + column_waves * kRows * kScoreStride * 4;
   static constexpr int kRowFactors = kWeights + kRows * kWeightStride * 2;
   static constexpr int kOffsets = kRowFactors + kRows * 4;
-  static constexpr int kPlan = kOffsets + 2 * keys * 8;
-  static constexpr int kSharedBytes = kPlan + 16;
+  static constexpr int kPlan =
+      kOffsets + 2 * keys * 8;  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kBroken = kPlan + 16;
+  static constexpr int kSharedBytes = kBroken + 16;
 };
 
 #if defined(__HIP__) || defined(MLA_GPU_ROCM)
 // 64 KiB of shared memory, waves of 64 lanes.
 constexpr int kHostWave = 64;
-using Heads16 = AttentionShape<1, 4, 32, 1, false>;
-using Heads32 = AttentionShape<2, 4, 32, 1, false>;
-using Heads64 = AttentionShape<4, 2, 32, 1, false>;
+using Heads16 = AttentionShape<1, 1, 4, 32, 1>;
+using Heads32 = AttentionShape<2, 1, 4, 32, 1>;
+using Heads64 = AttentionShape<4, 1, 2, 32, 1>;
 #else
-// 227 KiB, waves of 32 lanes: fewer registers a row, more shared memory.
+// 227 KiB, waves of 32 lanes.
 constexpr int kHostWave = 32;
-using Heads16 = AttentionShape<1, 4, 32, 2, false>;
-using Heads32 = AttentionShape<2, 4, 64, 2, false>;
-using Heads64 = AttentionShape<4, 2, 32, 2, true>;
+using Heads16 = AttentionShape<1, 1, 4, 32, 2>;
+using Heads32 = AttentionShape<2, 1, 4, 32, 2>;
+using Heads64 = AttentionShape<2, 2, 4, 64, 2>;
 #endif
 
 template <typename Shape>
@@ -75,9 +76,9 @@ constexpr int AttentionThreads(int wave) {
 // Kernels for any width and type, one head a block.
 constexpr int kPlainThreads = 128;
 constexpr int kPlainKeys = 64;
-// The merge of splits: one wave-sized share of columns and 8 groups of splits a block.
-constexpr int kMergeThreads = 256;
-constexpr int kMergeColumns = 128;
+// The merge of splits. From kManySplits on, 8 threads share them.
+constexpr int kMergeThreads = 256, kMergeRun = 4;
+constexpr int kManySplits = 9, kMergeGroups = 8;
 
 }  // namespace gpu
 }  // namespace mla

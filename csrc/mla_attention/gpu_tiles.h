@@ -6,9 +6,8 @@
 #ifndef MLA_MLA_ATTENTION_GPU_TILES_H_
 #define MLA_MLA_ATTENTION_GPU_TILES_H_
 
-#include "gpu/copy.h"
 #include "gpu/mma.h"
-#include "mla_attention/gpu_plan.h"
+#include "mla_attention/gpu_keys.h"
 
 namespace mla {
 namespace gpu {
@@ -20,11 +19,20 @@ struct TileAttention {
   static constexpr int kLatentSteps = kRank / kMmaK;  // The others are the rope part.
   static constexpr int kWaveSteps = (kSteps + Shape::kColumnWaves - 1) / Shape::kColumnWaves;
   static constexpr int kKeyTiles = Shape::kKeys / 16;
+  static constexpr int kRowTiles = Shape::kRowTiles;
+  // Tiles of keys whose scores are in registers together: enough products that do not wait for each
+  // other.
+  static constexpr int kTilesAtOnce = kRowTiles == 1 ? kKeyTiles : 1;
   static constexpr int kGroups =
       kRank / 64 / Shape::kColumnWaves;                        // Of 64 output columns, a wave's.
   static constexpr int kRowThreads = kThreads / Shape::kRows;  // That share a row of the softmax.
   static constexpr int kThreadKeys = Shape::kKeys / kRowThreads;
   static constexpr bool kFloat8 = sizeof(Cache) == 1;
+  static_assert(kThreads >= Shape::kKeys, "a thread finds the row of one key");
+
+  struct Output {
+    Accumulator at[kRowTiles][kGroups][4];
+  };
 
   const MlaAttentionArgs& args;
   char* shared;
@@ -40,9 +48,8 @@ struct TileAttention {
   }
   MLA_DEVICE static int RowWave() { return ThreadX() / kWave / Shape::kColumnWaves; }
   MLA_DEVICE static int ColumnWave() { return ThreadX() / kWave % Shape::kColumnWaves; }
-  MLA_DEVICE bf16* CacheStage(int stage) const {
-    return Part<bf16>(Shape::kCache) + stage * Shape::kKeys * Shape::kStride;
-  }
+  // Of this wave's row tile r.
+  MLA_DEVICE static int FirstRow(int r) { return RowWave() * Shape::kWaveRows + r * 16; }
   // The first step of the scores' contraction of column wave `wave`.
   MLA_DEVICE static int FirstStep(int wave) { return wave * kSteps / Shape::kColumnWaves; }
 
@@ -57,86 +64,78 @@ struct TileAttention {
                : LoadPack<n>(static_cast<const bf16*>(args.q_rope) + head * kRope + column - kRank);
   }
 
-  MLA_DEVICE void QueryToShared() const {
-    constexpr int kChunks = kWidth / 8;
-    for (int i = ThreadX(); i < Shape::kRows * kChunks; i += kThreads) {
-      const int row = i / kChunks, column = i % kChunks * 8;
-      StorePack(Part<bf16>(Shape::kQuery) + row * Shape::kStride + column,
-                QueryPart<8>(row, column));
-    }
-  }
-
-  // Rows of the keys [first, first + kKeys) for CopyRows; -1 for what is not to be read. Says in
-  // shared memory if a visible key has no row.
-  MLA_DEVICE void FindRows(const KeyPlan& plan, int64_t first, int64_t end, int slot) const {
-    for (int i = ThreadX(); i < Shape::kKeys; i += kThreads) {
-      int64_t row = -1;
-      if (first + i < end) {
-        row = RowOfKey(args, plan.sequence, first + i);
-        if (row < 0) Part<int32_t>(Shape::kPlan)[1] = 1;
-      }
-      Part<int64_t>(Shape::kOffsets)[slot * Shape::kKeys + i] = row;
-    }
-  }
-
-  // This wave's part of the scores of its 16 rows with all keys of a stage.
-  MLA_DEVICE void Scores(const bf16* keys, const Fragment (&query)[kWaveSteps], float rope_ratio,
-                         float* out) const {
-    Accumulator scores[kKeyTiles];
+  // This wave's part of the scores of its rows with all keys of a stage.
+  MLA_DEVICE void Scores(const bf16* keys, const Fragment (&query)[kRowTiles][kWaveSteps],
+                         float rope_ratio, float* out) const {
     const int begin = FirstStep(ColumnWave()), end = FirstStep(ColumnWave() + 1);
-    // Downwards: the rope part comes first and is brought to the latent part's scale.
 #pragma unroll
-    for (int i = kWaveSteps - 1; i >= 0; --i) {
-      const int step = begin + i;
-      if (kSteps % Shape::kColumnWaves != 0 && step >= end) continue;
-      if (kFloat8 && step == kLatentSteps - 1) {
+    for (int t0 = 0; t0 < kKeyTiles; t0 += kTilesAtOnce) {
+      Accumulator scores[kRowTiles][kTilesAtOnce];
+      // Downwards: the rope part comes first and is brought to the latent part's scale.
 #pragma unroll
-        for (int t = 0; t < kKeyTiles; ++t) {
+      for (int i = kWaveSteps - 1; i >= 0; --i) {
+        const int step = begin + i;
+        if (kSteps % Shape::kColumnWaves != 0 && step >= end) continue;
+        if (kFloat8 && step == kLatentSteps - 1) ScaleAll(scores, rope_ratio);
 #pragma unroll
-          for (int v = 0; v < Accumulator::kValues; ++v) {
-            scores[t].set(v, scores[t].at(v) * rope_ratio);
+        for (int t = 0; t < kTilesAtOnce; ++t) {
+          const Fragment key =
+              LoadFragment(keys + (t0 + t) * 16 * Shape::kStride + step * kMmaK, Shape::kStride);
+#pragma unroll
+          for (int r = 0; r < kRowTiles; ++r) Mma(scores[r][t], query[r][i], key);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+        for (int t = 0; t < kTilesAtOnce; ++t) {
+#pragma unroll
+          for (int v = 0; v < Accumulator::kValues; v += Accumulator::kRun) {
+            Pack<float, Accumulator::kRun> run;
+#pragma unroll
+            for (int i = 0; i < Accumulator::kRun; ++i) run.at[i] = scores[r][t].at(v + i);
+            StorePack(out + (r * 16 + Accumulator::Row(v)) * Shape::kScoreStride + (t0 + t) * 16 +
+                          Accumulator::Column(v),
+                      run);
           }
         }
       }
-      Fragment held;
-      if constexpr (Shape::kQueryInShared) {
-        held =
-            LoadFragment(Part<bf16>(Shape::kQuery) + RowWave() * 16 * Shape::kStride + step * kMmaK,
-                         Shape::kStride);
-      } else {
-        held = query[i];
-      }
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        const Fragment key =
-            LoadFragment(keys + t * 16 * Shape::kStride + step * kMmaK, Shape::kStride);
-        Mma(scores[t], held, key);
-      }
     }
+  }
+
+  MLA_DEVICE static void ScaleAll(Accumulator (&scores)[kRowTiles][kTilesAtOnce], float factor) {
 #pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
+    for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int v = 0; v < Accumulator::kValues; ++v) {
-        out[Accumulator::Row(v) * Shape::kScoreStride + t * 16 + Accumulator::Column(v)] =
-            scores[t].at(v);
+      for (int t = 0; t < kTilesAtOnce; ++t) {
+#pragma unroll
+        for (int v = 0; v < Accumulator::kValues; ++v) {
+          scores[r][t].set(v, scores[r][t].at(v) * factor);
+        }
       }
     }
   }
 
   // The weights of this thread's keys of its row, relative to the new peak; what the row had before
   // shrinks by the factor that is left in shared memory.
-  MLA_DEVICE void Softmax(int64_t keys_left, float scale, float& peak, float& total) const {
+  MLA_DEVICE void Softmax(int keys_left, float scale, float& peak, float& total) const {
     const int row = ThreadX() / kRowThreads, first = ThreadX() % kRowThreads * kThreadKeys;
-    float score[kThreadKeys], highest = peak;
+    constexpr int kRead = kThreadKeys < 4 ? kThreadKeys : 4;
+    float score[kThreadKeys] = {}, highest = peak;
+#pragma unroll
+    for (int c = 0; c < Shape::kColumnWaves; ++c) {
+      const float* part =
+          Part<float>(Shape::kScores) + (c * Shape::kRows + row) * Shape::kScoreStride + first;
+#pragma unroll
+      for (int i = 0; i < kThreadKeys; i += kRead) {
+        const auto read = LoadPack<kRead>(part + i);
+#pragma unroll
+        for (int j = 0; j < kRead; ++j) score[i + j] += read.at[j];
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kThreadKeys; ++i) {
-      float sum = 0;
-#pragma unroll
-      for (int c = 0; c < Shape::kColumnWaves; ++c) {
-        sum +=
-            Part<float>(Shape::kScores)[(c * Shape::kRows + row) * Shape::kScoreStride + first + i];
-      }
-      score[i] = first + i < keys_left ? sum * scale : -__builtin_inff();
+      score[i] = first + i < keys_left ? score[i] * scale : -__builtin_inff();
       highest = score[i] > highest ? score[i] : highest;
     }
     highest = LanesMax<kRowThreads>(highest);
@@ -147,8 +146,9 @@ struct TileAttention {
     Pack<bf16, kThreadKeys> weights;
 #pragma unroll
     for (int i = 0; i < kThreadKeys; ++i) {
-      weights.at[i] = FromFloat<bf16>(Exp2(score[i] - base));
-      sum += ToFloat(weights.at[i]);
+      const float weight = Exp2(score[i] - base);
+      weights.at[i] = FromFloat<bf16>(weight);
+      sum += weight;
     }
     StorePack(Part<bf16>(Shape::kWeights) + row * Shape::kWeightStride + first, weights);
     total = total * shrink + LanesSum<kRowThreads>(sum);
@@ -156,58 +156,74 @@ struct TileAttention {
     if (ThreadX() % kRowThreads == 0) Part<float>(Shape::kRowFactors)[row] = shrink;
   }
 
-  MLA_DEVICE void Scale(Accumulator (&out)[kGroups][4]) const {
+  MLA_DEVICE void Scale(Output& out) const {
 #pragma unroll
-    for (int v = 0; v < Accumulator::kValues; ++v) {
-      const float factor = Part<float>(Shape::kRowFactors)[RowWave() * 16 + Accumulator::Row(v)];
+    for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
+      for (int v = 0; v < Accumulator::kValues; ++v) {
+        const float factor = Part<float>(Shape::kRowFactors)[FirstRow(r) + Accumulator::Row(v)];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) out[g][j].set(v, out[g][j].at(v) * factor);
+        for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) out.at[r][g][j].set(v, out.at[r][g][j].at(v) * factor);
+        }
       }
     }
   }
 
-  MLA_DEVICE void Values(const bf16* keys, Accumulator (&out)[kGroups][4]) const {
-    const bf16* weights = Part<bf16>(Shape::kWeights) + RowWave() * 16 * Shape::kWeightStride;
+  MLA_DEVICE void Values(const bf16* keys, Output& out) const {
 #pragma unroll
     for (int k = 0; k < Shape::kKeys; k += kMmaK) {
-      const Fragment weight = LoadFragment(weights + k, Shape::kWeightStride);
+      Fragment weights[kRowTiles];
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        weights[r] =
+            LoadFragment(Part<bf16>(Shape::kWeights) + FirstRow(r) * Shape::kWeightStride + k,
+                         Shape::kWeightStride);
+      }
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
         Fragment columns[4];
         LoadColumns(keys + k * Shape::kStride + (ColumnWave() * kGroups + g) * 64, Shape::kStride,
                     columns);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) Mma(out[g][j], weight, columns[j]);
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int r = 0; r < kRowTiles; ++r) Mma(out.at[r][g][j], weights[r], columns[j]);
+        }
       }
     }
   }
 
   // Calls store(row, column, values) for runs of values that lie side by side.
   template <typename Fn>
-  MLA_DEVICE void ForEachRun(const Accumulator (&out)[kGroups][4], const Fn& store) const {
+  MLA_DEVICE void ForEachRun(const Output& out, const Fn& store) const {
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int column0 = (ColumnWave() * kGroups + g) * 64;
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const Accumulator(&columns)[4] = out.at[r][g];
+        const int column0 = (ColumnWave() * kGroups + g) * 64;
 #if defined(__HIP__)
 #pragma unroll
-      for (int v = 0; v < Accumulator::kValues; ++v) {
-        const float run[4] = {out[g][0].at(v), out[g][1].at(v), out[g][2].at(v), out[g][3].at(v)};
-        store(RowWave() * 16 + Accumulator::Row(v), column0 + ColumnOf(0, Accumulator::Column(v)),
-              run);
-      }
-#else
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int v = 0; v < Accumulator::kValues; v += 2) {
-          const float run[2] = {out[g][j].at(v), out[g][j].at(v + 1)};
-          store(RowWave() * 16 + Accumulator::Row(v), column0 + ColumnOf(j, Accumulator::Column(v)),
+        for (int v = 0; v < Accumulator::kValues; ++v) {
+          const float run[4] = {columns[0].at(v), columns[1].at(v), columns[2].at(v),
+                                columns[3].at(v)};
+          store(FirstRow(r) + Accumulator::Row(v), column0 + ColumnOf(0, Accumulator::Column(v)),
                 run);
         }
-      }
+#else
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int v = 0; v < Accumulator::kValues; v += 2) {
+            const float run[2] = {columns[j].at(v), columns[j].at(v + 1)};
+            store(FirstRow(r) + Accumulator::Row(v), column0 + ColumnOf(j, Accumulator::Column(v)),
+                  run);
+          }
+        }
 #endif
+      }
     }
   }
 
@@ -241,21 +257,16 @@ struct TileAttention {
   }
 
   MLA_DEVICE void Run() const {
-    if (ThreadX() == 0) Part<int32_t>(Shape::kPlan)[1] = 0;
+    if (ThreadX() == 0) *Part<int32_t>(Shape::kBroken) = 0;
     const KeyPlan plan = PlanKeys<kThreads>(args, token, Part<int32_t>(Shape::kPlan));
-    // Whole steps are dealt out evenly, by what the sequence has and not by what it could have.
-    const int64_t steps = (plan.visible + Shape::kKeys - 1) / Shape::kKeys;
-    const int64_t share = (steps + args.splits - 1) / args.splits;
-    const int64_t first = split * share * Shape::kKeys;
-    const int64_t beyond = first + share * Shape::kKeys;
-    const int64_t end = beyond < plan.visible ? beyond : plan.visible;
+    const Share share = ShareOf(plan.visible, Shape::kKeys, split, static_cast<int>(args.splits));
 
-    Accumulator out[kGroups][4];
+    Output out;
     float peak = -__builtin_inff(), total = 0;
-    if (first < end) Loop(plan, first, end, out, peak, total);
+    if (share.first < share.end) Loop(plan, share, out, peak, total);
 
     // A sequence that the page table cannot hold, or a page that does not exist: no answer.
-    const bool broken = plan.too_long || Part<int32_t>(Shape::kPlan)[1] != 0;
+    const bool broken = plan.too_long || *Part<int32_t>(Shape::kBroken) != 0;
     const int row = ThreadX() / kRowThreads;
     if (ThreadX() % kRowThreads == 0) {
       const float nan = __builtin_nanf("");
@@ -265,56 +276,41 @@ struct TileAttention {
       StoreLse(row, broken ? nan : (total == 0.0f ? -__builtin_inff() : peak + Log2(total)));
     }
     // Nobody reads what a share without keys would have given.
-    if (args.partial != nullptr && first >= end && !broken) return;
+    if (args.partial != nullptr && share.first >= share.end && !broken) return;
     Barrier();
     Scale(out);
     ForEachRun(out, [&](int r, int column, const auto& run) { StoreRun(r, column, run); });
   }
 
-  MLA_DEVICE void Loop(const KeyPlan& plan, int64_t first, int64_t end,
-                       Accumulator (&out)[kGroups][4], float& peak, float& total) const {
-    Fragment query[kWaveSteps];
-    if constexpr (Shape::kQueryInShared) {
-      QueryToShared();
-    } else {
-      const int begin = FirstStep(ColumnWave());
+  MLA_DEVICE void Loop(const KeyPlan& plan, Share share, Output& out, float& peak,
+                       float& total) const {
+    Keys<Shape, Cache, kThreads> keys(args, plan, share, shared);
+
+    Fragment query[kRowTiles][kWaveSteps];
+    const int begin = FirstStep(ColumnWave());
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int i = 0; i < kWaveSteps; ++i) {
-        query[i] = MakeFragment([&](int vector, int k) {
+        query[r][i] = MakeFragment([&](int vector, int k) {
           const int column = (begin + i) * kMmaK + k;
-          return QueryPart<kFragmentRun>(RowWave() * 16 + vector, column < kWidth ? column : 0);
+          return QueryPart<kFragmentRun>(FirstRow(r) + vector, column < kWidth ? column : 0);
         });
       }
     }
     const float rope_ratio = kFloat8 ? args.scales[1] / args.scales[0] : 1.0f;
     const float scale = args.softmax_scale * kLog2E * (kFloat8 ? args.scales[0] : 1.0f);
     float* scores = Part<float>(Shape::kScores) +
-                    (ColumnWave() * Shape::kRows + RowWave() * 16) * Shape::kScoreStride;
-    const int64_t* rows = Part<int64_t>(Shape::kOffsets);
-    using Copy = RowCopy<Cache, kWidth, Shape::kKeys, kThreads, Shape::kStride, Shape::kStages>;
-    Copy copy;
+                    (ColumnWave() * Shape::kRows + FirstRow(0)) * Shape::kScoreStride;
 
-    FindRows(plan, first, end, 0);
-    Barrier();
-    copy.Start(static_cast<const Cache*>(args.cache), rows, CacheStage(0));
-    FindRows(plan, first + Shape::kKeys, end, 1);
-    int turn = 0;
-    for (int64_t key = first; key < end; key += Shape::kKeys, turn ^= 1) {
-      bf16* keys = CacheStage(Shape::kStages == 2 ? turn : 0);
-      if (!Copy::kAsync) Barrier();  // Until the step before is done with its keys.
-      copy.Finish(keys);
+    for (int key = share.first; key < share.end; key += Shape::kKeys) {
+      const bf16* tile = keys.Next();
+      Scores(tile, query, rope_ratio, scores);
       Barrier();
-      if (key + Shape::kKeys < end) {
-        copy.Start(static_cast<const Cache*>(args.cache), rows + (turn ^ 1) * Shape::kKeys,
-                   CacheStage(Shape::kStages == 2 ? turn ^ 1 : 0));
-      }
-      Scores(keys, query, rope_ratio, scores);
-      Barrier();
-      FindRows(plan, key + 2 * Shape::kKeys, end, turn);
-      Softmax(end - key, scale, peak, total);
+      Softmax(share.end - key, scale, peak, total);
       Barrier();
       Scale(out);
-      Values(keys, out);
+      Values(tile, out);
     }
     Barrier();
   }

@@ -17,7 +17,13 @@ namespace py = pybind11;
 #define MLA_COMPILER "unknown"
 #endif
 
-#define MLA_PROJECT_ABI 1
+#if defined(__x86_64__)
+#define MLA_ARCHITECTURE "x86-64"
+#elif defined(__aarch64__)
+#define MLA_ARCHITECTURE "aarch64"
+#else
+#define MLA_ARCHITECTURE "other"
+#endif
 
 // Levels this binary holds, as JSON list items.
 #define MLA_ISA_ITEMS                                                    \
@@ -26,18 +32,19 @@ namespace py = pybind11;
 
 // The same record as abi(), as far as it is known at compile time: a loader reads it with ctypes
 // before it trusts the rest of the file.
-#define MLA_JSON_OP(name, handler, contract) "\"" name "\": " #contract
+#define MLA_JSON_OP(op, contract) "\"mla_jax." #op "\": " #contract
 extern "C" __attribute__((visibility("default"), used)) const char mla_jax_cpu_abi[] =
     "{\"project_abi\": " MLA_TEXT(MLA_PROJECT_ABI) ", \"platform\": \"cpu\", \"ffi_api\": ["
-    MLA_TEXT(XLA_FFI_API_MAJOR) ", " MLA_TEXT(XLA_FFI_API_MINOR) "], \"isa_built\": ["
+    MLA_TEXT(XLA_FFI_API_MAJOR) ", " MLA_TEXT(XLA_FFI_API_MINOR) "], \"architectures\": [\"" MLA_ARCHITECTURE "\"], \"isa_built\": ["
     MLA_ISA_ITEMS "], \"compiler\": \"" MLA_COMPILER "\", \"ops\": {" MLA_FOR_EACH_TARGET(MLA_JSON_OP, ", ") "}}";
 
 namespace {
 
 py::dict Registrations() {
   py::dict result;
-#define MLA_REGISTER(name, handler, contract) \
-  result[name] = py::capsule(reinterpret_cast<void*>(&handler));
+#define MLA_REGISTER(op, contract)        \
+  result[MLA_TARGET_NAME(op, contract)] = \
+      py::capsule(reinterpret_cast<void*>(&MLA_TARGET_HANDLER(op, contract)));
   MLA_FOR_EACH_TARGET(MLA_REGISTER, )
 #undef MLA_REGISTER
   return result;
@@ -45,7 +52,7 @@ py::dict Registrations() {
 
 py::dict Abi() {
   py::dict ops;
-#define MLA_CONTRACT(name, handler, contract) ops[name] = contract;
+#define MLA_CONTRACT(op, contract) ops[MLA_OP_NAME(op)] = contract;
   MLA_FOR_EACH_TARGET(MLA_CONTRACT, )
 #undef MLA_CONTRACT
   py::list built;
@@ -57,6 +64,7 @@ py::dict Abi() {
   result["project_abi"] = MLA_PROJECT_ABI;
   result["platform"] = "cpu";
   result["ffi_api"] = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+  result["architectures"] = py::make_tuple(MLA_ARCHITECTURE);
   result["ops"] = ops;
   result["isa_built"] = built;
   result["isa"] = mla::IsaName(mla::ChosenIsa());

@@ -13,8 +13,6 @@
 
 namespace py = pybind11;
 
-#define MLA_PROJECT_ABI 1
-
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_load_images, mla::gpu::LoadImages,
                               xla::ffi::Ffi::BindInitialize());
 
@@ -38,7 +36,8 @@ py::object Stages(XLA_FFI_Handler* execute) {
 
 py::dict Registrations() {
   py::dict result;
-#define MLA_REGISTER(name, handler, contract) result[name] = Stages(&handler);
+#define MLA_REGISTER(op, contract) \
+  result[MLA_TARGET_NAME(op, contract)] = Stages(&MLA_TARGET_HANDLER(op, contract));
   MLA_FOR_EACH_GPU_TARGET(MLA_REGISTER)
 #undef MLA_REGISTER
   return result;
@@ -46,7 +45,7 @@ py::dict Registrations() {
 
 py::dict Abi() {
   py::dict ops;
-#define MLA_CONTRACT(name, handler, contract) ops[name] = contract;
+#define MLA_CONTRACT(op, contract) ops[MLA_OP_NAME(op)] = contract;
   MLA_FOR_EACH_GPU_TARGET(MLA_CONTRACT)
 #undef MLA_CONTRACT
   py::list architectures;

@@ -17,158 +17,278 @@ MLA_DEVICE const T* At(const void* base, int64_t offset) {
   return static_cast<const T*>(base) + offset;
 }
 
+// Runs of a kernel for 4 pairs are aligned; for one pair they may begin anywhere.
+template <int pairs, int n, typename T>
+MLA_DEVICE Pack<T, n> Load(const T* p) {
+  if constexpr (pairs > 1) {
+    return LoadPack<n>(p);
+  } else {
+    return LoadLoose<n>(p);
+  }
+}
+template <int pairs, int n, typename T>
+MLA_DEVICE void Store(T* p, const Pack<T, n>& pack) {
+  if constexpr (pairs > 1) {
+    StorePack(p, pack);
+  } else {
+    StoreLoose(p, pack);
+  }
+}
+
+// The same of a buffer of f32 or bf16.
+template <int pairs, int n>
+MLA_DEVICE void ReadRun(const void* base, DType type, int64_t at, float (&out)[n]) {
+  if (type == DType::kF32) {
+    const auto run = Load<pairs, n>(static_cast<const float*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = run.at[i];
+  } else {
+    const auto run = Load<pairs, n>(static_cast<const bf16*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = ToFloat(run.at[i]);
+  }
+}
+
 MLA_DEVICE int64_t RowOfTable(const RopeAppendArgs& args, int64_t token) {
   const int64_t position = args.positions[token];
   const int64_t last = args.table_rows - 1;
   return (position < 0 ? 0 : (position > last ? last : position)) * (args.rope / 2);
 }
 
-// `pairs` pairs at `src`, rotated: neighbours, or elements half the width apart.
-template <int pairs, typename T>
-MLA_DEVICE void LoadPairs(const T* src, int64_t first, int64_t half, bool half_layout,
-                          float (&x)[pairs], float (&y)[pairs]) {
-  if (half_layout) {
-    const auto low = LoadPack<pairs>(src + first), high = LoadPack<pairs>(src + half + first);
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      x[i] = ToFloat(low.at[i]);
-      y[i] = ToFloat(high.at[i]);
-    }
-  } else {
-    const auto both = LoadPack<2 * pairs>(src + 2 * first);
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      x[i] = ToFloat(both.at[2 * i]);
-      y[i] = ToFloat(both.at[2 * i + 1]);
-    }
-  }
-}
+// Pairs as they lie in memory: neighbours, or in the half layout elements half the width apart, of
+// which the first ones come first here.
+template <typename T, int pairs>
+struct Pairs {
+  Pack<T, 2 * pairs> raw;
 
-template <int pairs, typename T>
-MLA_DEVICE void StorePairs(T* dst, int64_t first, int64_t half, bool half_layout,
-                           const float (&x)[pairs], const float (&y)[pairs]) {
-  if (half_layout) {
-    Pack<T, pairs> low, high;
+  MLA_DEVICE Pairs() {}
+  MLA_DEVICE Pairs(const T* src, int64_t first, int64_t half, bool half_layout) {
+    if (half_layout) {
+      const auto low = Load<pairs, pairs>(src + first),
+                 high = Load<pairs, pairs>(src + half + first);
 #pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      low.at[i] = FromFloat<T>(x[i]);
-      high.at[i] = FromFloat<T>(y[i]);
+      for (int i = 0; i < pairs; ++i) {
+        raw.at[i] = low.at[i];
+        raw.at[pairs + i] = high.at[i];
+      }
+    } else {
+      raw = Load<pairs, 2 * pairs>(src + 2 * first);
     }
-    StorePack(dst + first, low);
-    StorePack(dst + half + first, high);
-  } else {
-    Pack<T, 2 * pairs> both;
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      both.at[2 * i] = FromFloat<T>(x[i]);
-      both.at[2 * i + 1] = FromFloat<T>(y[i]);
-    }
-    StorePack(dst + 2 * first, both);
   }
-}
+
+  MLA_DEVICE void Store(T* dst, int64_t first, int64_t half, bool half_layout) const {
+    if (half_layout) {
+      Pack<T, pairs> low, high;
+#pragma unroll
+      for (int i = 0; i < pairs; ++i) {
+        low.at[i] = raw.at[i];
+        high.at[i] = raw.at[pairs + i];
+      }
+      gpu::Store<pairs>(dst + first, low);
+      gpu::Store<pairs>(dst + half + first, high);
+    } else {
+      gpu::Store<pairs>(dst + 2 * first, raw);
+    }
+  }
+};
 
 template <int pairs>
-MLA_DEVICE void RotatePairs(const RopeAppendArgs& args, int64_t table, int64_t first,
-                            float (&x)[pairs], float (&y)[pairs]) {
-  const auto cos = LoadPack<pairs>(args.cos + table + first);
-  const auto sin = LoadPack<pairs>(args.sin + table + first);
+struct Rotated {
+  float at[2 * pairs];
+};
+
+// Cosines and sines of some pairs.
+template <int pairs>
+struct Angles {
+  Pack<float, pairs> cos, sin;
+
+  MLA_DEVICE Angles(const RopeAppendArgs& args, int64_t at)
+      : cos(Load<pairs, pairs>(args.cos + at)), sin(Load<pairs, pairs>(args.sin + at)) {}
+
+  // In the order of `in`.
+  template <typename T>
+  MLA_DEVICE Rotated<pairs> Rotate(const Pairs<T, pairs>& in, bool half_layout) const {
+    Rotated<pairs> out;
 #pragma unroll
-  for (int i = 0; i < pairs; ++i) {
-    const float a = x[i], b = y[i];
-    x[i] = a * cos.at[i] - b * sin.at[i];
-    y[i] = b * cos.at[i] + a * sin.at[i];
+    for (int i = 0; i < pairs; ++i) {
+      const float a = ToFloat(half_layout ? in.raw.at[i] : in.raw.at[2 * i]);
+      const float b = ToFloat(half_layout ? in.raw.at[pairs + i] : in.raw.at[2 * i + 1]);
+      const float x = a * cos.at[i] - b * sin.at[i], y = b * cos.at[i] + a * sin.at[i];
+      if (half_layout) {
+        out.at[i] = x;
+        out.at[pairs + i] = y;
+      } else {
+        out.at[2 * i] = x;
+        out.at[2 * i + 1] = y;
+      }
+    }
+    return out;
   }
+};
+
+// What one item needs, and what becomes of it.
+template <typename T, int pairs>
+MLA_DEVICE void StoreRotated(const Angles<pairs>& angles, const Pairs<T, pairs>& in, T* dst,
+                             int64_t first, int64_t half, bool half_layout) {
+  const Rotated<pairs> rotated = angles.Rotate(in, half_layout);
+  Pairs<T, pairs> out;
+#pragma unroll
+  for (int j = 0; j < 2 * pairs; ++j) out.raw.at[j] = FromFloat<T>(rotated.at[j]);
+  out.Store(dst, first, half, half_layout);
 }
 
-template <typename T, int pairs>
+// Part `part` of a token's query heads, pair by pair.
+template <typename T>
+MLA_DEVICE void RotateAnyQuery(const RopeAppendArgs& args, int64_t token, int part) {
+  const int64_t half = args.rope / 2;
+  const int64_t item = static_cast<int64_t>(part) * kThreads + ThreadX();
+  if (item >= args.heads * half) return;
+  const int64_t head = item / half, pair = item - head * half;
+  const int64_t row = token * args.heads + head;
+  const Pairs<T, 1> in(At<T>(args.q, row * args.q_width + args.q_offset), pair, half,
+                       args.half_layout);
+  StoreRotated(Angles<1>(args, RowOfTable(args, token) + pair), in,
+               At<T>(args.q_rope, row * args.rope), pair, half, args.half_layout);
+}
+
+// The same, `pairs` of them at once. All of a thread's items are the same part of different heads,
+// so that it reads its cosines and sines once.
+template <typename T, int pairs, int items>
 MLA_DEVICE void RotateQuery(const RopeAppendArgs& args, int64_t token, int part) {
   const int per_head = static_cast<int>(args.rope / 2) / pairs;
-  const int items = static_cast<int>(args.heads) * per_head;
+  const int at_once = kThreads / per_head;  // Heads
+  const int thread_head = ThreadX() / per_head;
+  if (thread_head >= at_once) return;
   const int64_t half = args.rope / 2;
-  const int64_t table = RowOfTable(args, token);
+  const int64_t first = static_cast<int64_t>(ThreadX() - thread_head * per_head) * pairs;
   const T* q = At<T>(args.q, token * args.heads * args.q_width + args.q_offset);
   T* q_rope = At<T>(args.q_rope, token * args.heads * args.rope);
+  Pairs<T, pairs> in[items];
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    const int item = (part * kItems + i) * kThreads + ThreadX();
-    if (item >= items) return;
-    const int head = item / per_head;
-    const int64_t first = static_cast<int64_t>(item - head * per_head) * pairs;
-    float x[pairs], y[pairs];
-    LoadPairs<pairs>(q + head * args.q_width, first, half, args.half_layout, x, y);
-    RotatePairs<pairs>(args, table, first, x, y);
-    StorePairs<pairs>(q_rope + head * args.rope, first, half, args.half_layout, x, y);
+  for (int i = 0; i < items; ++i) {
+    const int64_t head = (part * items + i) * at_once + thread_head;
+    if (head >= args.heads) break;
+    in[i] = Pairs<T, pairs>(q + head * args.q_width, first, half, args.half_layout);
+  }
+  const Angles<pairs> angles(args, RowOfTable(args, token) + first);
+#pragma unroll
+  for (int i = 0; i < items; ++i) {
+    const int64_t head = (part * items + i) * at_once + thread_head;
+    if (head >= args.heads) break;
+    StoreRotated(angles, in[i], q_rope + head * args.rope, first, half, args.half_layout);
   }
 }
 
-template <typename T, int pairs>
+// Loads of the first `passes` runs of a lane come first, so that a token alone waits for memory
+// once and not once a step. With many tokens others work meanwhile, and registers are better spent
+// on them.
+template <typename T, int pairs, int passes>
 MLA_DEVICE void AppendRow(const RopeAppendArgs& args, int64_t token) {
-  constexpr int kWidth = 2 * pairs;
+  constexpr int kRun = pairs > 1 ? 2 * pairs : 1;
+  constexpr int kHeldWidth = passes * kWave * kRun;
   const int64_t slot = args.slots != nullptr ? args.slots[token] : token;
   const int64_t layer = args.layer != nullptr ? *args.layer : 0;
+  const T* src = At<T>(args.kv_a, token * args.kv_width + args.kv_offset);
+  const int64_t half = args.rope / 2, table = RowOfTable(args, token);
+  Pack<T, kRun> held[passes + 1];
+  float weights[passes + 1][kRun];
+#pragma unroll
+  for (int i = 0; i < passes; ++i) {
+    const int64_t at = (i * kWave + Lane()) * kRun;
+    if (at >= args.rank) break;
+    held[i] = Load<pairs, kRun>(src + at);
+    ReadRun<pairs>(args.norm_weight, args.weight_type, at, weights[i]);
+  }
+  const int64_t pair = Lane() * pairs;
+  Rotated<pairs> rotated = {};
+  const auto rotate = [&](int64_t first) {
+    const Pairs<T, pairs> in(src + args.rank, first, half, args.half_layout);
+    return Angles<pairs>(args, table + first).Rotate(in, args.half_layout);
+  };
+  if (pair < half) rotated = rotate(pair);
   // The slot is checked inside its layer: a bad one must not land in a neighbouring layer.
   if (slot < 0 || slot >= args.slots_per_layer || layer < 0 || layer >= args.layers) return;
-  const T* src = At<T>(args.kv_a, token * args.kv_width + args.kv_offset);
   const int64_t row = (layer * args.slots_per_layer + slot) * (args.rank + args.rope);
 
   float sum = 0;
-  for (int64_t i = Lane() * kWidth; i < args.rank; i += kWave * kWidth) {
-    const auto in = LoadPack<kWidth>(src + i);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum += ToFloat(in.at[j]) * ToFloat(in.at[j]);
+  for (int i = 0; i < passes; ++i) {
+    if ((i * kWave + Lane()) * kRun >= args.rank) break;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) sum += ToFloat(held[i].at[j]) * ToFloat(held[i].at[j]);
+  }
+  for (int64_t at = kHeldWidth + Lane() * kRun; at < args.rank; at += kWave * kRun) {
+    const auto in = Load<pairs, kRun>(src + at);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) sum += ToFloat(in.at[j]) * ToFloat(in.at[j]);
   }
   const float mean = LanesSum<kWave>(sum) / static_cast<float>(args.rank);
   const float scale = 1.0f / __builtin_sqrtf(mean + args.eps);
+
   const float latent_inverse = CacheInverse(args.store_type, args.scales, 0);
-  for (int64_t i = Lane() * kWidth; i < args.rank; i += kWave * kWidth) {
-    const auto in = LoadPack<kWidth>(src + i);
-    float out[kWidth];
+  const auto store = [&](int64_t at, const Pack<T, kRun>& in, const float (&weight)[kRun]) {
+    float out[kRun];
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      out[j] = ToFloat(in.at[j]) * scale * ReadOne(args.norm_weight, args.weight_type, i + j);
-    }
-    StoreCache<kWidth>(args.store, args.store_type, row + i, latent_inverse, out);
+    for (int j = 0; j < kRun; ++j) out[j] = ToFloat(in.at[j]) * scale * weight[j];
+    StoreCache<kRun>(args.store, args.store_type, row + at, latent_inverse, out);
+  };
+#pragma unroll
+  for (int i = 0; i < passes; ++i) {
+    const int64_t at = (i * kWave + Lane()) * kRun;
+    if (at >= args.rank) break;
+    store(at, held[i], weights[i]);
+  }
+  for (int64_t at = kHeldWidth + Lane() * kRun; at < args.rank; at += kWave * kRun) {
+    float weight[kRun];
+    ReadRun<pairs>(args.norm_weight, args.weight_type, at, weight);
+    store(at, Load<pairs, kRun>(src + at), weight);
   }
 
-  const int64_t table = RowOfTable(args, token), half = args.rope / 2;
   const float rope_inverse = CacheInverse(args.store_type, args.scales, 1);
-  for (int64_t first = Lane() * pairs; first < half; first += kWave * pairs) {
-    float x[pairs], y[pairs];
-    LoadPairs<pairs>(src + args.rank, first, half, args.half_layout, x, y);
-    RotatePairs<pairs>(args, table, first, x, y);
+  for (int64_t first = pair; first < half; first += kWave * pairs) {
+    if (first != pair) rotated = rotate(first);
     if (args.half_layout) {
-      StoreCache<pairs>(args.store, args.store_type, row + args.rank + first, rope_inverse, x);
-      StoreCache<pairs>(args.store, args.store_type, row + args.rank + half + first, rope_inverse,
-                        y);
-    } else {
-      float both[kWidth];
+      float low[pairs], high[pairs];
 #pragma unroll
       for (int i = 0; i < pairs; ++i) {
-        both[2 * i] = x[i];
-        both[2 * i + 1] = y[i];
+        low[i] = rotated.at[i];
+        high[i] = rotated.at[pairs + i];
       }
-      StoreCache<kWidth>(args.store, args.store_type, row + args.rank + 2 * first, rope_inverse,
-                         both);
+      const int64_t at = row + args.rank + first;
+      StoreCache<pairs>(args.store, args.store_type, at, rope_inverse, low);
+      StoreCache<pairs>(args.store, args.store_type, at + half, rope_inverse, high);
+    } else {
+      StoreCache<2 * pairs>(args.store, args.store_type, row + args.rank + 2 * first, rope_inverse,
+                            rotated.at);
     }
   }
 }
 
-// The blocks of rows come first: theirs is the longer way.
+// A block's share of the rows.
+template <typename T, int pairs, int passes>
+MLA_DEVICE void AppendRows(const RopeAppendArgs& args, int64_t block) {
+  const int64_t token = block * (kThreads / kWave) + ThreadX() / kWave;
+  if (token < args.tokens) AppendRow<T, pairs, passes>(args, token);
+}
+
+// A block's share of the queries.
+template <typename T, int pairs, int items>
+MLA_DEVICE void RotateQueries(const RopeAppendGpuArgs& all, int block) {
+  const int token = block / all.parts;
+  if (token < all.args.tokens)
+    RotateQuery<T, pairs, items>(all.args, token, block - token * all.parts);
+}
+
+// Rows and queries in one launch, for few tokens. The blocks of rows come first: theirs is the
+// longer way.
 template <typename T, int pairs>
 MLA_DEVICE void RopeAppend(const RopeAppendGpuArgs& all) {
-  const RopeAppendArgs& args = all.args;
-  constexpr int kRows = kThreads / kWave;
-  const int64_t block = BlockX();
-  const int64_t row_blocks = (args.tokens + kRows - 1) / kRows;
-  if (block < row_blocks) {
-    const int64_t token = block * kRows + ThreadX() / kWave;
-    if (token < args.tokens) AppendRow<T, pairs>(args, token);
-    return;
+  const int64_t row_blocks = (all.args.tokens + kThreads / kWave - 1) / (kThreads / kWave);
+  if (BlockX() < row_blocks) {
+    AppendRows<T, pairs, 512 / (kWave * 2 * pairs)>(all.args, BlockX());
+  } else {
+    RotateQueries<T, pairs, 1>(all, BlockX() - static_cast<int>(row_blocks));
   }
-  const int64_t query = block - row_blocks;
-  const int64_t token = query / all.parts;
-  if (token < args.tokens)
-    RotateQuery<T, pairs>(args, token, static_cast<int>(query - token * all.parts));
 }
 
 }  // namespace
@@ -186,3 +306,12 @@ MLA_ROPE_APPEND(mla_rope_append_f32, float, 1)
 MLA_ROPE_APPEND(mla_rope_append_f32_wide, float, 4)
 MLA_ROPE_APPEND(mla_rope_append_bf16, mla::bf16, 1)
 MLA_ROPE_APPEND(mla_rope_append_bf16_wide, mla::bf16, 4)
+
+// For many tokens in two launches: together they would have the registers of the one that needs
+// more.
+MLA_GPU_KERNEL(mla_rope_rows_bf16, mla::gpu::kThreads, RopeAppendGpuArgs) {
+  mla::gpu::AppendRows<mla::bf16, 4, 0>(args.args, mla::gpu::BlockX());
+}
+MLA_GPU_KERNEL(mla_rope_query_bf16, mla::gpu::kThreads, RopeAppendGpuArgs) {
+  mla::gpu::RotateQueries<mla::bf16, 4, mla::gpu::kManyItems>(args, mla::gpu::BlockX());
+}

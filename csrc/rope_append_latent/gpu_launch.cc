@@ -8,27 +8,38 @@ extern const Image kImage_rope_append_latent;
 
 namespace {
 
-// A wide kernel moves 8 elements at once, 4 of each half in the half layout.
+// A wide kernel moves 8 elements at once, 4 of each half in the half layout, and has a thread for
+// every part of a head.
 bool Wide(const RopeAppendArgs& args) {
   const auto whole = [](int64_t n) { return n % 8 == 0; };
   return whole(args.q_width) && whole(args.q_offset) && whole(args.kv_width) &&
-         whole(args.kv_offset) && whole(args.rank) && whole(args.rope);
+         whole(args.kv_offset) && whole(args.rank) && whole(args.rope) && args.rope > 0 &&
+         args.rope / 8 <= kThreads;
 }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 xla::ffi::Error RopeAppend(const RopeAppendArgs& args, const Stream& stream) {
   const bool wide = Wide(args), f32 = args.io_type == DType::kF32;
-  const int pairs = wide ? 4 : 1;
-  const int64_t items = args.heads * (args.rope / 2 / pairs);
-  const int64_t parts = (items + kThreads * kItems - 1) / (kThreads * kItems);
+  const bool many = wide && !f32 && args.tokens >= kManyTokens;
+  const int64_t parts =
+      wide ? CeilDiv(args.heads, kThreads / (args.rope / 8) * (many ? kManyItems : 1))
+           : CeilDiv(args.heads * (args.rope / 2), kThreads);
   // As many as waves of 64 need; where a wave has 32 lanes, the last ones find nothing to do.
-  const int64_t row_blocks = (args.tokens + kThreads / 64 - 1) / (kThreads / 64);
+  const int64_t row_blocks = CeilDiv(args.tokens, kThreads / 64);
   const RopeAppendGpuArgs all{args, static_cast<int32_t>(parts)};
-  const Kernel kernel{&kImage_rope_append_latent,
-                      f32 ? (wide ? "mla_rope_append_f32_wide" : "mla_rope_append_f32")
-                          : (wide ? "mla_rope_append_bf16_wide" : "mla_rope_append_bf16")};
-  return Launch(kernel, {row_blocks + args.tokens * parts}, kThreads, 0, stream, &all);
+  const auto launch = [&](const char* name, int64_t blocks) {
+    return Launch({&kImage_rope_append_latent, name}, {blocks}, kThreads, 0, stream, &all);
+  };
+  if (many) {
+    xla::ffi::Error error = launch("mla_rope_rows_bf16", row_blocks);
+    return error.failure() ? error : launch("mla_rope_query_bf16", args.tokens * parts);
+  }
+  const char* name = f32 ? (wide ? "mla_rope_append_f32_wide" : "mla_rope_append_f32")
+                         : (wide ? "mla_rope_append_bf16_wide" : "mla_rope_append_bf16");
+  return launch(name, row_blocks + args.tokens * parts);
 }
 
 }  // namespace gpu

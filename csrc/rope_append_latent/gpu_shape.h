@@ -8,7 +8,9 @@ namespace mla {
 namespace gpu {
 
 constexpr int kThreads = 256;
-constexpr int kItems = 2;  // Of a thread: 16 bytes of bf16 each.
+// From here on there is work for every thread that a GPU holds: more of it a thread, in two
+// launches.
+constexpr int kManyTokens = 512, kManyItems = 4;
 
 struct RopeAppendGpuArgs {
   RopeAppendArgs args;

@@ -8,18 +8,22 @@ share its whole pages. What they reserve is what they would need alone.
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from mla_jax.cache import init_cache
+from mla_jax.checking import check_flag
 from mla_jax.engine.logprobs import TOP_LOGPROBS, top_logprobs
 from mla_jax.engine.programs import Drawn, EngineState, Programs, bucket_of, buckets
 from mla_jax.engine.request import Event, FinishReason, Request, Running
-from mla_jax.errors import NumericsError, RequestError
+from mla_jax.errors import CheckError, NumericsError, RequestError
 from mla_jax.models.frozen import Model, freeze
 from mla_jax.sampling import LIMIT_RANGES
+from mla_jax.step_checks import check_weight_scales
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,20 @@ class Engine:
       model: its weights are used as a plain pytree; the arrays are shared.
       limits: sizes.
       vocab_limit: ids from here on are never drawn (a tokenizer may be smaller than the output layer).
+      checks: checked mode: weight scales now, and every step's pages, slots, lengths and cache scales. Steps then
+        wait for the device, and `step` raises `CheckError`; an engine that raised one is of no further use.
+
+    Raises:
+      RequestError: a size. ConfigError: `checks` is no bool. CheckError: a weight's scale is no number.
     """
 
-    def __init__(self, model: Model, limits: EngineLimits, *, vocab_limit: int | None = None) -> None:
+    def __init__(
+        self, model: Model, limits: EngineLimits, *, vocab_limit: int | None = None, checks: bool = False
+    ) -> None:
         self.model = freeze(model)
+        self.checks = check_flag(checks)
+        if checks:
+            check_weight_scales(self.model)
         config = self.model.config
         context, reason = config.max_context, config.context_reason
         if limits.max_model_len > context:
@@ -87,8 +101,8 @@ class Engine:
             dtype=limits.kv_cache_dtype,
         )
         self._num_pages = self._free_pages = cache.num_pages
-        self._state = EngineState.init(cache, limits.max_num_seqs, limits.max_model_len)
-        self._programs = Programs()
+        self._state = EngineState.init(cache, limits.max_num_seqs, limits.max_model_len, checks)
+        self._programs = Programs(checks)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._running: dict[int, Running] = {}
         self._next_id = 0
@@ -214,9 +228,10 @@ class Engine:
         chunk = prompt[running.prefilled : running.prefilled + self.prefill_buckets[-1]]
         tokens = np.zeros((bucket_of(len(chunk), self.prefill_buckets),), np.int32)
         tokens[: len(chunk)] = chunk
-        logits, self._state = self._programs.prefill(
-            self.model, self._state, tokens, np.int32(running.row), np.int32(len(chunk))
-        )
+        with _naming_requests([running]):
+            logits, self._state = self._programs.prefill(
+                self.model, self._state, tokens, np.int32(running.row), np.int32(len(chunk))
+            )
         running.prefilled += len(chunk)
         if running.prefilled < len(prompt):
             return []
@@ -236,7 +251,10 @@ class Engine:
         size = bucket_of(len(running), self.decode_buckets)
         rows = np.full((size,), self.limits.max_num_seqs, np.int32)
         rows[: len(running)] = [one.row for one in running]
-        drawn, self._state = self._programs.decode(self.model, self._state, rows, np.int32(self.vocab_limit))
+        with _naming_requests(running):
+            drawn, self._state = self._programs.decode(
+                self.model, self._state, rows, np.int32(self.vocab_limit)
+            )
         return self._events(running, drawn)
 
     def _events(self, running: list[Running], drawn: Drawn) -> list[Event]:
@@ -271,3 +289,13 @@ class Engine:
         del self._running[running.request_id]
         self._free_pages += running.pages
         self._state = self._programs.release(self._state, np.int32(running.row))
+
+
+@contextmanager
+def _naming_requests(running: list[Running]) -> Iterator[None]:
+    """A checked step knows its sequences by number only."""
+    try:
+        yield
+    except CheckError as error:
+        ids = ", ".join(str(one.request_id) for one in running)
+        raise CheckError(f"{error} (sequences of this step: requests {ids})") from error

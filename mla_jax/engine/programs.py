@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.cache import LatentCache
+from mla_jax.checking import checked
 from mla_jax.models import decode_step, prefill
 from mla_jax.models.frozen import FrozenModel
 from mla_jax.paging import AttentionMetadata, PageTable, advance
@@ -34,7 +35,8 @@ from mla_jax.sampling import sample
         "top_p",
         "top_k",
         "min_p",
-    )
+    ),
+    static=("checks",),
 )
 @dataclass(frozen=True)
 class EngineState:
@@ -47,6 +49,7 @@ class EngineState:
       last_tokens: (rows,) the token that each row feeds next.
       seeds: (rows, 2) uint32 halves of each request's seed; drawn: (rows,) tokens drawn so far.
       temperature, top_p, top_k, min_p: (rows,) sampling limits.
+      checks: whether steps are checked, see `AttentionMetadata`.
     """
 
     cache: LatentCache
@@ -59,9 +62,10 @@ class EngineState:
     top_p: jax.Array
     top_k: jax.Array
     min_p: jax.Array
+    checks: bool = False
 
     @staticmethod
-    def init(cache: LatentCache, rows: int, max_len: int) -> "EngineState":
+    def init(cache: LatentCache, rows: int, max_len: int, checks: bool = False) -> "EngineState":
         """No row in use."""
         floats, ints = jnp.zeros((rows,), jnp.float32), jnp.zeros((rows,), jnp.int32)
         return EngineState(
@@ -75,6 +79,7 @@ class EngineState:
             top_p=floats + 1,
             top_k=ints + 0,
             min_p=floats + 0,
+            checks=checks,
         )
 
 
@@ -122,7 +127,7 @@ def prefill_chunk(
     """Appends `num_new` of `tokens` (a bucket, padded) to a row; returns the logits (1, vocab) after them."""
     held = state.seq_lens[row][None]
     own = replace(state.table, pages=state.table.pages[row][None])
-    meta = AttentionMetadata.extend(own, held, num_new[None], num_tokens=tokens.shape[0])
+    meta = AttentionMetadata.extend(own, held, num_new[None], num_tokens=tokens.shape[0], checks=state.checks)
     logits, cache = prefill(model, tokens, state.cache, meta)
     return logits, replace(state, cache=cache, seq_lens=state.seq_lens.at[row].set(held[0] + num_new))
 
@@ -149,6 +154,7 @@ def decode_rows(
         page_table=replace(state.table, pages=pages),
         query_start_loc=jnp.arange(rows.shape[0] + 1, dtype=jnp.int32),
         seq_lens=held,
+        checks=state.checks,
     )
     meta = advance(before, live)
     logits, cache = decode_step(model, state.last_tokens[at], state.cache, meta)
@@ -187,16 +193,24 @@ def _draw(
 _KINDS = ("admit", "release", "fork", "prefill", "draw", "decode")
 
 
-class Programs:
-    """The jitted programs, and how many of each were compiled."""
+@functools.cache
+def _model_steps(checks: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The jitted prefill and decode step; made once, so that engines share what is compiled."""
+    jit_step: Callable[..., Any] = checked if checks else jax.jit
+    return jit_step(prefill_chunk, donate_argnums=(1,)), jit_step(decode_rows, donate_argnums=(1,))
 
-    def __init__(self) -> None:
+
+class Programs:
+    """The jitted programs, and how many of each were compiled. With `checks` steps raise `CheckError`."""
+
+    def __init__(self, checks: bool = False) -> None:
         self.admit = jax.jit(admit, donate_argnums=(0,))
         self.release = jax.jit(release, donate_argnums=(0,))
         self.fork = jax.jit(fork, donate_argnums=(0,))
-        self.prefill: Callable[..., Any] = jax.jit(prefill_chunk, donate_argnums=(1,))
+        run_prefill, run_decode = _model_steps(checks)
+        self.prefill: Callable[..., Any] = run_prefill
         self.draw: Callable[..., Any] = jax.jit(draw_first, donate_argnums=(0,))
-        self.decode: Callable[..., Any] = jax.jit(decode_rows, donate_argnums=(1,))
+        self.decode: Callable[..., Any] = run_decode
 
         # JAX shares compiled programs between engines of one process; each engine counts what is new.
         self._before = self._sizes()

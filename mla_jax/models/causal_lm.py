@@ -15,6 +15,7 @@ from mla_jax.layers import DecoderLayer, Embedding, Linear, RMSNorm, RopeState
 from mla_jax.paging import AttentionMetadata
 from mla_jax.parameters import Tree, abstract_parameters, parameter_table, random_parameters
 from mla_jax.rope import RopeTable
+from mla_jax.step_checks import check_step
 
 
 class Decoder(nnx.Module):
@@ -93,7 +94,13 @@ class MLAForCausalLM(nnx.Module):
     def __call__(
         self, tokens: Int[Array, " tokens"], cache: LatentCache | None, meta: AttentionMetadata
     ) -> tuple[Float[Array, "tokens hidden"], LatentCache | None]:
-        """Hidden states (T, hidden) of T ragged tokens, before the final norm, and the pool."""
+        """Hidden states (T, hidden) of T ragged tokens, before the final norm, and the pool.
+
+        Raises:
+          CheckError: metadata in checked mode contradicts itself or the pool, see `mla_jax.check_step`.
+        """
+        if meta.checks:
+            check_step(cache, meta, max_len=self.config.max_context)
         return self.model(tokens, cache, meta)
 
     def logits(self, hidden: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:

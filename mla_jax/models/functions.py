@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mla_jax.cache import LatentCache
+from mla_jax.checking import first_wrong, known, require
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.models.causal_lm import MLAForCausalLM
 from mla_jax.models.frozen import FrozenModel, Model
-from mla_jax.paging import AttentionMetadata, known
+from mla_jax.paging import AttentionMetadata
 
 
 def forward(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length vocab"]:
@@ -104,8 +105,19 @@ def decode_step(
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
     in_place = starts == jnp.arange(meta.num_seqs + 1, dtype=jnp.int32)
-    own = (in_place[:-1] & in_place[1:])[:, None]
-    return _answerable(jnp.where(own, module.logits(hidden), jnp.float32(jnp.nan)), module, meta), cache_after
+    own = in_place[:-1] & in_place[1:]
+    if meta.checks:
+        require(
+            first_wrong(
+                ~own,
+                "decode_step: sequence {sequence}: expected one row, its own, got rows {first} to {end}; call "
+                "mla_jax.advance(meta) after a prefill",
+                lambda row: {"sequence": row, "first": starts[row], "end": starts[row + 1]},
+            )
+        )
+    return _answerable(
+        jnp.where(own[:, None], module.logits(hidden), jnp.float32(jnp.nan)), module, meta
+    ), cache_after
 
 
 def _answerable(logits: jax.Array, module: MLAForCausalLM, meta: AttentionMetadata) -> jax.Array:

@@ -1,19 +1,15 @@
 """`mla-jax verify`: the proof over a model's own steps, and its pool updated in place in the compiled module."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from mla_jax.cache import LatentCache, init_cache
 from mla_jax.loading import load
 from mla_jax.models import decode_step, forward, freeze, prefill
-from mla_jax.paging import AttentionMetadata, PageTable
 from mla_jax.testing import InPlaceReport, assert_in_place
 from mla_jax.verify import AttentionReport, check
+from mla_jax.verify.steps import int32, paged_arguments, paged_step
 
 _ROWS, _TOKENS, _PAGE_SIZE = 2, 64, 16
 
@@ -42,31 +38,16 @@ def check_model(path_or_id: str | os.PathLike[str], *, revision: str | None = No
     frozen = freeze(model)
     longest = min(config.max_context, 4 * _TOKENS)
     width = min(_TOKENS, longest)
-
-    def pool() -> LatentCache:
-        return init_cache(config, num_tokens=_ROWS * (longest + _PAGE_SIZE), page_size=_PAGE_SIZE)
-
-    cache = jax.eval_shape(pool)
-    table = jax.eval_shape(lambda: PageTable.empty(pool(), _ROWS, longest))
-    lengths = _ints(_ROWS)
-
-    def with_metadata(function: Callable[..., Any], tokens: int) -> Callable[..., Any]:
-        def step(
-            model: Any, tokens_in: Any, cache: Any, table: PageTable, seq_lens: Any, num_new: Any
-        ) -> Any:
-            meta = AttentionMetadata.extend(table, seq_lens, num_new, num_tokens=tokens)
-            return function(model, tokens_in, cache, meta)
-
-        return step
-
     found = []
     for name, function, tokens in (("decode", decode_step, _ROWS), ("prefill", prefill, width)):
-        step = with_metadata(function, tokens)
-        arguments = (frozen, _ints(tokens), cache, table, lengths, lengths)
-        attentions = check(step, *arguments, strict=True)
-        in_place = assert_in_place(jax.jit(step, donate_argnames=("cache",)), *arguments)
+        step = paged_step(function, tokens)
+        arguments = paged_arguments(
+            config, num_seqs=_ROWS, num_tokens=tokens, max_len=longest, page_size=_PAGE_SIZE
+        )
+        attentions = check(step, frozen, *arguments, strict=True)
+        in_place = assert_in_place(jax.jit(step, donate_argnames=("cache",)), frozen, *arguments)
         found.append(StepReport(name, attentions, in_place))
-    found.append(StepReport("forward", check(forward, frozen, _ints(1, width), strict=True), None))
+    found.append(StepReport("forward", check(forward, frozen, int32(1, width), strict=True), None))
     return found
 
 
@@ -83,7 +64,3 @@ def format_model_report(found: list[StepReport]) -> str:
             )
         lines.append(line)
     return "\n".join(lines)
-
-
-def _ints(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)

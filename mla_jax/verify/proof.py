@@ -20,7 +20,9 @@ _OWN_ATTENTION = "mla_jax.mla_attention_expanded"
 _ATTENTION = (_POOL_ATTENTION, _OWN_ATTENTION)
 
 _PROJECTIONS = ("mla_jax.linear", "mla_jax.absorb", "mla_jax.expert_mlp", "dot_general", "ragged_dot")
-_NORMS = ("mla_jax.rmsnorm",)
+_NORMS = ("mla_jax.rmsnorm", "mla_jax.fused_qk_rmsnorm")
+# Each result follows from the operand of its number, and from weights.
+_PAIRED = ("optimization_barrier", "mla_jax.fused_qk_rmsnorm")
 
 # These move the values of one operand about and leave them as they are: their first operand's, but for
 # `optimization_barrier`, whose results are its operands one by one.
@@ -76,7 +78,7 @@ class AttentionReport:
       where: the branches and loops around it.
       rope_count: of its queries; key_rope_count: of its keys; each a set, with one element if all paths agree.
       store_count: how often the step wrote this layer's rows before they are read; empty without a pool.
-      layouts: of the tables that rotated.
+      layouts: of the tables that rotated; tables: where their cos and sin come from.
       positions, slots: where the positions and slots of the rotation come from.
       path: the equations between projection and attention that are not only moves.
       source: the line of the program.
@@ -90,6 +92,7 @@ class AttentionReport:
     key_rope_count: frozenset[int]
     store_count: frozenset[int]
     layouts: frozenset[str]
+    tables: frozenset[str]
     positions: frozenset[str]
     slots: frozenset[str]
     path: tuple[str, ...]
@@ -281,6 +284,9 @@ class Proof:
             key_rope_count=key_count,
             store_count=store_count,
             layouts=frozenset(str(one.params["layout"]) for one in every.values()),
+            tables=frozenset(
+                _named(one.inputs[_APPEND[name]]) for one in every.values() for name in ("cos", "sin")
+            ),
             positions=frozenset(_named(one.inputs[_APPEND["positions"]]) for one in every.values()),
             slots=frozenset(
                 _named(one.inputs[_APPEND["slots"]]) for one in every.values() if one.op in _APPENDS
@@ -325,7 +331,7 @@ def _plus_one(counts: frozenset[int]) -> frozenset[int]:
 
 def _values(node: Node) -> tuple[Node, ...]:
     """The operands that are values, not places or numbers of places."""
-    if node.op == "optimization_barrier":
+    if node.op in _PAIRED:
         return (node.inputs[node.index],)
     if node.op in _CHOICES:
         return node.inputs[_CHOICES[node.op]]

@@ -219,32 +219,41 @@ class OpTests:
         assert [eqn.primitive.name for eqn in jaxpr.eqns] == [self.primitive]
 
     @pytest.mark.parametrize("platforms", [("rocm",), ("cuda",), ("cpu", "rocm")], ids="+".join)
-    def test_lowers_for_gpus_from_this_host(
-        self, platforms: tuple[str, ...], rng: Rng, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(registry, "_warned", set())
+    def test_falls_back_where_there_is_no_library(self, platforms: tuple[str, ...], rng: Rng) -> None:
         call = self.small_call(rng)
         traced = jax.jit(self.bound(call, "auto")).trace(self.device(call))
-        gpu = platforms[-1]
-        message = (
-            f"{self.primitive} falls back to its pure-JAX reference on platform '{gpu}': no native library"
-        )
-        with pytest.warns(KernelFallbackWarning, match=message):
+        message = f"{self.primitive} falls back to its pure-JAX reference on platform '{platforms[-1]}': no native library"
+        with registry.declared(registry.library("cpu")), pytest.warns(KernelFallbackWarning, match=message):
             text = traced.lower(lowering_platforms=platforms).as_text()
         assert "func.func public @main" in text
-        native = [target for target in OPS[self.primitive].targets if f"@{target}" in text]
-        assert bool(native) == ("cpu" in platforms), "the cpu side has its kernel, the GPU side has none yet"
+        assert bool(self._called(text)) == ("cpu" in platforms)
 
     @pytest.mark.parametrize("platforms", [("rocm",), ("cuda",), ("cpu", "rocm")], ids="+".join)
     def test_native_is_refused_where_there_is_none(self, platforms: tuple[str, ...], rng: Rng) -> None:
         call = self.small_call(rng)
         traced = jax.jit(self.bound(call, "native")).trace(self.device(call))
-        message = (
-            f"{self.primitive} has no native kernel on platform '{platforms[-1]}': "
-            f"no native library exists for platform '{platforms[-1]}'"
-        )
-        with pytest.raises(KernelUnavailableError, match=message):
+        message = f"{self.primitive} has no native kernel on platform '{platforms[-1]}': no native library"
+        with (
+            registry.declared(registry.library("cpu")),
+            pytest.raises(KernelUnavailableError, match=message),
+        ):
             traced.lower(lowering_platforms=platforms)
+
+    @pytest.mark.parametrize("platform", ["rocm", "cuda"])
+    def test_every_contract_lowers_for_gpus(self, platform: str, rng: Rng) -> None:
+        call = self.small_call(rng)
+        for targets in OPS[self.primitive].natives:
+            library = registry.Library(platform, "declared", frozenset(targets), "declared", {})
+            with registry.declared(library):
+                traced = jax.jit(self.bound(call, "native")).trace(self.device(call))
+                text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert self._called(text) <= set(targets)
+            assert bool(self._called(text)) == bool(targets)
+
+    def _called(self, text: str) -> set[str]:
+        """The op's custom-call targets in a lowered module."""
+        known = {target for targets in OPS[self.primitive].natives for target in targets}
+        return {target for target in known if f"@{target}" in text}
 
     def test_wrong_arguments_are_named(self, error: str, rng: Rng) -> None:
         changes, message = self.errors[error]

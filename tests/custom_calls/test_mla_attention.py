@@ -105,6 +105,13 @@ class TestMlaAttention(OpTests):
         "decode-H1-page1": make([(1, 1), (1, 17), (1, 65)], 1, 8, 2, 1),
         "decode-H20-page3": make([(1, 33), (1, 2)], 20, 24, 8, 3),
         "decode-H12-R512-P64": make([(1, 40)], 12, 512, 64, 16),
+        # The published width, for which GPUs have kernels of 16, 32 and 64 heads; steps of 32 or 64 keys.
+        "R512-H8-page1": make([(1, 1), (1, 32), (1, 70)], 8, 512, 64, 1),
+        "R512-H16-splits": make([(1, 700), (1, 3), (1, 0)], 16, 512, 64, 64),
+        "R512-H20-chunk": make([(3, 65), (2, 2)], 20, 512, 64, 16, behind=1),
+        "R512-H32-cached": make([(2, 64), (1, 33)], 32, 512, 64, 16, keys="cached"),
+        "R512-H64": make([(1, 31)], 64, 512, 64, 128),
+        "R512-H128": make([(1, 65), (1, 128)], 128, 512, 64, 64),
         "prefill-page16": make([(17, 17), (3, 3)], 3, 40, 8, 16),
         "chunks-page64": make([(5, 22), (1, 70), (17, 17)], 12, 24, 8, 64),
         "empty-in-the-middle": make(

@@ -14,6 +14,8 @@ import pytest
 
 import custom_calls
 from custom_calls import registry
+from custom_calls.abi import contract_of
+from custom_calls.architectures import PLATFORMS
 from custom_calls.errors import (
     KernelFallbackWarning,
     KernelUnavailableError,
@@ -21,7 +23,7 @@ from custom_calls.errors import (
     UnsupportedTransformError,
 )
 from custom_calls.linear import linear
-from custom_calls.op import OPS, PLATFORMS, Op, map_rows
+from custom_calls.op import OPS, Op, map_rows
 from custom_calls.rmsnorm import rmsnorm
 
 MakeOp = Callable[..., Op]
@@ -66,6 +68,7 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.expert_mlp",
         "mla_jax.expert_mlp_quantized",
         "mla_jax.flatten_quantize",
+        "mla_jax.fused_qk_rmsnorm",
         "mla_jax.linear",
         "mla_jax.linear_quantized",
         "mla_jax.mla_attention",
@@ -79,9 +82,10 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.rope_latent_rows",
     }
     assert all(hasattr(custom_calls, name) for name in custom_calls.__all__)
-    targets = [target for op in OPS.values() for target in op.targets]
+    targets = [target for op in OPS.values() for contract in op.natives for target in contract]
     assert len(targets) == len(set(targets))
-    assert all(target.startswith("mla_jax.") and target.endswith(".v1") for target in targets)
+    for name, contract in map(contract_of, targets):
+        assert name.startswith("mla_jax.") and contract >= 1
 
 
 def test_results_of_every_form(make_op: MakeOp) -> None:
@@ -105,18 +109,18 @@ def test_eager_calls_compile_once(make_op: MakeOp) -> None:
 def test_a_complete_library_is_used_and_an_incomplete_one_is_not(
     make_op: MakeOp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    op = make_op("test.choice", targets=("a", "b"))
+    op = make_op("test.choice", targets=("a.v1", "b.v1"))
     monkeypatch.setattr(registry, "_warned", set())
 
     def offer(*targets: str) -> None:
         found = registry.Library("cpu", "fake", frozenset(targets), "fake", {})
         monkeypatch.setattr(registry, "library", lambda _: found)
 
-    offer("a")
-    with pytest.warns(KernelFallbackWarning, match="test.choice falls back .* fake has no target b"):
+    offer("a.v1")
+    with pytest.warns(KernelFallbackWarning, match="test.choice falls back .* fake has no target b.v1"):
         y, _ = jax.jit(lambda x: op(x, kernels="auto", scale=2.0))(jnp.ones(2))
     assert np.array_equal(y, [2, 2])
-    offer("a", "b")
+    offer("a.v1", "b.v1")
     y, _ = jax.jit(lambda x: op(x, kernels="auto", scale=2.0))(jnp.ones(2))
     assert np.array_equal(y, [-2, -2])
 

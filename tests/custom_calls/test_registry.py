@@ -1,39 +1,50 @@
 """The registry: whatever is wrong with a native library costs its own ops, with one exact sentence."""
 
-import os
-import subprocess
-import sys
+import datetime
+import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from native_libraries import run_python
 
 from custom_calls import registry
+from custom_calls.abi import PROJECT_ABI, abi_mismatch, announced_targets, runtime_ffi_version
 from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
 from custom_calls.linear import linear
 from custom_calls.op import OPS
 from custom_calls.registry import Library
 
-RUNTIME = registry.runtime_ffi_version()
+RUNTIME = runtime_ffi_version()
 MODULE = "custom_calls._cpu"
+MACHINES = {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
+"""What Python calls a machine, and compilers its architecture."""
 
 
 class FakeModule:
     """A native library as the registry sees it."""
 
     def __init__(self, targets: tuple[str, ...] = ("mla_jax.linear.v1",), **abi: Any) -> None:
-        self.record = {"project_abi": registry.PROJECT_ABI, "platform": "cpu", "ffi_api": RUNTIME, **abi}
+        self.record = {
+            "project_abi": PROJECT_ABI,
+            "platform": "cpu",
+            "ffi_api": RUNTIME,
+            "architectures": ("x86-64",),
+            "ops": {target.removesuffix(".v1"): 1 for target in targets},
+            **abi,
+        }
         self.targets = targets
 
     def abi(self) -> dict[str, Any]:
         return self.record
 
     def registrations(self) -> dict[str, object]:
-        return {target: object() for target in self.targets}
+        return dict.fromkeys(self.targets, datetime.datetime_CAPI)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -119,18 +130,20 @@ def test_an_older_ffi_of_the_same_major_version_is_welcome() -> None:
         del capsule
         registered.append((target, platform))
 
-    module = FakeModule(("a", "b"), ffi_api=(RUNTIME[0], 0))
+    module = FakeModule(("a.v1", "b.v1"), ffi_api=(RUNTIME[0], 0))
     found = registry.probe("cpu", MODULE, lambda _: module, register)
-    assert found == Library("cpu", MODULE, frozenset({"a", "b"}), f"{MODULE}, built for cpu", module.record)
-    assert registered == [("a", "cpu"), ("b", "cpu")]
+    assert found == Library(
+        "cpu", MODULE, frozenset(module.targets), f"{MODULE}, built for cpu", module.record
+    )
+    assert registered == [("a.v1", "cpu"), ("b.v1", "cpu")]
 
 
-@pytest.mark.parametrize(("platform", "spelling"), [("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")])
+@pytest.mark.parametrize(("where", "spelling"), [("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")])
 @pytest.mark.bug("sgl-project/sglang#27972", "test")
-def test_targets_are_registered_under_jaxlibs_platform_name(platform: str, spelling: str) -> None:
+def test_targets_are_registered_under_jaxlibs_platform_name(where: str, spelling: str) -> None:
     seen = []
-    module = FakeModule(("a",), platform=platform)
-    registry.probe(platform, "m", lambda _: module, lambda *_, platform: seen.append(platform))
+    module = FakeModule(("a.v1",), platform=where)
+    registry.probe(where, "m", lambda _: module, lambda *_, platform: seen.append(platform))
     assert seen == [spelling]
 
 
@@ -153,10 +166,11 @@ def test_the_installed_library_serves_every_op() -> None:
     found = registry.library("cpu")
     assert found.reason == f"{MODULE}, built for cpu, running its {found.abi['isa']} code", found.reason
     assert found.targets == {target for op in OPS.values() for target in op.targets}
-    assert registry.abi_mismatch(found.abi, "cpu", RUNTIME) is None
+    assert abi_mismatch(found.abi, "cpu", RUNTIME) is None
     # Built against the oldest supported jaxlib, so that it also runs on newer ones.
     assert tuple(found.abi["ffi_api"]) <= RUNTIME
-    assert set(found.abi["ops"]) == set(found.targets)
+    assert announced_targets(found.abi) == found.targets
+    assert found.abi["architectures"] == (MACHINES[platform.machine()],)
 
 
 @pytest.fixture
@@ -211,16 +225,17 @@ def test_reference_never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.bug("sgl-project/sglang#24799", "test")
 def test_a_missing_target_costs_only_its_own_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = Library("cpu", MODULE, frozenset({"a", "b"}), MODULE, {})
+    some = Library("cpu", MODULE, frozenset({"a.v1", "b.v1"}), MODULE, {})
     monkeypatch.setattr(registry, "library", lambda _: some)
     monkeypatch.setattr(registry, "_warned", set())
-    assert registry.choose("one", ("a", "b"), "cpu", "native") == registry.Choice("native", MODULE)
+    both = ("a.v1", "b.v1")
+    assert registry.choose("one", both, "cpu", "native") == registry.Choice("native", MODULE, both)
     with pytest.raises(
-        KernelUnavailableError, match=f"other has no native kernel.*{MODULE} has no target c, d$"
+        KernelUnavailableError, match=f"other has no native kernel.*{MODULE} has no target c.v1, d.v1$"
     ):
-        registry.choose("other", ("a", "c", "d"), "cpu", "native")
-    with pytest.warns(KernelFallbackWarning, match="has no target c$"):
-        registry.choose("other", ("c",), "cpu", "auto")
+        registry.choose("other", ("a.v1", "c.v1", "d.v1"), "cpu", "native")
+    with pytest.warns(KernelFallbackWarning, match="has no target c.v1$"):
+        registry.choose("other", ("c.v1",), "cpu", "auto")
 
 
 def test_an_unknown_choice_is_named() -> None:
@@ -249,81 +264,6 @@ def test_check_environment_repeats_only_the_users_mistake(monkeypatch: pytest.Mo
         registry.check_environment()
 
 
-def run_python(script: str, folder: Path, **environment: str) -> str:
-    """The script's output, from a folder that holds nothing, so that only what is installed is imported."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", script],
-        cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-BROKEN_IMPORT = """
-import sys, warnings
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "custom_calls._cpu":
-            raise {error}
-sys.meta_path.insert(0, Finder())
-sys.modules.pop("custom_calls._cpu", None)
-import jax, jax.numpy as jnp, numpy as np
-import custom_calls
-from custom_calls.linear import linear
-from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
-x, w = jnp.arange(6.0).reshape(2, 3), jnp.arange(12.0).reshape(4, 3)
-with warnings.catch_warnings(record=True) as seen:
-    warnings.simplefilter("always")
-    y = linear(x, w)
-    linear(x, w)
-    z = jax.jit(lambda x: linear(x, w) + 1)(x)
-assert [s.category for s in seen] == [KernelFallbackWarning], seen
-assert np.array_equal(y, np.asarray(x) @ np.asarray(w).T) and np.array_equal(z, y + 1)
-try:
-    linear(x, w, kernels="native")
-except KernelUnavailableError as error:
-    print(error)
-assert float(jnp.sum(jax.jit(lambda x: x * 2)(jnp.ones(7)))) == 14.0
-"""
-
-
-@pytest.mark.parametrize(
-    "error", ["ImportError('libbroken.so: undefined symbol')", "SystemError('bad module')"]
-)
-@pytest.mark.bug("sgl-project/sglang#24799", "test")
-def test_a_broken_library_costs_neither_import_nor_jax(error: str, tmp_path: Path) -> None:
-    printed = run_python(BROKEN_IMPORT.format(error=error), tmp_path)
-    kind, text = error[:-2].split("('")
-    assert printed == (
-        f"mla_jax.linear has no native kernel on platform 'cpu': {MODULE} cannot be loaded: {kind}: {text}\n"
-    )
-
-
-NEWER_LIBRARY = """
-import warnings
-import custom_calls._cpu as native
-from custom_calls import registry
-record = dict(native.abi(), ffi_api=(0, 99))
-class Newer:
-    abi = staticmethod(lambda: record)
-    registrations = staticmethod(native.registrations)
-found = registry.probe("cpu", "custom_calls._cpu", lambda name: Newer)
-assert not found.targets
-print(found.reason)
-registry.library = lambda platform: found
-import jax.numpy as jnp
-from custom_calls.linear import linear
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    assert float(linear(jnp.ones((1, 3)), jnp.ones((1, 3)))[0, 0]) == 3.0
-assert float(jnp.ones(4).sum()) == 4.0
-"""
-
-
-def test_a_library_of_a_newer_ffi_does_not_disable_jax(tmp_path: Path) -> None:
-    assert run_python(NEWER_LIBRARY, tmp_path) == f"{MODULE} {ffi_sentence((0, 99))}\n"
-
-
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set_computes_the_same_sums(isa: str, tmp_path: Path) -> None:
     script = (
@@ -344,3 +284,95 @@ def test_results_of_auto_are_the_native_kernels(rng: np.random.Generator) -> Non
     x = jnp.asarray(rng.standard_normal((3, 33)), jnp.float32)
     weight = jnp.asarray(rng.standard_normal((5, 33)), jnp.float32)
     assert np.array_equal(linear(x, weight), linear(x, weight, kernels="native"))
+
+
+@pytest.mark.bug("sgl-project/sglang#27972", "test")
+def test_a_library_for_another_gpu_is_never_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeModule(platform="rocm", architectures=("gfx950",))
+    monkeypatch.setattr(registry, "architectures_here", lambda platform: ("gfx942",))
+    found = registry.probe("rocm", "m", lambda _: module, must_not_register)
+    assert found == Library(
+        "rocm", "m", frozenset(), "m was built for gfx950, this machine has gfx942", module.record
+    )
+    monkeypatch.setattr(registry, "architectures_here", lambda platform: ("gfx950",))
+    assert registry.probe("rocm", "m", lambda _: module, lambda *_, platform: None).targets
+
+
+def test_a_handler_that_is_none_is_never_registered() -> None:
+    module = FakeModule(("a.v1", "b.v1"))
+    capsules: dict[str, object] = {**module.registrations(), "b.v1": None}
+    module.registrations = lambda: capsules  # type: ignore[method-assign]
+    found = registry.probe("cpu", MODULE, lambda _: module, must_not_register)
+    assert (found.targets, found.reason) == (
+        frozenset(),
+        f"{MODULE} cannot be registered: TypeError: b.v1: expected a capsule for execute, got NoneType",
+    )
+
+
+def test_only_what_the_record_announces_is_registered() -> None:
+    registered: list[str] = []
+    module = FakeModule(("a.v1", "b.v1", "c.v1"), ops={"a": 1, "b": 2, "d": 1})
+    found = registry.probe(
+        "cpu", MODULE, lambda _: module, lambda target, *_, platform: registered.append(target)
+    )
+    assert registered == ["a.v1"] and found.targets == {"a.v1"}
+
+
+@pytest.mark.parametrize("where", ["cuda", "rocm"])
+def test_a_library_that_was_not_built(where: str) -> None:
+    name = f"custom_calls._{where}"
+    absent = ModuleNotFoundError(f"No module named '{name}'", name=name)
+    found = registry.probe(where, name, raising(absent), must_not_register)
+    assert (found.module, found.targets) == (None, frozenset())
+    assert found.reason.startswith(
+        f"no native library exists for platform '{where}': {name} is not built; build this package from source where "
+    )
+
+
+def test_a_library_that_lacks_another_module_is_broken_and_not_absent() -> None:
+    error = ModuleNotFoundError("No module named 'other'", name="other")
+    found = registry.probe("rocm", "m", raising(error), must_not_register)
+    assert (found.module, found.reason) == (
+        "m",
+        "m cannot be loaded: ModuleNotFoundError: No module named 'other'",
+    )
+
+
+def test_declared_libraries_are_the_only_ones_and_only_within() -> None:
+    x, weight = jnp.zeros((2, 31)), jnp.zeros((4, 31))
+    step = jax.jit(lambda x, weight: linear(x, weight))
+
+    def text() -> str:
+        return step.lower(x, weight).as_text()
+
+    before = text()
+    assert "@mla_jax.linear.v1" in before
+    none = Library("cpu", None, frozenset(), "nothing", {})
+    for _ in range(2):
+        with registry.declared(none), pytest.warns(KernelFallbackWarning, match="'cpu': nothing"):
+            assert "@mla_jax.linear.v1" not in text()
+    with (
+        registry.declared(),
+        pytest.raises(KernelUnavailableError, match="no native library is declared for"),
+    ):
+        linear(x, weight, kernels="native")
+    inner = Library("rocm", "r", frozenset({"a.v1"}), "r", {})
+    with registry.declared(none):
+        with registry.declared(inner):
+            assert registry.library("rocm") is inner
+            assert registry.library("cpu").reason == "no native library is declared for platform 'cpu'"
+        assert registry.library("cpu") is none
+    assert registry.library("cpu").module == MODULE
+    assert text() == before
+
+
+def test_a_warning_within_declared_is_not_the_last_one(broken: str) -> None:
+    del broken
+    none = Library("cpu", None, frozenset(), "nothing", {})
+    with registry.declared(none):
+        with pytest.warns(KernelFallbackWarning):
+            registry.choose("op", ("t.v1",), "cpu", "auto")
+        # Warnings are errors here: a second one would fail the test.
+        registry.choose("op", ("t.v1",), "cpu", "auto")
+    with pytest.warns(KernelFallbackWarning):
+        registry.choose("op", ("t.v1",), "cpu", "auto")

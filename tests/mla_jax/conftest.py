@@ -14,8 +14,8 @@ import pytest
 
 # Plain modules beside the tests, at the end of the path, as in tests/conftest.py.
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE), str(HERE / "checkpoints")]
-pytest.register_assert_rewrite("llm_case", "paging_case", "published_configs")
+sys.path += [str(HERE), str(HERE / "checkpoints"), str(HERE / "properties")]
+pytest.register_assert_rewrite("llm_case", "paging_case", "published_configs", "paged_model", "properties_of")
 
 from llm_case import GREEDY, PROMPTS, ROOT, SIZES  # noqa: E402
 

@@ -238,6 +238,12 @@ CASES = [
 CASES_950 = [
     Case(f"v_bitop3_b32 v40, v10, v11, v12 bitop3:0x{table:x}", bitop3(table))
     for table in (0x01, 0x68, 0xCA, 0x96, 0x7F)
+] + [
+    Case(
+        f"v_bitop3_b16 v40, v10, v11, v12 bitop3:0x{table:x}",
+        lambda *rows, table=table: u16(bitop3(table)(*rows)),
+    )
+    for table in (0x01, 0xEC)
 ]
 
 

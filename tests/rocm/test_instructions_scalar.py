@@ -119,6 +119,7 @@ CASES = [
     scalar("s_ff0_i32_b32 s30, s20", lambda a, *_: (trailing(~a & MASK32), None)),
     scalar("s_ff0_i32_b64 s30, s[20:21]", lambda a, b, *_: (trailing(~pair(a, b) & MASK64), None)),
     scalar("s_flbit_i32_b32 s30, s20", lambda a, *_: (leading(a, 32), None)),
+    scalar("s_flbit_i32 s30, s20", lambda a, *_: (leading(a ^ MASK32 if a >> 31 else a, 32), None)),
     scalar("s_flbit_i32_b64 s30, s[20:21]", lambda a, b, *_: (leading(pair(a, b), 64), None)),
     scalar("s_mov_b32 s30, 0\ns_bitcmp0_b32 s20, s22", lambda a, b, c, d: (0, not a >> (c & 31) & 1)),
     scalar("s_mov_b32 s30, 0\ns_bitcmp1_b32 s20, s22", lambda a, b, c, d: (0, bool(a >> (c & 31) & 1))),

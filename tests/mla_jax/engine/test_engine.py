@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import mla_jax
+from custom_calls.quantized_tensor import QuantizedTensor
+from mla_jax.checking import CheckedStep
 from mla_jax.config import RopeConfig, RouterConfig
 from mla_jax.engine import Engine, EngineLimits, Event, Request
 from mla_jax.engine.programs import bucket_of, buckets
-from mla_jax.errors import RequestError
+from mla_jax.errors import CheckError, ConfigError, RequestError
 from mla_jax.rope import RopeTable
 
 CONFIG = mla_jax.ModelConfig(
@@ -426,3 +428,71 @@ def test_buckets() -> None:
     assert buckets(1, 8) == (1, 2, 4, 8)
     assert buckets(5, 5) == (5,)
     assert [bucket_of(n, (4, 8, 16)) for n in (1, 4, 5, 16)] == [4, 4, 8, 16]
+
+
+# Checked mode ------------------------------------------------------------------------------------------
+
+
+CHECKED = replace(
+    LIMITS, min_prefill_bucket=16, max_num_seqs=2
+)  # three programs: their compilation is the cost
+
+
+def test_checked_steps_give_the_same_answers(model, prompts, alone) -> None:
+    engine = Engine(model, CHECKED, checks=True)
+    some = slice(3, 8)  # waiting, chunks, and rows that are given back
+    together = run(engine, [Request(prompt, 9) for prompt in prompts[some]])
+    assert [tokens(events) for events in together] == alone[some]
+    compiled = engine.compiled_programs()
+    assert 0 < compiled["prefill"] <= len(engine.prefill_buckets)
+    assert 0 < compiled["decode"] <= len(engine.decode_buckets)
+
+
+def test_a_checked_step_names_sequence_page_and_requests(model, prompts) -> None:
+    engine = Engine(model, CHECKED, checks=True)
+    ids = [engine.add(Request(prompts[i], 9, seed=i)) for i in (1, 6)]
+    engine.step()
+    engine.step()
+    table = engine._state.table
+    shared = table.pages.at[1, 0].set(table.pages[0, 0])
+    engine._state = replace(engine._state, table=replace(table, pages=shared))
+    with pytest.raises(
+        CheckError,
+        match=r"sequence 0: page 0 at entry 0: it is in 2 entries .* \(sequences of this step: requests 0, 1\)",
+    ):
+        engine.step()
+    assert ids == [0, 1]
+
+
+def test_a_checked_prefill_names_its_request(model, prompts) -> None:
+    engine = Engine(model, CHECKED, checks=True)
+    engine.add(Request(prompts[0], 1))
+    run_to_end(engine)
+    engine.add(Request(prompts[4], 2))
+    engine.step()  # the first chunk of three
+    table = engine._state.table
+    engine._state = replace(engine._state, table=replace(table, ref_counts=table.ref_counts * 0))
+    with pytest.raises(CheckError, match=r"taken 0 times.* \(sequences of this step: requests 1\)"):
+        engine.step()
+
+
+def run_to_end(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+
+
+def test_a_weights_scale_is_looked_at_when_a_checked_engine_is_made(model) -> None:
+    bad = QuantizedTensor(jnp.zeros((2, 16), jnp.uint8), jnp.full((2, 1), 255, jnp.uint8), "mxfp4")
+    layers = [{**model.params["model"]["layers"][0], "extra": bad}, *model.params["model"]["layers"][1:]]
+    broken = replace(model, params={**model.params, "model": {**model.params["model"], "layers": layers}})
+    with pytest.raises(CheckError, match=r"weight params.model.layers.0.extra: mxfp4 scale \[0, 0\] is 255"):
+        Engine(broken, LIMITS, checks=True)
+    Engine(broken, LIMITS)
+
+
+def test_checks_of_an_engine_are_a_bool(model) -> None:
+    with pytest.raises(ConfigError, match="checks: expected True or False, got 1"):
+        Engine(model, LIMITS, checks=1)  # type: ignore[arg-type]
+    unchecked = Engine(model, LIMITS)
+    assert unchecked.checks is False
+    assert not isinstance(unchecked._programs.decode, CheckedStep)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mla_jax
+from custom_calls.fused_qk_rmsnorm import fused_qk_rmsnorm
 from custom_calls.linear import linear
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
@@ -624,3 +625,38 @@ def test_arguments_have_their_own_names():
         step, names, STEP["positions"], STEP["slots"], m=STEP["pool"], b={"lens": STEP["seq_lens"]}
     )
     assert (found.positions, found.slots) == ({"a"}, {"argument 2"})
+
+
+def test_the_table_that_rotated_is_named():
+    def body(own):
+        return own.attend(*own.append(own.queries(), own.kv_a(), own.pool))
+
+    assert verify.report(step_of(body), **STEP)[0].tables == {"cos", "sin"}
+
+    def with_constants(own):
+        own.cos, own.sin = jnp.ones(STEP["cos"].shape), jnp.zeros(STEP["sin"].shape)
+        return body(own)
+
+    assert verify.report(step_of(with_constants), **STEP)[0].tables == {"constants"}
+
+
+def test_a_norm_of_two_keeps_them_apart():
+    def normed(own, q, kv_a):
+        flat = q.reshape(TOKENS, HEADS * (NOPE + ROPE))
+        weights = jnp.ones(flat.shape[1:]), jnp.ones((RANK,))
+        flat, kv_a = fused_qk_rmsnorm(flat, kv_a, *weights, q_eps=1e-6)
+        return flat.reshape(q.shape), kv_a
+
+    def once(own):
+        return own.attend(*own.append(*normed(own, own.queries(), own.kv_a()), own.pool))
+
+    assert proven(once)[0].rope_count == {1}
+
+    def queries_twice(own):
+        q = own.queries()
+        q_rope, _ = own.rows(q, own.kv_a())
+        rotated = jnp.concatenate([q_rope, q_rope], axis=-1)
+        return own.attend(*own.append(*normed(own, rotated, own.kv_a()), own.pool))
+
+    (found,) = verify.report(step_of(queries_twice), **STEP)
+    assert (found.rope_count, found.key_rope_count) == ({2}, {1})

@@ -218,6 +218,11 @@ void add_scalar(Table& t) {
       scalar_op<Scc::kept>([](Wave&, u32 a) { return a ? u32(std::countl_zero(a)) : ~0u; });
   t["s_flbit_i32_b64"] =
       scalar_op<Scc::kept>([](Wave&, u64 a) { return a ? u32(std::countl_zero(a)) : ~0u; });
+  // Leading bits that equal the sign; none other than the sign: -1.
+  t["s_flbit_i32"] = scalar_op<Scc::kept>([](Wave&, u32 a) {
+    const u32 differing = int32_t(a) < 0 ? ~a : a;
+    return differing ? u32(std::countl_zero(differing)) : ~0u;
+  });
   t["s_pack_ll_b32_b16"] =
       scalar_op<Scc::kept>([](Wave&, u32 a, u32 b) { return (a & 0xffff) | b << 16; });
   t["s_pack_lh_b32_b16"] =

@@ -34,6 +34,8 @@ uint32_t byte_distance(uint32_t a, uint32_t b, bool skip_zero) {
   return sum;
 }
 
+// The 16-bit form clears the upper half of its destination.
+template <u32 kBits>
 void bitop3(Wave& wave, const Instruction& instruction) {
   u32 buffers[3][kLanes], out[kLanes];
   const u32* in[3];
@@ -45,7 +47,7 @@ void bitop3(Wave& wave, const Instruction& instruction) {
       if (table >> row & 1)
         result |= (row & 4 ? in[0][lane] : ~in[0][lane]) & (row & 2 ? in[1][lane] : ~in[1][lane]) &
                   (row & 1 ? in[2][lane] : ~in[2][lane]);
-    out[lane] = result;
+    out[lane] = result & kBits;
   }
   finish(wave, instruction, out);
 }
@@ -191,7 +193,8 @@ void add_vector_integer(Table& t) {
   t["v_sad_u8"] = vector_op([](u32 a, u32 b, u32 c) { return byte_distance(a, b, false) + c; });
   t["v_msad_u8"] = vector_op([](u32 a, u32 b, u32 c) { return byte_distance(a, b, true) + c; });
   t["v_sad_u32"] = vector_op([](u32 a, u32 b, u32 c) { return (a > b ? a - b : b - a) + c; });
-  t["v_bitop3_b32"] = {bitop3, 1, 3, kTruthTable};
+  t["v_bitop3_b32"] = {bitop3<~0u>, 1, 3, kTruthTable};
+  t["v_bitop3_b16"] = {bitop3<0xffff>, 1, 3, kTruthTable};
 
   t["v_add_u16"] = vector_op([](U16 a, U16 b) { return U16{uint16_t(a.bits + b.bits)}; });
   t["v_sub_u16"] = vector_op([](U16 a, U16 b) { return U16{uint16_t(a.bits - b.bits)}; });

@@ -1,0 +1,70 @@
+// FFI binding of mla_jax.fused_qk_rmsnorm.v2: in place, its options are named attributes.
+#include <cstring>
+
+#include "common/ffi_checks.h"
+#include "common/parallel_for.h"
+#include "fused_qk_rmsnorm/cpu_kernel.h"
+#include "python/handlers.h"
+
+namespace mla {
+namespace {
+
+// The result, which is the operand's memory where its caller gave it away, and otherwise becomes a
+// copy.
+void* InPlace(const ffi::AnyBuffer& operand, const ffi::AnyBuffer& result) {
+  void* data = result.untyped_data();
+  if (data != operand.untyped_data() && operand.size_bytes() != 0) {
+    std::memcpy(data, operand.untyped_data(), operand.size_bytes());
+  }
+  return data;
+}
+
+ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
+                ffi::AnyBuffer q_weight, ffi::AnyBuffer kv_weight, float q_eps, float kv_eps,
+                ffi::Result<ffi::AnyBuffer> new_q_a, ffi::Result<ffi::AnyBuffer> new_kv_a) {
+  Checker check("mla_jax.fused_qk_rmsnorm");
+  FusedQkRmsNormArgs args = {};
+  args.io_type = check.Type("q_a", q_a, {DType::kF32, DType::kBF16});
+  check.SameType("kv_a", kv_a, args.io_type, "q_a");
+  args.q.weight_type = check.Type("q_weight", q_weight, {DType::kF32, DType::kBF16});
+  args.kv.weight_type = check.Type("kv_weight", kv_weight, {DType::kF32, DType::kBF16});
+  check.Rank("q_a", q_a, 2);
+  check.Rank("kv_weight", kv_weight, 1);
+  args.rows = Dim(q_a, 0);
+  args.q.width = args.q.n = Dim(q_a, 1);
+  args.kv.width = Dim(kv_a, 1);
+  args.kv.n = Dim(kv_weight, 0);
+  check.Shape("kv_a", kv_a, {args.rows, kAny});
+  check.Shape("q_weight", q_weight, {args.q.n});
+  check.Require(args.kv.n <= args.kv.width, "kv_weight",
+                "at most " + std::to_string(args.kv.width) + " elements (the width of 'kv_a')",
+                std::to_string(args.kv.n));
+  check.SameType("new_q_a", *new_q_a, args.io_type, "q_a");
+  check.Shape("new_q_a", *new_q_a, {args.rows, args.q.width});
+  check.SameType("new_kv_a", *new_kv_a, args.io_type, "q_a");
+  check.Shape("new_kv_a", *new_kv_a, {args.rows, args.kv.width});
+  if (!check.ok()) return check.error();
+  args.q.values = InPlace(q_a, *new_q_a);
+  args.q.weight = q_weight.untyped_data();
+  args.q.eps = q_eps;
+  args.kv.values = InPlace(kv_a, *new_kv_a);
+  args.kv.weight = kv_weight.untyped_data();
+  args.kv.eps = kv_eps;
+  MLA_KERNEL(FusedQkRmsNorm, FusedQkRmsNormArgs)(args, PoolExecutor(pool));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace mla
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_fused_qk_rmsnorm_v2, mla::Call,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Attr<float>("q_eps")
+                                  .Attr<float>("kv_eps")
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());

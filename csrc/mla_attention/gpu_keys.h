@@ -1,0 +1,88 @@
+// How a block's keys come into shared memory, a tile of Shape::kKeys rows after the other.
+#ifndef MLA_MLA_ATTENTION_GPU_KEYS_H_
+#define MLA_MLA_ATTENTION_GPU_KEYS_H_
+
+#include "gpu/copy.h"
+#include "mla_attention/gpu_plan.h"
+
+namespace mla {
+namespace gpu {
+
+// Made by every thread of a block; then Next() is called once a tile.
+template <typename Shape, typename Cache, int threads>
+class Keys {
+ public:
+  MLA_DEVICE Keys(const MlaAttentionArgs& args, const KeyPlan& plan, Share share, char* shared)
+      : args_(args),
+        plan_(plan),
+        next_(share.first),
+        end_(share.end),
+        tiles_(reinterpret_cast<bf16*>(shared + Shape::kCache)),
+        rows_(reinterpret_cast<int64_t*>(shared + Shape::kOffsets)),
+        broken_(reinterpret_cast<int32_t*>(shared + Shape::kBroken)) {
+    ReadPage();
+    NoteRow();
+    NoteRow();
+    Barrier();
+    Start();
+  }
+
+  // The next tile, behind a barrier; the one after it is on its way.
+  MLA_DEVICE const bf16* Next() {
+    if (!Copy::kTakesTurns) Barrier();  // Until everybody is done with the tile before.
+    copy_.Finish(tiles_);
+    const bf16* tile = Copy::Tile(tiles_, turn_ ^ 1);
+    Barrier();
+    Start();
+    NoteRow();
+    return tile;
+  }
+
+ private:
+#if defined(__HIP__)
+  using Copy = RegisterCopy<Cache, kWidth, Shape::kKeys, threads, Shape::kStride>;
+#else
+  using Copy = AsyncCopy<Cache, kWidth, Shape::kKeys, threads, Shape::kStride>;
+#endif
+  static_assert(threads >= Shape::kKeys, "a thread finds the row of one key");
+
+  MLA_DEVICE bool Mine() const { return ThreadX() < Shape::kKeys && next_ + ThreadX() < end_; }
+
+  // Long before the row is noted: the wait for memory would hold up the whole block.
+  MLA_DEVICE void ReadPage() { page_ = Mine() ? PageOfKey(args_, plan_, next_ + ThreadX()) : -1; }
+
+  // The row of this thread's key in the next step but one, for everybody; -1 for what is not to be
+  // read. Says if a visible key has no row.
+  MLA_DEVICE void NoteRow() {
+    int64_t row = -1;
+    if (Mine()) {
+      row = RowOfKey(args_, plan_, page_, next_ + ThreadX());
+      if (row < 0) *broken_ = 1;
+    }
+    if (ThreadX() < Shape::kKeys) rows_[noted_ * Shape::kKeys + ThreadX()] = row;
+    noted_ ^= 1;
+    next_ += Shape::kKeys;
+    ReadPage();
+  }
+
+  MLA_DEVICE void Start() {
+    copy_.Start(static_cast<const Cache*>(args_.cache), rows_ + turn_ * Shape::kKeys, tiles_,
+                turn_);
+    turn_ ^= 1;
+  }
+
+  const MlaAttentionArgs& args_;
+  const KeyPlan& plan_;
+  int next_, end_;  // The first key of the step whose rows are noted next; where the share ends.
+  bf16* tiles_;
+  int64_t* rows_;  // Of two steps
+  int32_t* broken_;
+  int32_t page_;
+  int noted_ = 0, turn_ = 0;
+  Copy copy_;
+};
+
+}  // namespace gpu
+}  // namespace mla
+
+#endif  // MLA_MLA_ATTENTION_GPU_KEYS_H_

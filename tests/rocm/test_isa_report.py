@@ -1,0 +1,63 @@
+"""The static budget of the kernels: what the compiler made of them, against what docs/isa.md records."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+import isa_report  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[list[isa_report.Kernel]]:
+    yield isa_report.kernels()
+
+
+def recorded() -> dict[tuple[str, str], int]:
+    """(kernel, architecture) -> waves a SIMD, as the document has them."""
+    text = isa_report.DOCUMENT.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (mla_\w+) \| (gfx\w+) \|(.*)$", text, re.MULTILINE)
+    return {(name, architecture): int(rest.split("|")[6]) for name, architecture, rest in rows}
+
+
+def test_nothing_spills_or_uses_scratch(kernels: list[isa_report.Kernel]) -> None:
+    assert [(k.name, k.architecture) for k in kernels if k.spills or k.scratch] == []
+
+
+def test_occupancy_is_not_below_the_recorded(kernels: list[isa_report.Kernel]) -> None:
+    known = recorded()
+    assert {(k.name, k.architecture) for k in kernels} == set(known), "docs/isa.md: run make isa-report"
+    assert [k.name for k in kernels if k.waves_per_simd < known[k.name, k.architecture]] == []
+
+
+def test_local_memory_fits(kernels: list[isa_report.Kernel]) -> None:
+    for k in kernels:
+        assert k.static_lds + k.dynamic_lds <= isa_report.MACHINES[k.architecture].lds, k.name
+
+
+MATRIX = {"gfx942": "v_mfma_f32_16x16x16_bf16", "gfx950": "v_mfma_f32_16x16x32_bf16"}
+
+
+def test_attention_multiplies_on_matrix_cores(kernels: list[isa_report.Kernel]) -> None:
+    tiles = [k for k in kernels if re.fullmatch(r"mla_attention_\d+(_f8)?", k.name)]
+    assert len(tiles) == 12
+    for k in tiles:
+        assert set(k.matrix) == {MATRIX[k.architecture]}
+        assert k.instructions["global_load_dwordx4"] > 0, "rows come in chunks of 16 bytes"
+        assert not any(name.startswith("flat_") for name in k.instructions), "pointers are known to be global"
+
+
+def test_every_kernel_knows_its_address_spaces(kernels: list[isa_report.Kernel]) -> None:
+    for k in kernels:
+        assert not any(name.startswith(("flat_", "scratch_")) for name in k.instructions), k.name
+
+
+def test_rope_moves_wide(kernels: list[isa_report.Kernel]) -> None:
+    for k in kernels:
+        if k.name.startswith("mla_rope") and k.name.endswith(("_wide", "query_bf16")):
+            assert k.instructions["global_load_dwordx4"] > 0
+            assert k.instructions["global_store_dwordx4"] > 0
