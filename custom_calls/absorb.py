@@ -14,7 +14,7 @@ from custom_calls.absorb_contract import CONTRACT_CODES, Contract, per_head_prod
 from custom_calls.absorb_quantized import ABSORB_QUANTIZED
 from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check_range, check_shape
 from custom_calls.errors import ShapeError
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, map_rows
 from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
@@ -112,6 +112,6 @@ ABSORB: Op = Op(
     abstract=_abstract,
     reference=per_head_product,
     native=_native,
-    xla_on_gpu=per_head_product,
+    gpu=Native((), per_head_product, "it is XLA's own batched dot there"),
     batch=lambda arrays, batched, static: map_rows(ABSORB, arrays, batched, static),
 )

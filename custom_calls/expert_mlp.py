@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
 from custom_calls.errors import LayoutError, ShapeError
 from custom_calls.expert_mlp_quantized import EXPERT_MLP_QUANTIZED, gpu_scratch
-from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
 from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
@@ -123,7 +123,7 @@ def _native(*arrays: jax.Array) -> Arrays:
     return (jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))(*arrays),)
 
 
-def _native_with_scratch(*arrays: jax.Array) -> Arrays:
+def _native_gpu(*arrays: jax.Array) -> Arrays:
     x, gate_up, _, topk_ids, _ = arrays
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     outs += gpu_scratch(x, gate_up.shape[0], gate_up.shape[1] // 2, topk_ids)
@@ -136,6 +136,6 @@ EXPERT_MLP: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu),
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP, arrays, batched, static),
 )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
 from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.expert_mlp_quantized.v1"
@@ -73,7 +73,7 @@ def _native(
     return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, **attributes))[:1]
 
 
-def _native_with_scratch(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
+def _native_gpu(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
     return _native(*arrays, gate_up_layout=gate_up_layout, down_layout=down_layout, scratch=True)
 
 
@@ -96,7 +96,7 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu, FNUZ_NOTE),
     native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

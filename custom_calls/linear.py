@@ -10,7 +10,7 @@ from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check
 from custom_calls.errors import LayoutError
 from custom_calls.linear_quantized import LINEAR_QUANTIZED
 from custom_calls.mxfp4_quantize import mxfp4_quantize
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, map_rows
 from custom_calls.quantized_tensor import QuantizedTensor, check_weight, dequantize
 from custom_calls.registry import Kernels
 
@@ -145,6 +145,6 @@ LINEAR = Op(
     reference=_reference,
     native=_native,
     batch=_batch,
-    xla_on_gpu=_reference,
+    gpu=Native((), _reference, "it is XLA's own dot there"),
     native_note=f"more than {MAX_NATIVE_ROWS} rows go to XLA's own dot, which is mostly faster there",
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, map_rows
 from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
 
 TARGET = "mla_jax.linear_quantized.v1"
@@ -15,8 +15,7 @@ TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
 TARGET_DEQUANTIZE = "mla_jax.mxfp4_dequantize.v1"
 
 MAX_GPU_ROWS = 96
-"""A library that can dequantise serves a GPU. There, with more bfloat16 rows than this, the codes of MXFP4, of FP8 a
-channel and of FP8 a tensor, which bfloat16 holds exactly, go through XLA's own dot."""
+"""On GPUs, with more bfloat16 rows than this, weights that bfloat16 holds exactly go through XLA's own dot."""
 
 
 def _abstract(
@@ -66,7 +65,7 @@ def _native(
     return (call(x, data, scale, *bias, **attributes),)
 
 
-def _native_many_rows(
+def _native_gpu(
     x: jax.Array,
     data: jax.Array,
     scale: jax.Array,
@@ -101,11 +100,15 @@ def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> A
 
 LINEAR_QUANTIZED: Op = Op(
     "mla_jax.linear_quantized",
-    targets=(TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
+    targets=(TARGET, TARGET_BIAS),
     abstract=_abstract,
     reference=_reference,
-    native=_native_many_rows,
-    adapters={(TARGET, TARGET_BIAS): _native},
+    native=_native,
     native_note=FNUZ_NOTE,
+    gpu=Native(
+        (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
+        _native_gpu,
+        f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows go to XLA's own dot, for exact weights",
+    ),
     batch=_batch,
 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from custom_calls.checks import CACHE_DTYPES, COMPUTE_DTYPES, check_dtype, check_shape
 from custom_calls.errors import ShapeError, UnsupportedTransformError
-from custom_calls.op import Arrays, Op, map_rows, varying_like
+from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
 from custom_calls.registry import Kernels
 from custom_calls.rope_append_latent import dequantise_rows
 
@@ -252,7 +252,7 @@ MLA_ATTENTION: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    adapters={(TARGET_WITH_SCRATCH,): _native_with_scratch},
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_with_scratch),
     batch=_batch,
     not_differentiable="it reads the pool; use the pool-less expanded form (mla_jax.forward)",
 )

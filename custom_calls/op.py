@@ -7,7 +7,7 @@ platform that is being lowered for: one jitted function lowers for cpu, rocm and
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,6 +26,21 @@ OPS: "dict[str, Op]" = {}
 """Every op by name, in the order of registration; `doctor` and the load table read it."""
 
 
+@dataclass(frozen=True)
+class Native:
+    """A native form of an op.
+
+    Attributes:
+      targets: the custom-call targets that it uses; none where it is an XLA computation.
+      call: same signature as the op's reference.
+      note: what else it does than call its targets, as a part of a sentence, or "".
+    """
+
+    targets: tuple[str, ...]
+    call: Callable[..., Arrays]
+    note: str = ""
+
+
 class Op:
     """A named operation over arrays with several results.
 
@@ -41,7 +56,7 @@ class Op:
       native_note: what else the native form does than call its targets, as a part of a sentence, or "".
       adapters: other contracts that the op speaks: their targets, and the same signature as `native`. Which
         contract is called follows from the library's ABI record, when the op is lowered.
-      xla_on_gpu: the native form on GPUs where that is an XLA computation, which no library can do better.
+      gpu: the native form for the libraries of GPUs, where it is another.
     """
 
     def __init__(
@@ -56,16 +71,16 @@ class Op:
         not_differentiable: str | None = None,
         native_note: str = "",
         adapters: Mapping[tuple[str, ...], Callable[..., Arrays]] | None = None,
-        xla_on_gpu: Callable[..., Arrays] | None = None,
+        gpu: Native | None = None,
     ) -> None:
         self.name = name
         self.targets = tuple(targets)
         self.reference = reference
         self.natives = {self.targets: native, **(adapters or {})}
-        self._xla_on_gpu = xla_on_gpu
         self._batch = batch
         self._not_differentiable = not_differentiable
         self._native_note = native_note
+        self._gpu = gpu
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._run_eagerly)
@@ -85,13 +100,17 @@ class Op:
 
     def choice(self, platform: str, kernels: registry.Kernels, warn: bool = True) -> registry.Choice:
         """What this op runs on `platform`, and why; `warn=False` only asks."""
-        if self._xla_on_gpu is not None and platform in ("cuda", "rocm") and kernels != "reference":
-            return registry.Choice("native", "XLA's own dot, which is the native form on GPUs")
-        _, *adapted = self.natives
-        found = registry.choose(self.name, self.targets, platform, kernels, warn=warn, adapted=tuple(adapted))
-        if found.implementation == "native" and self._native_note:
-            return replace(found, reason=f"{found.reason}; {self._native_note}")
+        library = registry.library(platform)
+        first, *adapted = self.forms(library)
+        found = registry.choose(self.name, first, platform, kernels, warn=warn, adapted=tuple(adapted))
+        note = self._gpu.note if self._gpu and library.is_gpu else self._native_note
+        if found.implementation == "native" and note:
+            return replace(found, reason=f"{found.reason}; {note}")
         return found
+
+    def forms(self, library: registry.Library) -> dict[tuple[str, ...], Callable[..., Arrays]]:
+        """The native forms that may call a library, by their targets, the preferred one first."""
+        return {self._gpu.targets: self._gpu.call} if self._gpu and library.is_gpu else self.natives
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
         return _jitted(self.primitive, tuple(sorted(params.items())))(*arrays)
@@ -100,8 +119,7 @@ class Op:
         def rule(ctx: Any, *operands: Any, kernels: registry.Kernels, **static: Any) -> Any:
             chosen = self.choice(platform, kernels)
             native = chosen.implementation == "native"
-            body = (self.natives.get(chosen.targets) or self._xla_on_gpu) if native else self.reference
-            assert body is not None
+            body = self.forms(registry.library(platform))[chosen.targets] if native else self.reference
             return mlir.lower_fun(body, multiple_results=True)(ctx, *operands, **static)
 
         return rule

@@ -60,6 +60,11 @@ class Library:
     reason: str
     abi: dict[str, Any]
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is called as GPUs want it; an emulated library serves the CPU, and its record says so."""
+        return self.abi.get("emulates", self.platform) in ("cuda", "rocm")
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -1,9 +1,9 @@
-// FFI binding of mla_jax.expert_mlp.v1 and, with the scratch that a GPU needs, .v2.
+// FFI binding of mla_jax.expert_mlp.v1.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "expert_mlp/kernel.h"
 #include "expert_mlp/scratch_ffi.h"
-#include "python/handlers.h"
+#include "python/targets.h"
 
 namespace mla {
 namespace {
@@ -46,14 +46,7 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, ffi::
 }  // namespace
 }  // namespace mla
 
-#if defined(MLA_GPU)
-#define MLA_CONTRACT 2
-#else
-#define MLA_CONTRACT 1
-#endif
-#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(expert_mlp, contract)
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::Call,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

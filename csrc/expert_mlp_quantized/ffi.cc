@@ -1,10 +1,10 @@
-// FFI binding of mla_jax.expert_mlp_quantized.v1 and, with the scratch that a GPU needs, .v2.
+// FFI binding of mla_jax.expert_mlp_quantized.v1.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "common/quantized_ffi.h"
 #include "expert_mlp/scratch_ffi.h"
 #include "expert_mlp_quantized/kernel.h"
-#include "python/handlers.h"
+#include "python/targets.h"
 
 namespace mla {
 namespace {
@@ -60,14 +60,7 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
 }  // namespace
 }  // namespace mla
 
-#if defined(MLA_GPU)
-#define MLA_CONTRACT 2
-#else
-#define MLA_CONTRACT 1
-#endif
-#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(expert_mlp_quantized, contract)
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::ExpertMlpQuantizedCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized), mla::ExpertMlpQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

@@ -3,7 +3,7 @@
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "mla_attention/kernel.h"
-#include "python/handlers.h"
+#include "python/targets.h"
 
 namespace mla {
 namespace {
@@ -83,14 +83,7 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
 }  // namespace
 }  // namespace mla
 
-#if defined(MLA_GPU)
-#define MLA_CONTRACT 2
-#else
-#define MLA_CONTRACT 1
-#endif
-#define MLA_HANDLER(contract) MLA_TARGET_HANDLER(mla_attention, contract)
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_HANDLER(MLA_CONTRACT), mla::Call,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(mla_attention), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

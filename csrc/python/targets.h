@@ -13,6 +13,13 @@
 #define MLA_TARGET_NAME(op, contract) "mla_jax." #op ".v" #contract
 #define MLA_OP_NAME(op) "mla_jax." #op
 
+// Contract 2 of some ops is contract 1 with scratch as further results, which GPUs need.
+#if defined(MLA_GPU)
+#define MLA_SCRATCH_HANDLER(op) MLA_TARGET_HANDLER(op, 2)
+#else
+#define MLA_SCRATCH_HANDLER(op) MLA_TARGET_HANDLER(op, 1)
+#endif
+
 #define MLA_DECLARE_TARGET(op, contract) \
   extern "C" XLA_FFI_Error* MLA_TARGET_HANDLER(op, contract)(XLA_FFI_CallFrame * call_frame);
 

@@ -4,7 +4,7 @@ The derivation does not ask the dispatcher: it reads the library's targets, so t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -56,7 +56,8 @@ def expected_calls(closed: ClosedJaxpr, library: Library) -> Calls:
 def _op_calls(eqn: JaxprEqn, library: Library) -> Calls:
     static = dict(eqn.params)
     name, asked = eqn.primitive.name, static.pop("kernels")
-    held = next((targets for targets in OPS[name].natives if library.targets.issuperset(targets)), None)
+    forms = OPS[name].forms(library)
+    held = next((targets for targets in forms if library.targets.issuperset(targets)), None)
     own = NONE
     if asked != "reference":
         names = frozenset({name})
@@ -65,19 +66,15 @@ def _op_calls(eqn: JaxprEqn, library: Library) -> Calls:
         )
     avals = tuple((aval.shape, aval.dtype) for aval in (var.aval for var in eqn.invars))  # type: ignore[attr-defined]
     form = held if asked != "reference" else None
-    return own | expected_calls(_body(name, form, avals, tuple(sorted(static.items()))), library)
+    body = OPS[name].reference if form is None else forms[form]
+    return own | expected_calls(_traced(body, avals, tuple(sorted(static.items()))), library)
 
 
 @lru_cache(maxsize=4096)
-def _body(
-    name: str,
-    targets: tuple[str, ...] | None,
-    avals: tuple[tuple[Any, Any], ...],
-    static: tuple[tuple[str, Any], ...],
+def _traced(
+    body: Callable[..., Any], avals: tuple[tuple[Any, Any], ...], static: tuple[tuple[str, Any], ...]
 ) -> ClosedJaxpr:
-    """The native form with these targets, or without any the reference, as a jaxpr."""
-    op = OPS[name]
-    body = op.reference if targets is None else op.natives[targets]
+    """An op's native form or reference as a jaxpr."""
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals]
     return jax.make_jaxpr(partial(body, **dict(static)))(*arrays)
 

@@ -202,8 +202,10 @@ def declared_library(architecture: str, offer: str) -> Library:
     """A library as `registry.probe` would find it, without handlers: enough to lower with."""
     names = sorted(OPS)
     offered = {"all": names, "some": names[::2], "others": names[1::2], "none": []}[offer]
-    targets = frozenset(target for name in offered for target in OPS[name].targets)
     platform = ARCHITECTURES[architecture].platform
+    bare = Library(platform, "declared", frozenset(), "declared", {})
+    # The preferred form of each op there.
+    targets = frozenset(target for name in offered for target in next(iter(OPS[name].forms(bare))))
     abi = {
         "project_abi": PROJECT_ABI,
         "platform": platform,
