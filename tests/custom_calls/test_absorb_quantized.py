@@ -99,6 +99,11 @@ class TestAbsorbQuantized(OpTests):
         **both("rank1", 2, 3, 1, 1, layout="fp8_channel"),
         # More tokens than a task (64), at the size of a real head.
         **both("T65", 65, 2, 512, 128, layout="mxfp4", row_offset=128, x_offset=2),
+        # Aligned as models have it, which is what GPUs decode next to their matrix cores.
+        **both("T5-aligned", 5, 2, 256, 128, layout="mxfp4", row_offset=128, x_offset=8),
+        **both("T12-aligned", 12, 2, 256, 128, layout="fp8_block128", row_offset=128, x_offset=8),
+        **both("T65-aligned", 65, 2, 288, 136, layout="mxfp4", row_offset=128, x_offset=8),
+        **both("T17-aligned", 17, 2, 256, 128, layout="fp8_block128", row_offset=128, x_offset=8),
         # More rows than are decoded at a time (64), whatever the number of threads.
         **both("many-rows", 6, 2, 160, 130, layout="fp8_block24x40", row_offset=3),
         **both("T70", 70, 2, 64, 5, layout="fp8_block24x40", rows_behind=1),

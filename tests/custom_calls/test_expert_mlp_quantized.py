@@ -98,6 +98,8 @@ class TestExpertMlpQuantized(OpTests):
         "odd-sizes": make(3, 33, 7, 5, 2, "fp8_channel"),
         # More than a tile's 128 pairs for one expert.
         "T140-k1": with_ids(make(140, 32, 32, 2, 1), 1),
+        # So many that GPUs take them through shared memory.
+        "T340-E17-k1": make(340, 64, 512, 17, 1),
         "wide": make(2, 576, 64, 2, 2, "mxfp4", "fp8_block128"),
         "one-expert-for-all": with_ids(make(17, 32, 32, 6, 1), 4),
         "duplicates": with_ids(make(17, 32, 64, 3, 6), 0, 1, 2),

@@ -111,6 +111,15 @@ class TestLinearQuantized(OpTests):
         "fp8_block24x40-K100": make(5, 50, 100, "fp8_block24x40", bias="float32"),
         "fp8_channel-K1": make(5, 9, 1, "fp8_channel"),
         "mxfp4-K2048": make(2, 5, 2048, "mxfp4"),
+        # Each of a GPU's kernels, which follow from rows and tokens, and beyond MAX_GPU_ROWS.
+        "mxfp4-M3-N8500": make(3, 8500, 64, "mxfp4"),
+        **{f"{layout}-M12-N8600": make(12, 8600, 128, layout) for layout in ("mxfp4", "fp8_block128")},
+        **{f"{layout}-M33-N8600": make(33, 8600, 32, layout) for layout in ("mxfp4", "int4_group32")},
+        **{f"{layout}-M70-N12500": make(70, 12500, 64, layout) for layout in ("mxfp4", "fp8_block128")},
+        **{
+            f"{layout}-M97": make(97, 20, 64, layout, bias="float32")
+            for layout in ("mxfp4", "fp8_channel", "fp8_tensor")
+        },
         "fp8_channel-K2050": make(7, 5, 2050, "fp8_channel"),
         **{f"{layout}-large": make(3, 9, 320, layout, x_scale=1e18) for layout in ("mxfp4", "fp8_channel")},
         **{
