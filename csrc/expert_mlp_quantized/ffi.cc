@@ -60,7 +60,8 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized), mla::ExpertMlpQuantizedCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized),
+                              mla::ExpertMlpQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

@@ -39,7 +39,8 @@ Error Failed(const std::string& what, int code) {
   std::string text = TheDriver().error_text(code);
 #if defined(MLA_GPU_EMULATED)
   void* handle = dlopen("libamdhip64.so.7", RTLD_NOW | RTLD_NOLOAD);
-  text += std::string("\n") + reinterpret_cast<const char* (*)()>(dlsym(handle, "emu_last_error"))();
+  text +=
+      std::string("\n") + reinterpret_cast<const char* (*)()>(dlsym(handle, "emu_last_error"))();
 #endif
   return Error::Internal("mla_jax: " + what + ": " + text + " (code " + std::to_string(code) + ")");
 }

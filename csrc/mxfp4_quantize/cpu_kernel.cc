@@ -1,7 +1,6 @@
 // Quantises rows by the shared group quantiser.
-#include "mxfp4_quantize/kernel.h"
-
 #include "common/group_quantize.h"
+#include "mxfp4_quantize/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

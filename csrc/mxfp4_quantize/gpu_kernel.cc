@@ -1,6 +1,5 @@
 // MXFP4 quantisation on a GPU.
 #include "gpu/mxfp4.h"
-
 #include "mxfp4_quantize/gpu_shape.h"
 
 namespace mla {

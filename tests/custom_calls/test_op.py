@@ -139,7 +139,7 @@ def test_the_choice_is_made_for_the_platform_that_is_lowered_for(
     traced = jax.jit(lambda x: op(x, kernels="auto", scale=2.0)).trace(jnp.ones(2))
     assert asked == [], "tracing must not decide"
     traced.lower(lowering_platforms=PLATFORMS)
-    assert sorted(asked) == sorted(PLATFORMS)
+    assert set(asked) == set(PLATFORMS)
 
 
 def test_a_platform_that_nobody_heard_of_runs_the_reference() -> None:

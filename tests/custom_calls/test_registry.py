@@ -245,12 +245,14 @@ def test_an_unknown_choice_is_named() -> None:
         registry.choose("op", ("t",), "cpu", "fast")  # type: ignore[arg-type]
 
 
-def test_a_platform_without_any_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_warned", set())
-    with pytest.warns(
-        KernelFallbackWarning, match="on platform 'rocm': no native library exists for platform 'rocm'"
+def test_a_platform_without_any_library() -> None:
+    with (
+        registry.declared(),
+        pytest.warns(KernelFallbackWarning, match="on platform 'rocm': no native library is declared"),
     ):
         assert registry.choose("op", ("t",), "rocm", "auto").implementation == "reference"
+    with pytest.warns(KernelFallbackWarning, match="on platform 'tpu': no native library exists for platform"):
+        assert registry.choose("op", ("t",), "tpu", "auto").implementation == "reference"
 
 
 def test_check_environment_repeats_only_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

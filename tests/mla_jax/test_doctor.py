@@ -9,6 +9,7 @@ import pytest
 import mla_jax
 from custom_calls import registry
 from custom_calls.op import OPS
+from custom_calls.registry import Library
 from mla_jax import doctor
 from mla_jax.cli import main
 from mla_jax.errors import KernelUnavailableError
@@ -38,7 +39,8 @@ def test_the_report(capsys):
     assert cpu["module"] == "custom_calls._cpu"
     assert len(cpu["targets"]) >= 9
     assert cpu["isa"] in ("baseline", "avx2", "avx512", "avx512bf16")
-    assert facts["libraries"]["rocm"]["targets"] == []
+    rocm = facts["libraries"]["rocm"]
+    assert bool(rocm["targets"]) == (rocm["module"] is not None)
     assert [row["op"] for row in facts["ops"]] == list(OPS)
     assert all(list(row) == ["op", "implementation", "reason"] for row in facts["ops"])
     assert facts["problem"] is None
@@ -54,7 +56,7 @@ def test_the_text_says_the_same(capsys):
     assert "backend: cpu (" in text
     for row in facts["ops"]:
         assert row["op"] in text
-    assert "no native library exists for platform 'rocm'" in text
+    assert facts["libraries"]["rocm"]["reason"] in text
     assert "problem" not in text
 
 
@@ -82,9 +84,12 @@ def test_a_library_of_no_use_is_a_problem(monkeypatch, capsys):
 @pytest.mark.parametrize("platform", ["rocm", "cuda", "tpu"])
 def test_a_platform_without_a_library_is_no_problem(monkeypatch, platform):
     monkeypatch.setattr(doctor, "lowering_platform", lambda: platform)
-    facts = doctor.report()
+    with registry.declared(registry.library("cpu")):
+        facts = doctor.report()
     assert facts["problem"] is None
-    assert {row["implementation"] for row in facts["ops"]} == {"reference"}
+    gpu = Library(platform, None, frozenset(), "none", {})
+    native = {name for name, op in OPS.items() if () in op.forms(gpu)}
+    assert {row["op"] for row in facts["ops"] if row["implementation"] == "native"} == native
 
 
 def test_no_backend_is_a_problem(monkeypatch, capsys):

@@ -15,7 +15,7 @@ LINEAR = ("mla_jax.linear.v1", "mla_jax.linear_bias.v1")
 
 
 def library(*targets):
-    return Library("rocm", "declared", frozenset(targets), "declared", {})
+    return Library("cpu", "declared", frozenset(targets), "declared", {})
 
 
 def expected(step, *arguments, having=()):
