@@ -251,7 +251,9 @@ def test_a_platform_without_any_library() -> None:
         pytest.warns(KernelFallbackWarning, match="on platform 'rocm': no native library is declared"),
     ):
         assert registry.choose("op", ("t",), "rocm", "auto").implementation == "reference"
-    with pytest.warns(KernelFallbackWarning, match="on platform 'tpu': no native library exists for platform"):
+    with pytest.warns(
+        KernelFallbackWarning, match="on platform 'tpu': no native library exists for platform"
+    ):
         assert registry.choose("op", ("t",), "tpu", "auto").implementation == "reference"
 
 
