@@ -60,6 +60,7 @@ class Kernel:
     dynamic_lds: int
     scratch: int
     spills: int
+    sgpr_spills: int
     instructions: Counter[str]
 
     @property
@@ -158,7 +159,7 @@ def _parse(op: str, architecture: str, notes: str, code: str, dynamic: dict[str,
                 op, name, architecture, int(field("max_flat_workgroup_size")), int(field("vgpr_count")),
                 int(field("agpr_count")), int(field("sgpr_count")), int(field("group_segment_fixed_size")),
                 dynamic.get(name, 0), int(field("private_segment_fixed_size")),
-                int(field("vgpr_spill_count")) + int(field("sgpr_spill_count")), mnemonics,
+                int(field("vgpr_spill_count")), int(field("sgpr_spill_count")), mnemonics,
             )
         )  # fmt: skip
     return sorted(found, key=lambda kernel: kernel.name)
@@ -190,18 +191,19 @@ def document(found: list[Kernel]) -> str:
         "Written by `make isa-report` from the code objects that clang 22 makes of `csrc/*/gpu_kernel.cc`. It says",
         "what was compiled, and what published rates would allow; nothing here was measured on AMD hardware.",
         "",
-        "VGPR counts both kinds of vector registers. LDS is static + what a launch adds. Waves: what registers and",
-        "LDS let one of a compute unit's four SIMDs hold, of at most 8. Matrix: instructions in the code, each counted",
-        "once; cycles: these at the published bf16 rate of one SIMD.",
+        "VGPR counts both kinds of vector registers. Spills go to memory; scalar registers spill to lanes of vector",
+        "registers. LDS is static + what a launch adds. Waves: what registers and LDS let one of a compute unit's four",
+        "SIMDs hold, of at most 8. Matrix: instructions in the code, each counted once; cycles: these at the published",
+        "bf16 rate of one SIMD.",
         "",
-        "| kernel | architecture | VGPR | AGPR | SGPR | LDS | scratch | spills | waves | matrix | cycles |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kernel | architecture | VGPR | AGPR | SGPR | LDS | scratch | spills | SGPR spills | waves | matrix | cycles |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for k in found:
         matrix = ", ".join(f"{n} {name}" for name, n in sorted(k.matrix.items())) or "-"
         lines.append(
             f"| {k.name} | {k.architecture} | {k.vgprs} | {k.agprs} | {k.sgprs} | {k.static_lds} + {k.dynamic_lds} "
-            f"| {k.scratch} | {k.spills} | {k.waves_per_simd} | {matrix} | {k.matrix_cycles or '-'} |"
+            f"| {k.scratch} | {k.spills} | {k.sgpr_spills} | {k.waves_per_simd} | {matrix} | {k.matrix_cycles or '-'} |"
         )
     lines += [
         "",
