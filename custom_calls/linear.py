@@ -46,8 +46,9 @@ def linear(
       kernels: see `custom_calls.registry.choose`.
 
     Returns:
-      (M, N) of `out_dtype`. With the native kernel a row does not depend on the other rows (bitwise),
-      as long as there are at most `MAX_NATIVE_ROWS`; with a quantised weight for any number of rows.
+      (M, N) of `out_dtype`. With the CPU's kernel a row does not depend on the other rows (bitwise), as long as
+      there are at most `MAX_NATIVE_ROWS`; with a quantised weight for any number of rows. With a GPU's kernels
+      for quantised weights it does not depend on their values, but on how many they are.
 
     Raises:
       ShapeError: naming argument, expected and got.
