@@ -196,7 +196,7 @@ def document(found: list[Kernel]) -> str:
         "SIMDs hold, of at most 8. Matrix: instructions in the code, each counted once; cycles: these at the published",
         "bf16 rate of one SIMD.",
         "",
-        "| kernel | architecture | VGPR | AGPR | SGPR | LDS | scratch | spills | SGPR spills | waves | matrix | cycles |",
+        "| kernel | arch | VGPR | AGPR | SGPR | LDS | scratch | spills | SGPR spills | waves | matrix | cycles |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for k in found:
