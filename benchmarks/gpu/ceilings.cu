@@ -1,4 +1,5 @@
 // What the chip can do: reading, copying, and an empty launch. The matrix rate comes from XLA, in run.py.
+// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/ceilings.cu -o build/ceilings && build/ceilings
 #include <cstdint>
 
 #include "graph.h"

@@ -1,4 +1,5 @@
 // mla_attention, decode: bf16 pool of 512 + 64 columns, pages of 64 in random order.
+// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/mla_attention.cu -o build/mla_attention && build/mla_attention
 #include <random>
 
 #include "graph.h"

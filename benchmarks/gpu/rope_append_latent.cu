@@ -1,4 +1,5 @@
 // rope_append_latent: norm of 512 columns, RoPE of 128 heads, append of bf16 rows, as the library launches it.
+// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/rope_append_latent.cu -o build/rope_append_latent && build/rope_append_latent
 #include "graph.h"
 #include "rope_append_latent/gpu_kernel.cc"
 
