@@ -1,5 +1,6 @@
 // mla_attention, decode: bf16 pool of 512 + 64 columns, pages of 64 in random order.
-// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/mla_attention.cu -o build/mla_attention && build/mla_attention
+// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/mla_attention.cu -o
+// build/mla_attention && build/mla_attention
 #include <random>
 
 #include "graph.h"
@@ -28,15 +29,16 @@ void Run(int heads, int context, int batch) {
   const int layers = static_cast<int>(std::clamp<size_t>(size_t{3000000000} / pool, 2, 16));
   const size_t queries = size_t{1} * batch * heads;
 
-  std::vector<int> order(size_t{1} * batch * pages), starts(batch + 1), lengths(batch, context), numbers(16);
+  std::vector<int> order(size_t{1} * batch * pages), starts(batch + 1), lengths(batch, context),
+      numbers(16);
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
   for (size_t i = 0; i < starts.size(); ++i) starts[i] = static_cast<int>(i);
   for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<int>(i);
   std::shuffle(order.begin(), order.end(), std::mt19937(1));
   Memory cache(2 * pool * layers), q_latent(2 * queries * kRank), q_rope(2 * queries * kRope),
       out(2 * queries * kRank), lse(4 * queries), partial(4 * queries * kRank * splits),
-      partial_lse(4 * queries * splits), page_table(order), query_start_loc(starts), seq_lens(lengths),
-      layer_numbers(numbers), scales(std::vector<float>{1, 1});
+      partial_lse(4 * queries * splits), page_table(order), query_start_loc(starts),
+      seq_lens(lengths), layer_numbers(numbers), scales(std::vector<float>{1, 1});
   Fill<<<2048, 256>>>(cache.at<mla::bf16>(), pool * layers, 1);
   Fill<<<64, 256>>>(q_latent.at<mla::bf16>(), queries * kRank, 2);
   Fill<<<64, 256>>>(q_rope.at<mla::bf16>(), queries * kRope, 3);
@@ -66,14 +68,16 @@ void Run(int heads, int context, int batch) {
     args.partial = partial.at<float>();
     args.partial_lse = partial_lse.at<float>();
   }
-  auto* kernel = heads <= 16 ? mla_attention_16 : (heads <= 32 ? mla_attention_32 : mla_attention_64);
-  const int threads = heads <= 16   ? AttentionThreads<Heads16>(32)
-                      : heads <= 32 ? AttentionThreads<Heads32>(32)
-                                    : AttentionThreads<Heads64>(32);
+  auto* kernel =
+      heads <= 16 ? mla_attention_16 : (heads <= 32 ? mla_attention_32 : mla_attention_64);
+  const int threads = heads <= 16   ? AttentionThreads<Heads16>()
+                      : heads <= 32 ? AttentionThreads<Heads32>()
+                                    : AttentionThreads<Heads64>();
   const int shared = heads <= 16   ? Heads16::kSharedBytes
                      : heads <= 32 ? Heads32::kSharedBytes
                                    : Heads64::kSharedBytes;
-  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+        "shared memory");
   const float us = MicrosecondsInGraph(layers, [&](int layer, cudaStream_t stream) {
     args.layer = layer_numbers.at<int>(4 * layer);
     kernel<<<blocks * splits, threads, shared, stream>>>(args);
@@ -81,7 +85,8 @@ void Run(int heads, int context, int batch) {
     const bool many = splits >= kManySplits;
     const int in_block = kMergeThreads / (many ? kMergeGroups : 1);
     const int merges = static_cast<int>((queries * kRank / kMergeRun + in_block - 1) / in_block);
-    (many ? mla_attention_merge_many : mla_attention_merge_few)<<<merges, kMergeThreads, 0, stream>>>(args);
+    (many ? mla_attention_merge_many
+          : mla_attention_merge_few)<<<merges, kMergeThreads, 0, stream>>>(args);
   });
   PrintRow("mla_attention",
            "\"heads\": " + std::to_string(heads) + ", \"context\": " + std::to_string(context) +

@@ -9,8 +9,6 @@ extern const Image kImage_absorb_quantized;
 
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Whether the decoding kernels can take the operands as they lie in memory.
@@ -44,8 +42,8 @@ xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream)
   const char* name = decodes ? names.of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
   args.row_blocks = static_cast<int32_t>(CeilDiv(along ? args.rows : args.k, outputs));
   args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, tokens));
-  const Grid grid{args.batches * args.row_blocks * args.token_blocks};
-  return Launch({&kImage_absorb_quantized, name}, grid,
+  const int64_t blocks = args.batches * args.row_blocks * args.token_blocks;
+  return Launch({&kImage_absorb_quantized, name}, blocks,
                 decodes ? kAcrossThreads : kAcrossPlainThreads,
                 static_cast<size_t>(decodes ? AcrossSharedBytes(tokens) : 0), stream, &args);
 }

@@ -145,6 +145,18 @@ void Checker::Same(const char* name, const ffi::AnyBuffer& result, const char* o
   }
 }
 
+bool Checker::Scratch(const ffi::RemainingRets& results, [[maybe_unused]] size_t on_gpu) {
+#if defined(MLA_GPU)
+  const size_t wanted = on_gpu;
+#else
+  const size_t wanted = 0;
+#endif
+  if (results.size() != wanted) {
+    Fail("scratch", std::to_string(wanted) + " buffers", std::to_string(results.size()));
+  }
+  return results.size() == wanted && wanted > 0;
+}
+
 void Checker::Require(bool condition, const char* name, const std::string& expected,
                       const std::string& got) {
   if (!condition) Fail(name, expected, got);

@@ -38,6 +38,8 @@ class Checker {
   // A result must be the argument's own buffer, which it updates in place.
   void Same(const char* name, const ffi::AnyBuffer& result, const char* other,
             const ffi::AnyBuffer& argument);
+  // Scratch comes as `on_gpu` further results, on GPUs alone. Whether it is there.
+  bool Scratch(const ffi::RemainingRets& results, size_t on_gpu);
   // Any other condition.
   void Require(bool condition, const char* name, const std::string& expected,
                const std::string& got);

@@ -38,7 +38,7 @@ ExpertPlan LayOut(const ExpertMlpArgs& args, const ProductKernel (&kernels)[2]) 
 ProductKernel ChooseFor(const ExpertMlpArgs& args, ProductArgs product) {
   const int64_t pairs = args.tokens * args.slots, busy = std::min(args.experts, pairs);
   product.batches = busy;  // For the choice alone.
-  return ChooseProduct(product, (pairs + busy - 1) / busy);
+  return ChooseProduct(product, CeilDiv(pairs, busy));
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ xla::ffi::Error RunExperts(const ExpertMlpArgs& args, ProductArgs gate_up, Produ
     const ProductKernel kernels[2] = {ChooseFor(args, gate_up), ChooseFor(args, down)};
     all.plan = LayOut(args, kernels);
     xla::ffi::Error error =
-        Launch({&kImage_expert_mlp, "mla_expert_plan"}, {1}, kPlanThreads,
+        Launch({&kImage_expert_mlp, "mla_expert_plan"}, 1, kPlanThreads,
                static_cast<size_t>(2 * args.experts) * sizeof(int), stream, &all);
     ProductArgs* products[2] = {&gate_up, &down};
     for (int i = 0; i < 2 && error.success(); ++i) {
@@ -89,9 +89,9 @@ xla::ffi::Error RunExperts(const ExpertMlpArgs& args, ProductArgs gate_up, Produ
   } else {
     all.args.slots = 0;
   }
-  const int64_t parts = (args.hidden + kCombineColumns - 1) / kCombineColumns;
-  return Launch({&kImage_expert_mlp, "mla_expert_combine"}, {args.tokens * parts}, kCombineThreads,
-                0, stream, &all);
+  const int64_t parts = CeilDiv(args.hidden, kCombineColumns);
+  return Launch({&kImage_expert_mlp, "mla_expert_combine"}, args.tokens * parts, kCombineThreads, 0,
+                stream, &all);
 }
 
 xla::ffi::Error ExpertMlp(const ExpertMlpArgs& args, const Stream& stream) {

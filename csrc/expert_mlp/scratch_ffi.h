@@ -9,14 +9,7 @@ namespace mla {
 
 // Checks it against the sizes in `args`, and stores it there; a GPU must have it.
 inline void ExpertScratch(Checker& check, ffi::RemainingRets& scratch, ExpertMlpArgs& args) {
-#if defined(MLA_GPU)
-  constexpr size_t kBuffers = 3;
-#else
-  constexpr size_t kBuffers = 0;
-#endif
-  check.Require(scratch.size() == kBuffers, "scratch", std::to_string(kBuffers) + " buffers",
-                std::to_string(scratch.size()));
-  if (!check.ok() || kBuffers == 0) return;
+  if (!check.Scratch(scratch, 3) || !check.ok()) return;
   auto plan = *scratch.get<ffi::AnyBuffer>(0);
   auto gated = *scratch.get<ffi::AnyBuffer>(1), sums = *scratch.get<ffi::AnyBuffer>(2);
   const int64_t pairs = args.tokens * args.slots;

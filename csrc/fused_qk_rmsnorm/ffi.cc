@@ -1,6 +1,4 @@
 // FFI binding of mla_jax.fused_qk_rmsnorm.v2: in place, its options are named attributes.
-#include <cstring>
-
 #include "common/ffi_checks.h"
 #include "common/parallel_for.h"
 #include "fused_qk_rmsnorm/cpu_kernel.h"
@@ -8,16 +6,6 @@
 
 namespace mla {
 namespace {
-
-// The result, which is the operand's memory where its caller gave it away, and otherwise becomes a
-// copy.
-void* InPlace(const ffi::AnyBuffer& operand, const ffi::AnyBuffer& result) {
-  void* data = result.untyped_data();
-  if (data != operand.untyped_data() && operand.size_bytes() != 0) {
-    std::memcpy(data, operand.untyped_data(), operand.size_bytes());
-  }
-  return data;
-}
 
 ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
                 ffi::AnyBuffer q_weight, ffi::AnyBuffer kv_weight, float q_eps, float kv_eps,
@@ -43,11 +31,13 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
   check.Shape("new_q_a", *new_q_a, {args.rows, args.q.width});
   check.SameType("new_kv_a", *new_kv_a, args.io_type, "q_a");
   check.Shape("new_kv_a", *new_kv_a, {args.rows, args.kv.width});
+  check.Same("new_q_a", *new_q_a, "q_a", q_a);
+  check.Same("new_kv_a", *new_kv_a, "kv_a", kv_a);
   if (!check.ok()) return check.error();
-  args.q.values = InPlace(q_a, *new_q_a);
+  args.q.values = new_q_a->untyped_data();
   args.q.weight = q_weight.untyped_data();
   args.q.eps = q_eps;
-  args.kv.values = InPlace(kv_a, *new_kv_a);
+  args.kv.values = new_kv_a->untyped_data();
   args.kv.weight = kv_weight.untyped_data();
   args.kv.eps = kv_eps;
   MLA_KERNEL(FusedQkRmsNorm, FusedQkRmsNormArgs)(args, PoolExecutor(pool));

@@ -73,13 +73,28 @@ struct RegisterCopy {
 };
 
 #if !defined(__HIP__)
-// 16 bytes to shared memory, or zeros.
+// 16 bytes, past the first-level cache, or 4, to shared memory; zeros where `exists` is false.
+template <int bytes>
 MLA_DEVICE void CopyAsync(void* shared, const void* from, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-                 "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
-               : "memory");
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
+                 : "memory");
+  } else {
+    static_assert(bytes == 4, "16 bytes or 4");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 4 : 0)
+                 : "memory");
+  }
+}
+MLA_DEVICE void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most `later` groups of copies are under way.
+template <int later>
+MLA_DEVICE void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
 }
 
 // Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
@@ -119,14 +134,14 @@ struct AsyncCopy {
       const T* from = source + (offset < 0 ? 0 : offset);
       char* to = tile + row * kPitch;
       return [from, to, offset](int chunk) {
-        CopyAsync(to + chunk * 16, from + chunk * kChunkValues, offset >= 0);
+        CopyAsync<16>(to + chunk * 16, from + chunk * kChunkValues, offset >= 0);
       };
     });
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CommitCopies();
   }
 
   MLA_DEVICE void Finish(bf16* tiles) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    WaitForCopies<0>();
     if constexpr (!kTakesTurns) {
       // Every thread reads what it has copied itself: nobody need wait for anybody.
       const char* arrived = reinterpret_cast<const char*>(tiles + rows * stride);

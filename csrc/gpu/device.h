@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "gpu/platform.h"
 
 #if defined(__HIP__)
 #include "gpu/hip_language.h"
@@ -37,12 +38,11 @@
 namespace mla {
 namespace gpu {
 
+constexpr int kWave = kPlatformWave;
+
 #if defined(__HIP__)
-constexpr int kWave = 64;
 MLA_DEVICE int ThreadX() { return static_cast<int>(__builtin_amdgcn_workitem_id_x()); }
 MLA_DEVICE int BlockX() { return static_cast<int>(__builtin_amdgcn_workgroup_id_x()); }
-MLA_DEVICE int BlockY() { return static_cast<int>(__builtin_amdgcn_workgroup_id_y()); }
-MLA_DEVICE int BlockZ() { return static_cast<int>(__builtin_amdgcn_workgroup_id_z()); }
 
 MLA_DEVICE void Barrier() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
@@ -53,17 +53,14 @@ MLA_DEVICE void Barrier() {
 MLA_DEVICE int ShuffleBits(int value, int lane) {
   return __builtin_amdgcn_ds_bpermute(lane << 2, value);
 }
-MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
 #else
-constexpr int kWave = 32;
 MLA_DEVICE int ThreadX() { return static_cast<int>(threadIdx.x); }
 MLA_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
-MLA_DEVICE int BlockY() { return static_cast<int>(blockIdx.y); }
-MLA_DEVICE int BlockZ() { return static_cast<int>(blockIdx.z); }
 MLA_DEVICE void Barrier() { __syncthreads(); }
 MLA_DEVICE int ShuffleBits(int value, int lane) { return __shfl_sync(~0u, value, lane); }
-MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
 #endif
+
+MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
 
 template <typename To, typename From>
 MLA_DEVICE To BitCast(const From& from) {

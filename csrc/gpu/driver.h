@@ -2,6 +2,8 @@
 #ifndef MLA_GPU_DRIVER_H_
 #define MLA_GPU_DRIVER_H_
 
+#include <dlfcn.h>
+
 #include <string>
 
 namespace mla {
@@ -25,8 +27,16 @@ struct Driver {
   std::string problem;
 };
 
-// Bound once.
-const Driver& TheDriver();
+// Binds the platform's driver: driver_hip.cc or driver_cuda.cc.
+Driver OpenDriver();
+
+// One entry point; what is missing first becomes the driver's problem.
+template <typename Fn>
+void Bind(void* handle, const char* name, Fn*& fn, Driver& driver) {
+  fn = reinterpret_cast<Fn*>(dlsym(handle, name));
+  if (fn == nullptr && driver.problem.empty())
+    driver.problem = std::string("the driver has no ") + name;
+}
 
 }  // namespace gpu
 }  // namespace mla

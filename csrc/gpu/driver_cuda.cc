@@ -1,6 +1,4 @@
 // libcuda, bound by name.
-#include <dlfcn.h>
-
 #include "gpu/driver.h"
 
 namespace mla {
@@ -14,33 +12,22 @@ std::string ErrorText(int code) {
   return get_error_string(code, &text) == 0 && text != nullptr ? text : "unknown error";
 }
 
-template <typename Fn>
-void Bind(void* handle, const char* name, Fn*& fn, std::string& problem) {
-  fn = reinterpret_cast<Fn*>(dlsym(handle, name));
-  if (fn == nullptr && problem.empty()) problem = std::string("libcuda has no ") + name;
-}
+}  // namespace
 
-Driver Open() {
+Driver OpenDriver() {
   Driver driver = {};
   void* handle = dlopen("libcuda.so.1", RTLD_NOW);
   if (handle == nullptr) {
     driver.problem = "libcuda cannot be opened: no NVIDIA driver is installed";
     return driver;
   }
-  Bind(handle, "cuModuleLoadData", driver.module_load, driver.problem);
-  Bind(handle, "cuModuleGetFunction", driver.module_function, driver.problem);
-  Bind(handle, "cuFuncSetAttribute", driver.allow_shared_bytes, driver.problem);
-  Bind(handle, "cuLaunchKernel", driver.launch, driver.problem);
-  Bind(handle, "cuCtxGetCurrent", driver.current_context, driver.problem);
-  Bind(handle, "cuGetErrorString", get_error_string, driver.problem);
+  Bind(handle, "cuModuleLoadData", driver.module_load, driver);
+  Bind(handle, "cuModuleGetFunction", driver.module_function, driver);
+  Bind(handle, "cuFuncSetAttribute", driver.allow_shared_bytes, driver);
+  Bind(handle, "cuLaunchKernel", driver.launch, driver);
+  Bind(handle, "cuCtxGetCurrent", driver.current_context, driver);
+  Bind(handle, "cuGetErrorString", get_error_string, driver);
   driver.error_text = &ErrorText;
-  return driver;
-}
-
-}  // namespace
-
-const Driver& TheDriver() {
-  static const Driver driver = Open();
   return driver;
 }
 

@@ -1,6 +1,4 @@
 // libamdhip64, bound by name.
-#include <dlfcn.h>
-
 #include <cstdint>
 
 #include "gpu/driver.h"
@@ -36,13 +34,9 @@ void* OpenLibrary() {
   return nullptr;
 }
 
-template <typename Fn>
-void Bind(void* handle, const char* name, Fn*& fn, std::string& problem) {
-  fn = reinterpret_cast<Fn*>(dlsym(handle, name));
-  if (fn == nullptr && problem.empty()) problem = std::string("libamdhip64 has no ") + name;
-}
+}  // namespace
 
-Driver Open() {
+Driver OpenDriver() {
   Driver driver = {};
   void* handle = OpenLibrary();
   if (handle == nullptr) {
@@ -50,20 +44,13 @@ Driver Open() {
         "libamdhip64 cannot be opened: ROCm is not installed or not in the library path";
     return driver;
   }
-  Bind(handle, "hipModuleLoadData", driver.module_load, driver.problem);
-  Bind(handle, "hipModuleGetFunction", driver.module_function, driver.problem);
-  Bind(handle, "hipModuleLaunchKernel", driver.launch, driver.problem);
-  Bind(handle, "hipGetDevice", get_device, driver.problem);
-  Bind(handle, "hipGetErrorString", get_error_string, driver.problem);
+  Bind(handle, "hipModuleLoadData", driver.module_load, driver);
+  Bind(handle, "hipModuleGetFunction", driver.module_function, driver);
+  Bind(handle, "hipModuleLaunchKernel", driver.launch, driver);
+  Bind(handle, "hipGetDevice", get_device, driver);
+  Bind(handle, "hipGetErrorString", get_error_string, driver);
   driver.current_context = &CurrentContext;
   driver.error_text = &ErrorText;
-  return driver;
-}
-
-}  // namespace
-
-const Driver& TheDriver() {
-  static const Driver driver = Open();
   return driver;
 }
 

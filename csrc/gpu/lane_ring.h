@@ -8,30 +8,6 @@
 namespace mla {
 namespace gpu {
 
-#if !defined(__HIP__)
-template <int bytes>
-MLA_DEVICE void CopyAsync(void* shared, const void* from, bool valid) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  if constexpr (bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :
-                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(valid ? 4 : 0)
-                 : "memory");
-  }
-}
-MLA_DEVICE void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most `later` groups of copies are under way.
-template <int later>
-MLA_DEVICE void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
-}
-#endif
-
 // `chunks` chunks a step.
 template <int chunks, int threads, int stages>
 struct LaneRing {

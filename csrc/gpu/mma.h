@@ -103,24 +103,28 @@ struct Fragment {
 
 struct Accumulator {
   static constexpr int kValues = 8;
-  static constexpr int kRun = 2;  // Values in one row, side by side.
-  float values[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  static constexpr int kRun = 2;                      // Values in one row, side by side.
+  float halves[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};  // Of 8 columns each.
 
-  MLA_DEVICE float at(int i) const { return values[i]; }
-  MLA_DEVICE void set(int i, float value) { values[i] = value; }
+  MLA_DEVICE float at(int i) const { return halves[i / 4][i % 4]; }
+  MLA_DEVICE void set(int i, float value) { halves[i / 4][i % 4] = value; }
   static MLA_DEVICE int Row(int i) { return Lane() / 4 + 8 * ((i >> 1) & 1); }
   static MLA_DEVICE int Column(int i) { return 8 * (i >> 2) + 2 * (Lane() % 4) + (i & 1); }
 };
 
+// mma.m16n8k16: sums += A * B, with the registers of A and B in the document's order.
+MLA_DEVICE void MmaSync(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                        uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 MLA_DEVICE void Mma(Accumulator& d, const Fragment& a, const Fragment& b) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float* c = d.values + 4 * half;
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b.at[half]),
-          "r"(b.at[2 + half]));
+    MmaSync(d.halves[half], a.at[0], a.at[1], a.at[2], a.at[3], b.at[half], b.at[2 + half]);
   }
 }
 

@@ -65,11 +65,8 @@ MLA_DEVICE void MmaOctet(TileSums& sums, const Octet (&rows)[kLaneRows], const O
 #else
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(sums.at[0]), "+f"(sums.at[1]), "+f"(sums.at[2]), "+f"(sums.at[3])
-        : "r"(rows[0].pairs[i]), "r"(rows[1].pairs[i]), "r"(rows[0].pairs[i + 1]),
-          "r"(rows[1].pairs[i + 1]), "r"(token.pairs[i]), "r"(token.pairs[i + 1]));
+    MmaSync(sums.at, rows[0].pairs[i], rows[1].pairs[i], rows[0].pairs[i + 1], rows[1].pairs[i + 1],
+            token.pairs[i], token.pairs[i + 1]);
   }
 #endif
 }

@@ -4,6 +4,7 @@
 #define MLA_GPU_PRODUCT_H_
 
 #include "common/quantized_matrix.h"
+#include "gpu/platform.h"
 #if defined(MLA_GPU)
 #include "gpu/runtime.h"
 #endif
@@ -45,13 +46,11 @@ struct ProductArgs {
 constexpr int kPlainTokens = 8;
 constexpr int kPlainThreads = 256;
 
-#if defined(__HIP__) || defined(MLA_GPU_ROCM)
-constexpr int kProductWave = 64;
+#if defined(MLA_ON_ROCM)
 constexpr int kLaneChunkRows = 1;    // Rows of a tile that a lane loads, into registers.
 constexpr int kSmallestTokens = 16;  // Tokens of a tile.
 constexpr int kRingSteps = 2, kTokenPad = 16;
 #else
-constexpr int kProductWave = 32;
 constexpr int kLaneChunkRows = 2;  // Through shared memory.
 constexpr int kSmallestTokens = 8;
 constexpr int kRingSteps = 4, kTokenPad = 64;
@@ -69,7 +68,7 @@ struct ProductShape {
   static constexpr int kTokens = tokens;
   static constexpr int kRowWaves = row_waves, kSplits = splits;
   static constexpr int kWaves = row_waves * splits;
-  static constexpr int kThreads = kWaves * kProductWave;
+  static constexpr int kThreads = kWaves * kPlatformWave;
   static constexpr int kRows = 16 * row_tiles * row_waves;
   static constexpr bool kSharedTokens = shared_tokens;
   static constexpr int kRing = kRingSteps;
@@ -100,7 +99,7 @@ using NarrowShape16 = ProductShape<1, 16, 1, 8, false, 2>;
 // More tokens, which take the way through shared memory.
 using TileShape32 = ProductShape<2, 32, 4, 2, true, 2>;
 using TileShape64 = ProductShape<2, 64, 8, 1, true, 1>;
-#if defined(__HIP__) || defined(MLA_GPU_ROCM)
+#if defined(MLA_ON_ROCM)
 using LowShape16 = ProductShape<1, 16, 4, 2, true, 2>;
 using LowShape32 = ProductShape<1, 32, 4, 2, true, 2>;
 using HighShape16 = ProductShape<1, 16, 8, 1, true, 2>;

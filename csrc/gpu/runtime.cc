@@ -22,7 +22,13 @@ using xla::ffi::Error;
 
 // A block's dynamic shared memory beyond this must be asked for, once a kernel.
 constexpr size_t kSharedWithoutAsking = 48 << 10;
+constexpr int64_t kMostBlocks = INT32_MAX;
 constexpr int kMaxDynamicSharedSize = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+const Driver& TheDriver() {
+  static const Driver driver = OpenDriver();
+  return driver;
+}
 
 struct Cache {
   std::mutex mutex;
@@ -122,19 +128,23 @@ Error LoadImages() {
   return Error::Success();
 }
 
-Error Launch(const Kernel& kernel, Grid grid, int threads, size_t shared_bytes, Stream stream,
+Error Launch(const Kernel& kernel, int64_t blocks, int threads, size_t shared_bytes, Stream stream,
              const void* args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return Error::Success();
+  if (blocks == 0) return Error::Success();
+  if (blocks > kMostBlocks) {
+    return Error::InvalidArgument(std::string(kernel.name) + ": expected at most " +
+                                  std::to_string(kMostBlocks) + " blocks, got " +
+                                  std::to_string(blocks));
+  }
   Function function = nullptr;
   if (Error error = Find(kernel, shared_bytes, &function); error.failure()) return error;
 #if defined(MLA_GPU_EMULATED)
   AnnounceMemory();
 #endif
   void* params[] = {const_cast<void*>(args)};
-  const int code =
-      TheDriver().launch(function, static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                         static_cast<unsigned>(grid.z), static_cast<unsigned>(threads), 1, 1,
-                         static_cast<unsigned>(shared_bytes), stream.handle, params, nullptr);
+  const int code = TheDriver().launch(
+      function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
+      static_cast<unsigned>(shared_bytes), stream.handle, params, nullptr);
   return code == 0 ? Error::Success() : Failed(std::string("launching ") + kernel.name, code);
 }
 

@@ -28,13 +28,12 @@ struct Kernel {
   const char* name;
 };
 
-struct Grid {
-  int64_t x, y = 1, z = 1;
-};
+// Blocks of `size` that cover `count`.
+constexpr int64_t CeilDiv(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Launches a kernel whose only argument is a struct. A grid without blocks launches nothing.
+// Launches a kernel whose only argument is a struct. No block at all launches nothing.
 // `shared_bytes` beyond 48 KiB are the same at every launch of a kernel.
-xla::ffi::Error Launch(const Kernel& kernel, Grid grid, int threads, size_t shared_bytes,
+xla::ffi::Error Launch(const Kernel& kernel, int64_t blocks, int threads, size_t shared_bytes,
                        Stream stream, const void* args);
 
 // Loads every image into the current device's context: not allowed while a command buffer records,

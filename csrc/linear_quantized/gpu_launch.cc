@@ -15,8 +15,6 @@ namespace {
 // an even spread asks less.
 constexpr int64_t kProcessors = 132;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The kernels of a format.
 enum ShapeIndex {
   kStream8,
@@ -101,7 +99,7 @@ bool TakesMatrixCores(const ProductArgs& args) {
 
 ProductKernel ChooseProduct(const ProductArgs& args, int64_t tokens) {
   if (!TakesMatrixCores(args)) {
-    return {"mla_product_plain", kPlainTokens, kPlainThreads / kProductWave, kPlainThreads, 0};
+    return {"mla_product_plain", kPlainTokens, kPlainThreads / kPlatformWave, kPlainThreads, 0};
   }
   // Of the processors' time, which part has work; a processor runs `together` blocks at a time.
   const auto share = [&](const ProductKernel& kernel, int64_t together) {
@@ -163,8 +161,8 @@ xla::ffi::Error LaunchProduct(const ProductKernel& kernel, ProductArgs args, con
   if (args.tile_expert == nullptr) {
     args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, kernel.tokens));
   }
-  const Grid grid{args.batches * args.row_blocks * args.token_blocks};
-  return Launch({&kImage_linear_quantized, kernel.name}, grid, kernel.threads,
+  const int64_t blocks = args.batches * args.row_blocks * args.token_blocks;
+  return Launch({&kImage_linear_quantized, kernel.name}, blocks, kernel.threads,
                 static_cast<size_t>(kernel.shared_bytes), stream, &args);
 }
 

@@ -50,7 +50,7 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
   check.SameType("lse", *lse, DType::kF32, "scales");
   check.Shape("lse", *lse, {args.tokens, args.heads});
   args.splits = 1;
-  if (scratch.size() == 2) {
+  if (check.Scratch(scratch, 2)) {
     auto partial = *scratch.get<ffi::AnyBuffer>(0), partial_lse = *scratch.get<ffi::AnyBuffer>(1);
     const int64_t splits = Dim(*partial, 0);
     check.SameType("partial", *partial, DType::kF32, "lse");

@@ -11,13 +11,12 @@ extern "C" __shared__ mla::gpu::Chunk mla_attention_shared[];
 extern __shared__ mla::gpu::Chunk mla_attention_shared[];
 #endif
 
-#define MLA_ATTENTION_TILES(name, Shape, Cache)                                          \
-  MLA_GPU_KERNEL(name, mla::gpu::AttentionThreads<mla::gpu::Shape>(mla::gpu::kHostWave), \
-                 MlaAttentionArgs) {                                                     \
-    mla::gpu::TileAttention<mla::gpu::Shape, Cache>(                                     \
-        args, reinterpret_cast<char*>(mla_attention_shared),                             \
-        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows))             \
-        .Run();                                                                          \
+#define MLA_ATTENTION_TILES(name, Shape, Cache)                                           \
+  MLA_GPU_KERNEL(name, mla::gpu::AttentionThreads<mla::gpu::Shape>(), MlaAttentionArgs) { \
+    mla::gpu::TileAttention<mla::gpu::Shape, Cache>(                                      \
+        args, reinterpret_cast<char*>(mla_attention_shared),                              \
+        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows))              \
+        .Run();                                                                           \
   }
 
 MLA_ATTENTION_TILES(mla_attention_16, Heads16, mla::bf16)

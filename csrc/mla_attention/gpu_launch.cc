@@ -16,7 +16,7 @@ struct Tiled {
 
 template <typename Shape>
 constexpr Tiled Of(const char* bf16, const char* f8) {
-  return {bf16, f8, Shape::kRows, AttentionThreads<Shape>(kHostWave), Shape::kSharedBytes};
+  return {bf16, f8, Shape::kRows, AttentionThreads<Shape>(), Shape::kSharedBytes};
 }
 
 constexpr Tiled kTiled[] = {
@@ -27,9 +27,9 @@ constexpr Tiled kTiled[] = {
 
 xla::ffi::Error LaunchTiles(const MlaAttentionArgs& args, const Stream& stream) {
   const Tiled& tiled = kTiled[args.heads <= 16 ? 0 : (args.heads <= 32 ? 1 : 2)];
-  const int64_t blocks = (args.heads + tiled.rows - 1) / tiled.rows;
+  const int64_t blocks = CeilDiv(args.heads, tiled.rows);
   const char* name = args.cache_type == DType::kBF16 ? tiled.bf16 : tiled.f8;
-  return Launch({&kImage_mla_attention, name}, {args.tokens * blocks * args.splits}, tiled.threads,
+  return Launch({&kImage_mla_attention, name}, args.tokens * blocks * args.splits, tiled.threads,
                 static_cast<size_t>(tiled.shared_bytes), stream, &args);
 }
 
@@ -41,15 +41,15 @@ xla::ffi::Error MlaAttention(const MlaAttentionArgs& args, const Stream& stream)
   xla::ffi::Error error =
       tiles ? LaunchTiles(args, stream)
             : Launch({&kImage_mla_attention, "mla_attention_plain"},
-                     {args.tokens * args.heads * args.splits}, kPlainThreads,
+                     args.tokens * args.heads * args.splits, kPlainThreads,
                      static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
   if (error.failure() || args.splits == 1) return error;
   const bool many = args.splits >= kManySplits;
-  const int64_t runs = args.tokens * args.heads * ((args.rank + kMergeRun - 1) / kMergeRun);
+  const int64_t runs = args.tokens * args.heads * CeilDiv(args.rank, kMergeRun);
   const int64_t in_block = kMergeThreads / (many ? kMergeGroups : 1);
   return Launch(
       {&kImage_mla_attention, many ? "mla_attention_merge_many" : "mla_attention_merge_few"},
-      {(runs + in_block - 1) / in_block}, kMergeThreads, 0, stream, &args);
+      CeilDiv(runs, in_block), kMergeThreads, 0, stream, &args);
 }
 
 }  // namespace gpu

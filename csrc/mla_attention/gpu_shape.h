@@ -3,6 +3,7 @@
 #ifndef MLA_MLA_ATTENTION_GPU_SHAPE_H_
 #define MLA_MLA_ATTENTION_GPU_SHAPE_H_
 
+#include "gpu/platform.h"
 #include "mla_attention/kernel.h"
 
 namespace mla {
@@ -34,8 +35,7 @@ struct AttentionShape {
   static constexpr int kRowWaves = row_waves, kRowTiles = row_tiles, kColumnWaves = column_waves;
   static constexpr int kWaveRows = 16 * row_tiles;
   static constexpr int kRows = kWaveRows * row_waves;
-  static constexpr int kKeys = keys;      // That a step takes.
-  static constexpr int kStages = stages;  // Room for two tiles, or for one.
+  static constexpr int kKeys = keys;  // That a step takes.
 
   // Rows in shared memory are padded, so that 16 of them lie in different banks.
   static constexpr int kStride = kWidth + 8;
@@ -54,23 +54,21 @@ struct AttentionShape {
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-#if defined(__HIP__) || defined(MLA_GPU_ROCM)
-// 64 KiB of shared memory, waves of 64 lanes.
-constexpr int kHostWave = 64;
+#if defined(MLA_ON_ROCM)
+// 64 KiB of shared memory, room for one tile of keys.
 using Heads16 = AttentionShape<1, 1, 4, 32, 1>;
 using Heads32 = AttentionShape<2, 1, 4, 32, 1>;
 using Heads64 = AttentionShape<4, 1, 2, 32, 1>;
 #else
-// 227 KiB, waves of 32 lanes.
-constexpr int kHostWave = 32;
+// 227 KiB, room for two.
 using Heads16 = AttentionShape<1, 1, 4, 32, 2>;
 using Heads32 = AttentionShape<2, 1, 4, 32, 2>;
 using Heads64 = AttentionShape<2, 2, 4, 64, 2>;
 #endif
 
 template <typename Shape>
-constexpr int AttentionThreads(int wave) {
-  return Shape::kRowWaves * Shape::kColumnWaves * wave;
+constexpr int AttentionThreads() {
+  return Shape::kRowWaves * Shape::kColumnWaves * kPlatformWave;
 }
 
 // Kernels for any width and type, one head a block.

@@ -9,7 +9,7 @@ extern const Image kImage_mxfp4_dequantize;
 xla::ffi::Error Mxfp4Dequantize(const Mxfp4DequantizeArgs& args, const Stream& stream) {
   constexpr int64_t kWords = kDequantizeThreads * kDequantizeWords;
   return Launch({&kImage_mxfp4_dequantize, "mla_mxfp4_dequantize"},
-                {(4 * args.groups + kWords - 1) / kWords}, kDequantizeThreads, 0, stream, &args);
+                CeilDiv(4 * args.groups, kWords), kDequantizeThreads, 0, stream, &args);
 }
 
 }  // namespace gpu

@@ -7,12 +7,12 @@ namespace gpu {
 extern const Image kImage_mxfp4_quantize;
 
 xla::ffi::Error Mxfp4QuantizeRows(const Mxfp4QuantizeArgs& args, const Stream& stream) {
-  const int64_t groups = args.out.rows * ((args.out.k + kMxfp4Group - 1) / kMxfp4Group);
+  const int64_t groups = args.out.rows * CeilDiv(args.out.k, kMxfp4Group);
   constexpr int64_t kGroups = kQuantizeThreads / kLanesOfGroup;
   const char* name =
       args.x_type == DType::kF32 ? "mla_mxfp4_quantize_f32" : "mla_mxfp4_quantize_bf16";
-  return Launch({&kImage_mxfp4_quantize, name}, {(groups + kGroups - 1) / kGroups},
-                kQuantizeThreads, 0, stream, &args);
+  return Launch({&kImage_mxfp4_quantize, name}, CeilDiv(groups, kGroups), kQuantizeThreads, 0,
+                stream, &args);
 }
 
 }  // namespace gpu

@@ -1,6 +1,4 @@
 // FFI binding of mla_jax.rope_append_kv.v1 and mla_jax.rope_append_kv_mapped.v1.
-#include <cstring>
-
 #include "common/ffi_checks.h"
 #include "common/parallel_for.h"
 #include "python/handlers.h"
@@ -14,13 +12,6 @@ enum CacheLayout : int64_t { kFlash = 0, kSplitK = 1, kSplitKV = 2 };
 
 // Bytes of one packed run.
 constexpr int64_t kPackBytes = 16;
-
-// Copies what is not updated in place, when the caller kept its buffer.
-void Carry(const ffi::AnyBuffer& from, const ffi::AnyBuffer& to) {
-  if (to.untyped_data() != from.untyped_data() && from.size_bytes() != 0) {
-    std::memcpy(to.untyped_data(), from.untyped_data(), from.size_bytes());
-  }
-}
 
 // The checks of one cache against the sizes that `args` holds by then.
 void CheckCache(Checker& check, const char* name, const ffi::AnyBuffer& cache, int64_t cache_layout,
@@ -125,6 +116,8 @@ ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
     args.slot_map = static_cast<const int32_t*>(slot_map->untyped_data());
     args.map_size = Dim(*slot_map, 0);
   }
+  check.Same("new_k_cache", new_k_cache, "k_cache", k_cache);
+  check.Same("new_v_cache", new_v_cache, "v_cache", v_cache);
   if (!check.ok()) return check.error();
   args.q = q.untyped_data();
   args.k = k.untyped_data();
@@ -139,8 +132,6 @@ ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
   args.values.data = new_v_cache.untyped_data();
   args.values.scale = static_cast<const float*>(v_scale.untyped_data());
   args.half_layout = layout == 1;
-  Carry(k_cache, new_k_cache);
-  Carry(v_cache, new_v_cache);
   const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
   const bool valid_layer = layer_index >= 0 && layer_index < layers;
   args.first_page = valid_layer ? layer_index * args.num_pages : -1;

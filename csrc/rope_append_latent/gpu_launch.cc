@@ -17,8 +17,6 @@ bool Wide(const RopeAppendArgs& args) {
          args.rope / 8 <= kThreads;
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 xla::ffi::Error RopeAppend(const RopeAppendArgs& args, const Stream& stream) {
@@ -31,7 +29,7 @@ xla::ffi::Error RopeAppend(const RopeAppendArgs& args, const Stream& stream) {
   const int64_t row_blocks = CeilDiv(args.tokens, kThreads / 64);
   const RopeAppendGpuArgs all{args, static_cast<int32_t>(parts)};
   const auto launch = [&](const char* name, int64_t blocks) {
-    return Launch({&kImage_rope_append_latent, name}, {blocks}, kThreads, 0, stream, &all);
+    return Launch({&kImage_rope_append_latent, name}, blocks, kThreads, 0, stream, &all);
   };
   if (many) {
     xla::ffi::Error error = launch("mla_rope_rows_bf16", row_blocks);

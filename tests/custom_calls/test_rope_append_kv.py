@@ -633,14 +633,20 @@ def ffi_operands(cache_layout: str, cache: str = "bfloat16") -> dict[str, tuple[
     }
 
 
-def ffi_run(operands: dict[str, tuple[tuple[int, ...], str]], target: str, **attributes: int) -> list[Array]:
-    """The native kernel on ones, without aliases."""
+CACHES = {7: 1, 8: 2}
+"""The caches' places among operands and results."""
+
+
+def ffi_run(
+    operands: dict[str, tuple[tuple[int, ...], str]], target: str, aliases: dict[int, int], **attributes: int
+) -> list[Array]:
+    """The native kernel on ones."""
     results = ("q_rotated", "new_k_cache", "new_v_cache")
     outs = [jax.ShapeDtypeStruct(*operands[name]) for name in results]
     left_out = {*results, *(() if target == TARGET_MAPPED else ("slot_map",))}
     arrays = [jnp.ones(*spec) for name, spec in operands.items() if name not in left_out]
     assert target in library("cpu").targets
-    call = jax.ffi.ffi_call(target, outs)
+    call = jax.ffi.ffi_call(target, outs, input_output_aliases=aliases)
     return list(
         map(np.asarray, call(*arrays, **{name: np.int64(value) for name, value in attributes.items()}))
     )
@@ -744,6 +750,7 @@ FFI_ERRORS: dict[str, tuple[str, dict[str, Any], dict[str, int], str]] = {
     ),
     "slot-map": ("flash", {"slot_map": ((7, 1), "int32")}, {}, "'slot_map': expected shape (any), got shape (7, 1)"),
     "slot-map-type": ("flash", {"slot_map": ((7,), "uint32")}, {}, "'slot_map': expected int32, got uint32"),
+    "k-cache-own": ("flash", {}, {}, "'new_k_cache': expected the buffer of 'k_cache' (an alias)"),
 }  # fmt: skip
 
 
@@ -753,18 +760,18 @@ def test_the_kernel_refuses_wrong_buffers(name: str) -> None:
     operands = {**ffi_operands(cache_layout), **changes}
     settings = {"layout": 0, "cache_layout": KV_CACHE_LAYOUTS.index(cache_layout), **attributes}
     with pytest.raises(jax.errors.JaxRuntimeError) as raised:
-        ffi_run(operands, TARGET_MAPPED, **settings)
+        ffi_run(operands, TARGET_MAPPED, {}, **settings)
     assert f"mla_jax.rope_append_kv_mapped: argument {message}" in str(raised.value)
 
 
 @pytest.mark.parametrize("target", [TARGET, TARGET_MAPPED])
 @pytest.mark.parametrize("cache_layout", KV_CACHE_LAYOUTS)
 def test_the_kernel_takes_right_buffers(cache_layout: str, target: str) -> None:
-    """Also where results are other buffers than the caches, and where a page holds a single pack."""
+    """Also where a page holds a single pack."""
     for cache in ("bfloat16", "float8_e4m3fn"):
         operands = ffi_operands(cache_layout, cache)
         code = KV_CACHE_LAYOUTS.index(cache_layout)
-        q_rotated, *caches = ffi_run(operands, target, layout=0, cache_layout=code)
+        q_rotated, *caches = ffi_run(operands, target, CACHES, layout=0, cache_layout=code)
         # cos = sin = 1 takes (1, 1) to (0, 2); layer 1, slot 1 holds a key, all else is the caches' own.
         turned = np.where(np.arange(16) < 8, np.arange(16) % 2 * 2, 1)
         assert np.array_equal(q_rotated, np.broadcast_to(turned, (4, 6, 16)))
