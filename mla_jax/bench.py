@@ -1,10 +1,7 @@
-"""`mla-jax bench`: tokens per second beside the bytes they need and the rate at which this machine reads bytes."""
+"""`mla-jax bench`: tokens per second beside what they would be if only bytes and FLOP took time."""
 
 import os
-import resource
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +15,10 @@ import numpy as np
 from mla_jax.bench_weights import random_weights
 from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
-from mla_jax.cost import decode_cost, weight_bytes
+from mla_jax.cost import StepCost, decode_cost, prefill_cost, weight_bytes
 from mla_jax.errors import RequestError
 from mla_jax.loading import load
+from mla_jax.machine import available_bytes, on_host, peak_bytes, product_rate, read_rate
 from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, freeze, prefill
 from mla_jax.paging import AttentionMetadata, PageTable, advance
 from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
@@ -29,9 +27,6 @@ from mla_jax.quant import FP8, MXFP4, Storage
 from mla_jax.rope import RopeTable
 
 WEIGHTS: dict[str, Storage | None] = {"mxfp4": MXFP4, "fp8": FP8, "bf16": None}
-
-_READ_BYTES = 1 << 28
-_READ_ROUNDS = 5
 
 
 def bench(
@@ -58,8 +53,10 @@ def bench(
 
     Returns:
       A dict with the keys prefill_tokens_per_s, decode_tokens_per_s (all sequences together; None where left
-      out), bytes_per_step, flop_per_step, read_gb_per_s, share_of_read_rate (of decode), load_s, compile_s,
-      peak_rss_bytes, and what was measured.
+      out), bytes_per_step, flop_per_step, flop_of_prefill, read_gb_per_s and product_gflop_per_s (measured in the
+      same run), share_of_read_rate (of decode), decode_share_of_floor and prefill_share_of_floor (floor = bytes /
+      read rate + FLOP / product rate), load_s, compile_s, peak_rss_bytes, peak_device_bytes (None on a CPU), and
+      what was measured.
 
     Raises:
       RequestError: both or neither of model and config, sizes out of range, or more memory than there is.
@@ -83,9 +80,15 @@ def bench(
     if needed > settings.max_context:
         raise RequestError(f"bench: {needed} tokens of one sequence: {settings.context_reason}")
     cost = decode_cost(settings, table, batch, depth + decode // 2, settings.dtype)
-    read = read_rate()
+    whole = prefill_cost(settings, table, batch, prompt)
+    read, product = read_rate(), product_rate(settings.dtype)
+
+    def share(cost: StepCost, seconds: float) -> float | None:
+        return (cost.bytes / read + cost.flop / product) / seconds if seconds else None
+
     prefill_s, prefill_compile = _time_prefill(frozen, prompt, batch)
     decode_s, decode_compile = _time_decode(frozen, decode, batch, depth)
+    peak_host, peak_device = peak_bytes()
     return {
         "model": model or config,
         "weights": "checkpoint" if model else weights or "bf16",
@@ -98,28 +101,17 @@ def bench(
         "weight_bytes": weight_bytes(table, settings.dtype),
         "bytes_per_step": cost.bytes,
         "flop_per_step": cost.flop,
+        "flop_of_prefill": whole.flop,
         "read_gb_per_s": read / 1e9,
+        "product_gflop_per_s": product / 1e9,
         "share_of_read_rate": cost.bytes / decode_s / read if decode_s else None,
+        "decode_share_of_floor": share(cost, decode_s),
+        "prefill_share_of_floor": share(whole, prefill_s),
         "load_s": load_s,
         "compile_s": prefill_compile + decode_compile,
-        "peak_rss_bytes": _peak_rss(),
+        "peak_rss_bytes": peak_host,
+        "peak_device_bytes": peak_device,
     }
-
-
-def read_rate() -> float:
-    """Bytes per second at which all cores together read memory that no cache holds; the best of a few rounds."""
-    threads = os.cpu_count() or 1
-    parts = [np.ones(_READ_BYTES // 8, np.uint64) for _ in range(threads)]
-    best = 0.0
-    for _ in range(_READ_ROUNDS):
-        workers = [threading.Thread(target=np.bitwise_or.reduce, args=(part,)) for part in parts]
-        started = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - started))
-    return best
 
 
 def _from_checkpoint(model: str, weights: str | None) -> tuple[FrozenModel, Tree]:
@@ -162,7 +154,7 @@ def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
     table = with_storage(
         parameter_table(settings), lambda info: None if info.sources[0].name == head else storage
     )
-    needed, free = weight_bytes(table, settings.dtype), _available_bytes()
+    needed, free = weight_bytes(table, settings.dtype), available_bytes()
     if free is not None and needed > free:
         raise RequestError(
             f"{config} with {weights or 'bf16'} weights needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available"
@@ -179,7 +171,7 @@ def _time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, 
     none, new = jnp.zeros(batch, jnp.int32), jnp.full(batch, prompt, jnp.int32)
     meta = AttentionMetadata.extend(table, none, new)
     tokens = _tokens(frozen, prompt * batch)
-    step, compile_s = _compiled(prefill, frozen, tokens, cache, meta)
+    step, compile_s = _compiled(prefill, (2,), frozen, tokens, cache, meta)
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -205,20 +197,29 @@ def _time_decode(frozen: FrozenModel, steps: int, batch: int, depth: int) -> tup
         logits, cache = decode_step(model, tokens, cache, meta)
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache, advance(meta)
 
-    step, compile_s = _compiled(one, frozen, tokens, cache, meta)
-    tokens, cache, meta = step(frozen, tokens, cache, meta)
+    # All that changes is given away, so that every step finds its buffers where the last one had them: command
+    # buffers are recorded once.
+    state = jax.tree.map(jnp.array, (tokens, cache, meta))
+    step, compile_s = _compiled(one, (1, 2, 3), frozen, *state)
+    state = jax.block_until_ready(step(frozen, *step(frozen, *state)))
     times = []
+    first = time.perf_counter()
     for _ in range(steps):
         started = time.perf_counter()
-        tokens, cache, meta = step(frozen, tokens, cache, meta)
-        jax.block_until_ready(tokens)
+        state = step(frozen, *state)
+        if on_host():
+            jax.block_until_ready(state[0])
         times.append(time.perf_counter() - started)
-    return statistics.median(times), compile_s
+    jax.block_until_ready(state)
+    if on_host():
+        return statistics.median(times), compile_s
+    # On a GPU steps queue up, as they do where tokens are fetched behind them.
+    return (time.perf_counter() - first) / steps, compile_s
 
 
-def _compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+def _compiled(function: Callable[..., Any], donated: tuple[int, ...], *args: Any) -> tuple[Any, float]:
     started = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=2).lower(*args).compile()
+    compiled = jax.jit(function, donate_argnums=donated).lower(*args).compile()
     return compiled, time.perf_counter() - started
 
 
@@ -232,20 +233,6 @@ def _tokens(frozen: FrozenModel, count: int) -> jax.Array:
     return jnp.asarray(rng.integers(0, frozen.config.vocab_size, count), jnp.int32)
 
 
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
-
-
-def _peak_rss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def format_report(found: dict[str, Any]) -> str:
     """The measurements as lines of text."""
     lines = [
@@ -253,15 +240,22 @@ def format_report(found: dict[str, Any]) -> str:
         f"depth {found['depth']}"
     ]
     if found["prefill_tokens_per_s"] is not None:
-        lines.append(f"prefill of {found['prompt']}: {found['prefill_tokens_per_s']:.1f} tokens/s")
+        lines.append(
+            f"prefill of {found['prompt']}: {found['prefill_tokens_per_s']:.1f} tokens/s, "
+            f"{found['flop_of_prefill'] / 1e9:.0f} GFLOP: {100 * found['prefill_share_of_floor']:.0f} % of the rate of "
+            f"{found['product_gflop_per_s']:.0f} GFLOP/s of large products"
+        )
     if found["decode_tokens_per_s"] is not None:
         lines.append(
             f"decode: {found['decode_tokens_per_s']:.2f} tokens/s; a step reads {found['bytes_per_step'] / 1e6:.1f} MB "
             f"and computes {found['flop_per_step'] / 1e9:.2f} GFLOP: {100 * found['share_of_read_rate']:.0f} % of "
-            f"the {found['read_gb_per_s']:.1f} GB/s at which this machine reads memory"
+            f"the {found['read_gb_per_s']:.1f} GB/s at which this machine reads memory, "
+            f"{100 * found['decode_share_of_floor']:.0f} % of what bytes and FLOP allow"
         )
+    on_device = found["peak_device_bytes"]
     lines.append(
         f"load {found['load_s']:.1f} s, compile {found['compile_s']:.1f} s, peak memory "
         f"{found['peak_rss_bytes'] / 1e9:.2f} GB"
+        + (f", {on_device / 1e9:.2f} GB on the device" if on_device else "")
     )
     return "\n".join(lines)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mla_jax import bench as bench_module
-from mla_jax.bench import bench, format_report, read_rate
+from mla_jax import machine
+from mla_jax.bench import bench, format_report
 from mla_jax.cli import main
 from mla_jax.errors import RequestError
 
@@ -16,6 +17,10 @@ KEYS = {
     "decode_tokens_per_s",
     "bytes_per_step",
     "flop_per_step",
+    "flop_of_prefill",
+    "product_gflop_per_s",
+    "decode_share_of_floor",
+    "prefill_share_of_floor",
     "read_gb_per_s",
     "share_of_read_rate",
     "load_s",
@@ -26,7 +31,8 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def little_to_read(monkeypatch):
-    monkeypatch.setattr(bench_module, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_HOST_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_HOST_PRODUCT", (48, 64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,12 @@ def test_a_checkpoint(capsys):
     rate = found["bytes_per_step"] / per_step / 1e9
     assert found["share_of_read_rate"] == pytest.approx(rate / found["read_gb_per_s"], rel=1e-6)
     assert found["weights"] == "checkpoint"
+    floor = (
+        found["bytes_per_step"] / found["read_gb_per_s"]
+        + found["flop_per_step"] / found["product_gflop_per_s"]
+    )
+    assert found["decode_share_of_floor"] == pytest.approx(floor / 1e9 / per_step, rel=1e-6)
+    assert found["peak_device_bytes"] is None
 
 
 @pytest.mark.parametrize("weights", ["mxfp4", "fp8", None])
@@ -75,12 +87,8 @@ def test_parts_may_be_left_out():
     assert found["prefill_tokens_per_s"] is None and found["decode_tokens_per_s"] > 0
     found = bench(str(CASE), prompt=3, decode=0)
     assert found["decode_tokens_per_s"] is None and found["share_of_read_rate"] is None
+    assert found["decode_share_of_floor"] is None and found["prefill_share_of_floor"] > 0
     assert "decode" not in format_report(found)
-
-
-def test_the_read_rate_is_positive(monkeypatch):
-    monkeypatch.setattr(bench_module, "_READ_BYTES", 1 << 22)
-    assert read_rate() > 0
 
 
 def test_refusals(monkeypatch, config):
@@ -102,7 +110,7 @@ def test_refusals(monkeypatch, config):
         bench(str(CASE), depth=-1)
     with pytest.raises(RequestError, match=r"bench: \d+ tokens of one sequence"):
         bench(str(CASE), depth=10**6)
-    monkeypatch.setattr(bench_module, "_available_bytes", lambda: 10**9)
+    monkeypatch.setattr(bench_module, "available_bytes", lambda: 10**9)
     with pytest.raises(
         RequestError, match=r"deepseek-v3 with mxfp4 weights needs \d+\.\d GB, 1.0 GB are available"
     ):

@@ -1,11 +1,11 @@
-"""Bytes and FLOP of a decode step, against counts made by hand."""
+"""Bytes and FLOP of a step, against counts made by hand."""
 
 from dataclasses import replace
 
 import pytest
 
 from mla_jax.config import ModelConfig
-from mla_jax.cost import decode_cost, weight_bytes
+from mla_jax.cost import decode_cost, prefill_cost, weight_bytes
 from mla_jax.parameters import parameter_table, with_storage
 from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import MXFP4
@@ -78,3 +78,15 @@ def test_presets_are_models(name):
     low, high = published[name]
     assert low < billions < high
     assert set(published) == set(PRESETS)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 300)])
+def test_a_prefill_of_v2_lite(batch, length):
+    total, experts, active = hand_counted(LITE)
+    cost = prefill_cost(LITE, parameter_table(LITE), batch, length)
+    tokens, head = batch * length, LITE.vocab_size * 2048
+    others = total - experts - head
+    read = 2 * (others + experts * (1 - (58 / 64) ** tokens) + tokens * 2048)
+    assert cost.weight_bytes == pytest.approx(read, rel=1e-9) and cost.cache_bytes == 0
+    attention = 2 * 27 * 16 * (192 + 128) * batch * length * (length + 1) // 2
+    assert cost.flop == pytest.approx(2 * (active - head) * tokens + 2 * head * batch + attention, rel=1e-9)
