@@ -158,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "Say what is installed, what each op runs, and why.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
+    selftest = command("selftest", _selftest, "Run every op against its reference here, with times.")
+    selftest.add_argument("--platform", choices=("cpu", "cuda", "rocm"), help="default: where JAX computes")
+    selftest.add_argument(
+        "--out", metavar="FILE", help="also write the report, as JSON, to attach to an issue"
+    )
+    selftest.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -349,6 +356,20 @@ def _bench(options: argparse.Namespace) -> int:
     )
     print(json.dumps(found) if options.json else format_report(found))
     return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from mla_jax.selftest import format_report, selftest
+
+    if options.out is not None:
+        # What cannot be written is known before the work, not after it.
+        open(options.out, "a", encoding="utf-8").close()
+    found = selftest(options.platform)
+    if options.out is not None:
+        with open(options.out, "w", encoding="utf-8") as report:
+            json.dump(found, report, indent=1)
+    print(json.dumps(found) if options.json else format_report(found))
+    return 0 if found["agrees"] else EXIT_DIVERGES
 
 
 def _doctor(options: argparse.Namespace) -> int:
