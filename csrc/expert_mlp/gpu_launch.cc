@@ -11,8 +11,9 @@ extern const Image kImage_expert_mlp;
 
 namespace {
 
-// Two counters an expert in a block's shared memory.
-constexpr int64_t kMaxExperts = (48 << 10) / (2 * static_cast<int64_t>(sizeof(int)));
+constexpr int64_t kSharedInts = (48 << 10) / static_cast<int64_t>(sizeof(int));
+// What the plan has room for.
+constexpr int64_t kMaxExperts = (kSharedInts - PlanInts(0)) / (PlanInts(1) - PlanInts(0));
 
 ExpertPlan LayOut(const ExpertMlpArgs& args, const ProductKernel (&kernels)[2]) {
   const int64_t pairs = args.tokens * args.slots, all_tiles = ExpertTiles(args);
@@ -73,7 +74,7 @@ xla::ffi::Error RunExperts(const ExpertMlpArgs& args, ProductArgs gate_up, Produ
     all.plan = LayOut(args, kernels);
     xla::ffi::Error error =
         Launch({&kImage_expert_mlp, "mla_expert_plan"}, 1, kPlanThreads,
-               static_cast<size_t>(2 * args.experts) * sizeof(int), stream, &all);
+               static_cast<size_t>(PlanInts(args.experts)) * sizeof(int), stream, &all);
     ProductArgs* products[2] = {&gate_up, &down};
     for (int i = 0; i < 2 && error.success(); ++i) {
       ProductArgs& product = *products[i];
@@ -89,7 +90,7 @@ xla::ffi::Error RunExperts(const ExpertMlpArgs& args, ProductArgs gate_up, Produ
   } else {
     all.args.slots = 0;
   }
-  const int64_t parts = CeilDiv(args.hidden, kCombineColumns);
+  const int64_t parts = CeilDiv(args.hidden, kCombineThreads);
   return Launch({&kImage_expert_mlp, "mla_expert_combine"}, args.tokens * parts, kCombineThreads, 0,
                 stream, &all);
 }

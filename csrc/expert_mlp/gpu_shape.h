@@ -9,8 +9,11 @@ namespace mla {
 namespace gpu {
 
 constexpr int kPlanThreads = 512;
-constexpr int kCombineThreads = 256;
-constexpr int kCombineColumns = 1024;  // Of a block.
+constexpr int kCombineThreads = 256;  // A column each.
+
+// Ints of shared memory that the plan of so many experts needs: a counter each, and two buffers of
+// three sums.
+constexpr int64_t PlanInts(int64_t experts) { return experts + 2 * 3 * (experts + 1); }
 
 struct ExpertPlan {
   int32_t* start;           // (experts + 1) positions

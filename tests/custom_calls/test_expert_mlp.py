@@ -55,6 +55,8 @@ class TestExpertMlp(OpTests):
         "T65-E8-k2": make(65, 40, 12, 8, 2),
         "T140-E2-k1": make(140, 9, 5, 2, 1),
         "wide": make(2, 300, 70, 3, 2),
+        # More experts than threads that place tokens on a GPU, more slots than it adds at once.
+        "T30-E520-k11": make(30, 9, 2, 520, 11),
         "one-expert-for-all": with_ids(make(17, 24, 9, 6, 1), 4),
         "duplicates": with_ids(make(17, 24, 9, 3, 6), 0, 1, 2),
         "padded": with_ids(make(17, 24, 9, 3, 4), 0, 2, 3),
