@@ -1,0 +1,60 @@
+"""Draws the rows of run.py under the roofline of the device that they were measured on.
+
+python benchmarks/gpu/roofline.py REPORT.json OUT.png      (needs matplotlib: pip install ".[train]")
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("report", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    report = json.loads(arguments.report.read_text())
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    read, product = report["read_bytes_per_s"], report["matrix_flop_per_s"]
+    points = defaultdict(list)
+    for row in report["rows"]:
+        if row.get("us") and row.get("bytes") and row.get("flop"):
+            points[row["op"]].append((row["flop"] / row["bytes"], row["flop"] / row["us"] * 1e6))
+    figure, axes = pyplot.subplots(figsize=(10, 6.5), dpi=110)
+    lowest = min(x for found in points.values() for x, _ in found) / 2
+    highest = 2 * max(max(x for found in points.values() for x, _ in found), product / read)
+    axes.plot(
+        [lowest, product / read, highest],
+        [lowest * read / 1e12, product / 1e12, product / 1e12],
+        color="black",
+        linewidth=1.2,
+        label=f"reads {read / 1e12:.2f} TB/s, multiplies {product / 1e12:.0f} TFLOP/s",
+    )
+    markers = "osv^D<>Ph*X8p"
+    for i, (op, found) in enumerate(sorted(points.items())):
+        axes.scatter(
+            [x for x, _ in found],
+            [y / 1e12 for _, y in found],
+            s=26,
+            marker=markers[i % len(markers)],
+            label=op,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP per byte")
+    axes.set_ylabel("TFLOP/s")
+    axes.set_title(f"{report['device']}: each kernel at each of its sizes")
+    axes.grid(True, which="both", linewidth=0.3)
+    axes.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
