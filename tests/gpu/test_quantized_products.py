@@ -1,7 +1,7 @@
 """The quantised products on this machine's GPU against float64, at sizes that reach each of its kernels.
 
 The shared tests of tests/custom_calls run the same contracts on the CPU's kernels and, through tests/rocm, on AMD's
-in the emulator. These need a GPU that JAX can use and are skipped, with the reason, where there is none.
+in the emulator.
 """
 
 import sys
@@ -23,10 +23,6 @@ from custom_calls.expert_mlp import expert_mlp
 from custom_calls.linear import linear
 from custom_calls.mxfp4_quantize import mxfp4_quantize
 from custom_calls.quantized_tensor import QuantizedTensor, dequantize
-
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "gpu", reason=f"JAX has no GPU here, only {jax.default_backend()}"
-)
 
 Array = np.ndarray
 DTYPES = ("bfloat16", "float32")
