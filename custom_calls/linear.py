@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check_shape
 from custom_calls.errors import LayoutError
+from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.linear_quantized import LINEAR_QUANTIZED
 from custom_calls.mxfp4_quantize import mxfp4_quantize
 from custom_calls.op import Arrays, Native, Op, map_rows
-from custom_calls.quantized_tensor import QuantizedTensor, check_weight, dequantize
+from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.linear.v1"
@@ -87,8 +88,8 @@ def _quantized(
     if activations == "mxfp4":
         if weight.container != "mxfp4":
             raise LayoutError(f"linear: activations='mxfp4' needs an MXFP4 weight, got {weight.container!r}")
-        # Every MXFP4 value is exact in x's dtype.
-        x = dequantize(mxfp4_quantize(x, rounding="even", kernels=kernels), jnp.dtype(x.dtype).name)
+        rows = mxfp4_quantize(x, rounding="even", kernels=kernels)
+        return linear_mxfp4(rows, weight, bias, out_dtype=out, kernels=kernels)
     arrays: Arrays = (x, weight.data, weight.scale)
     if bias is not None:
         check_shape("linear", "bias", bias, (weight.shape[0],))

@@ -15,6 +15,7 @@ from custom_calls.flatten_quantize import flatten_quantize
 from custom_calls.fused_qk_rmsnorm import fused_qk_rmsnorm
 from custom_calls.kv_cache_layout import KVCacheLayout, KVCacheSizes, kv_cache_shapes
 from custom_calls.linear import linear
+from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.mxfp4_quantize import mxfp4_quantize
@@ -258,6 +259,9 @@ def _products(make: _Maker) -> list[Case]:
     def product(a: Any, kernels: Kernels) -> Arrays:
         return (linear(a["x"], a["weight"], kernels=kernels),)
 
+    def both_mxfp4(a: Any, kernels: Kernels) -> Arrays:
+        return (linear_mxfp4(a["x"], a["weight"], kernels=kernels),)
+
     plain, outputs = make.weight(1408, HIDDEN), 1408
     found = []
     for rows in (1, 8, 64):
@@ -279,6 +283,17 @@ def _products(make: _Maker) -> list[Case]:
             )
             for name, weight in _quantised(plain).items()
         ]
+        found.append(
+            Case(
+                "mla_jax.linear_mxfp4",
+                f"{rows} x {HIDDEN} x {outputs}",
+                both_mxfp4,
+                {
+                    name: mxfp4_quantize(each, kernels="reference")
+                    for name, each in (("x", x), ("weight", plain))
+                },
+            )
+        )
     kv_b = make.weight(HEADS * (NOPE + V), RANK)
     into = {"contract": "rows", "row_offset": 0, "rows": NOPE}
     out = {"contract": "columns", "row_offset": NOPE, "rows": V}

@@ -1,6 +1,5 @@
-"""linear over quantised weights: every container, ragged sizes, quantised activations, independence of the batch."""
+"""linear over quantised weights: every container, ragged sizes, independence of the batch."""
 
-import re
 from typing import Any
 
 import jax
@@ -23,10 +22,10 @@ from op_base import (
 )
 from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
 
-from custom_calls.errors import LayoutError, ShapeError, UnsupportedTransformError
+from custom_calls.errors import LayoutError
 from custom_calls.linear import linear
 from custom_calls.linear_quantized import TARGET, TARGET_BIAS
-from custom_calls.quantized_tensor import QuantizedTensor, dequantize, to_fnuz
+from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
 
 BF16 = ml_dtypes.bfloat16
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
@@ -355,68 +354,6 @@ def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str,
     for rows in (slice(599, 600), slice(510, 514), slice(17, 22), slice(300, 430), slice(0, 513)):
         (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][rows]), "native")
         assert same_bits(np.asarray(full)[rows], part), rows
-
-
-# ---- quantised activations ----
-
-
-@BOTH
-@pytest.mark.parametrize("types", [TYPES[0], TYPES[2]], ids="-".join)
-@pytest.mark.parametrize("m", [0, 5])
-def test_activations_in_mxfp4(m: int, types: tuple[str, str], kernels: str, rng: Rng) -> None:
-    call = make(m, 37, 192, "mxfp4", bias="float32")(rng, *types)
-    # Groups of very different size, zeros among them.
-    x = call.arrays["x"].reshape(m, 6, 32)
-    x = (x * np.array([1, 1e-3, 1e3, 0, 1, 2]).reshape(6, 1).astype(x.dtype)).reshape(m, 192)
-    call = call.changed(x=x, activations="mxfp4")
-    (got,) = TestLinearQuantized.check_call(call, kernels)
-    if m:
-        plain = TestLinearQuantized.call(call.changed(activations="bf16"), kernels)[0]
-        assert not same_bits(got, plain)
-
-
-@BOTH
-def test_activations_that_are_mxfp4_already_change_nothing(kernels: str, rng: Rng) -> None:
-    codes = rng.integers(0, 16, (5, 64)).astype(np.uint8)
-    codes[:, ::32] = 7
-    scale = rng.integers(120, 126, (5, 2)).astype(np.uint8)
-    x = jax.jit(dequantize, static_argnums=1)(
-        weight_of(oracle_quantized.pack(codes), scale, "mxfp4", (1, 32)), "bfloat16"
-    )
-    data, weight_scale = random_weight(rng, (9, 64), "mxfp4")
-    weight = weight_of(data, weight_scale, "mxfp4", (1, 32))
-    got = linear(x, weight, activations="mxfp4", kernels=kernels)
-    assert same_bits(got, linear(x, weight, kernels=kernels))
-
-
-def test_activations_are_quantised_for_mxfp4_weights_only(rng: Rng) -> None:
-    x = jnp.ones((2, 160))
-    for layout, (container, block) in LAYOUTS.items():
-        if container == "mxfp4":
-            continue
-        weight = weight_of(*random_weight(rng, (4, 160), layout), container, block)
-        with pytest.raises(LayoutError) as raised:
-            linear(x, weight, activations="mxfp4")
-        assert str(raised.value) == f"linear: activations='mxfp4' needs an MXFP4 weight, got {container!r}"
-    with pytest.raises(LayoutError) as raised:
-        linear(x, jnp.ones((4, 160)), activations="mxfp4")
-    assert str(raised.value) == "linear: activations='mxfp4' needs an MXFP4 weight, got float32"
-    with pytest.raises(ShapeError, match="argument 'activations': expected 'bf16' or 'mxfp4', got 'int8'"):
-        linear(x, jnp.ones((4, 160)), activations="int8")  # type: ignore[arg-type]
-
-
-def test_quantised_activations_have_no_derivative(rng: Rng) -> None:
-    weight = weight_of(*random_weight(rng, (4, 64), "mxfp4"), "mxfp4", (1, 32))
-    with pytest.raises(
-        UnsupportedTransformError, match="mla_jax.mxfp4_quantize cannot be differentiated: its rounding"
-    ):
-        jax.grad(lambda x: linear(x, weight, activations="mxfp4").sum())(jnp.ones((2, 64)))
-
-
-def test_quantised_activations_are_two_named_equations(rng: Rng) -> None:
-    weight = weight_of(*random_weight(rng, (4, 64), "mxfp4"), "mxfp4", (1, 32))
-    text = str(jax.make_jaxpr(lambda x, w: linear(x, w, activations="mxfp4"))(jnp.ones((2, 64)), weight))
-    assert re.findall(r"mla_jax\.\w+", text) == ["mla_jax.mxfp4_quantize", "mla_jax.linear_quantized"]
 
 
 # ---- the rest ----

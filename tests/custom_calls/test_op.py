@@ -70,6 +70,7 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.flatten_quantize",
         "mla_jax.fused_qk_rmsnorm",
         "mla_jax.linear",
+        "mla_jax.linear_mxfp4",
         "mla_jax.linear_quantized",
         "mla_jax.mla_attention",
         "mla_jax.mla_attention_expanded",
@@ -83,7 +84,8 @@ def test_every_module_registers_its_ops() -> None:
     }
     assert all(hasattr(custom_calls, name) for name in custom_calls.__all__)
     targets = [target for op in OPS.values() for contract in op.natives for target in contract]
-    assert len(targets) == len(set(targets))
+    # On a CPU rows in MXFP4 are decoded for the kernel of plain ones.
+    assert [target for target in set(targets) if targets.count(target) > 1] == ["mla_jax.linear_quantized.v1"]
     for name, contract in map(contract_of, targets):
         assert name.startswith("mla_jax.") and contract >= 1
 

@@ -21,6 +21,7 @@ OPS = {
         "mla_jax.linear_quantized_bias",
         "mla_jax.mxfp4_dequantize",
     ),
+    "test_linear_mxfp4.py": ("mla_jax.linear_mxfp4",),
     "test_absorb_quantized.py": ("mla_jax.absorb_quantized",),
     "test_expert_mlp.py": ("mla_jax.expert_mlp",),
     "test_expert_mlp_quantized.py": ("mla_jax.expert_mlp_quantized",),
