@@ -52,6 +52,15 @@ def test_attention_multiplies_on_matrix_cores(kernels: list[isa_report.Kernel]) 
         assert not any(name.startswith("flat_") for name in k.instructions), "pointers are known to be global"
 
 
+def test_codes_are_multiplied_as_they_are(kernels: list[isa_report.Kernel]) -> None:
+    products = [k for k in kernels if k.name.startswith("mla_linear_mxfp4")]
+    assert len(products) == 4
+    for k in products:
+        own = "v_mfma_scale_f32_16x16x128_f8f6f4" if k.architecture == "gfx950" else MATRIX[k.architecture]
+        assert set(k.matrix) == {own}
+        assert k.instructions["global_load_dwordx4"] > 0
+
+
 def test_every_kernel_knows_its_address_spaces(kernels: list[isa_report.Kernel]) -> None:
     for k in kernels:
         assert not any(name.startswith(("flat_", "scratch_")) for name in k.instructions), k.name
