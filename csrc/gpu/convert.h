@@ -68,6 +68,20 @@ MLA_DEVICE float ReadOne(const void* base, DType type, int64_t at) {
                              : ToFloat(static_cast<const bf16*>(base)[at]);
 }
 
+// Elements `at` to at + n of the same; `wide`: they are aligned as a whole.
+template <bool wide, int n>
+MLA_DEVICE void ReadRun(const void* base, DType type, int64_t at, float (&out)[n]) {
+  if (type == DType::kF32) {
+    const auto run = LoadRun<wide, n>(static_cast<const float*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = run.at[i];
+  } else {
+    const auto run = LoadRun<wide, n>(static_cast<const bf16*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = ToFloat(run.at[i]);
+  }
+}
+
 MLA_DEVICE void WriteOne(void* base, DType type, int64_t at, float value) {
   if (type == DType::kF32) {
     static_cast<float*>(base)[at] = value;

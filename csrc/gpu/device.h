@@ -92,6 +92,25 @@ MLA_DEVICE float LanesMax(float value) {
   return value;
 }
 
+// The same for bits as unsigned numbers, over `width` lanes that are known at run time.
+MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits, int width) {
+  for (int mask = width / 2; mask > 0; mask /= 2) {
+    const auto other = static_cast<uint32_t>(ShuffleBits(static_cast<int>(bits), Lane() ^ mask));
+    bits = bits > other ? bits : other;
+  }
+  return bits;
+}
+
+// a * b rounded by itself: the compiler fuses it with no sum behind it.
+MLA_DEVICE float RoundedProduct(float a, float b) {
+#if defined(__HIP__)
+#pragma clang fp contract(off)
+  return a * b;
+#else
+  return __fmul_rn(a, b);
+#endif
+}
+
 // Base-2 exponential and logarithm as the machine has them, good to 2 units in the last place.
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.69314718055994531f;
 #if defined(__HIP__)
@@ -137,6 +156,24 @@ template <int n, typename T>
 MLA_DEVICE void StoreLoose(T* p, const Pack<T, n>& pack) {
 #pragma unroll
   for (int i = 0; i < n; ++i) p[i] = pack.at[i];
+}
+
+// Either of them.
+template <bool wide, int n, typename T>
+MLA_DEVICE Pack<T, n> LoadRun(const T* p) {
+  if constexpr (wide) {
+    return LoadPack<n>(p);
+  } else {
+    return LoadLoose<n>(p);
+  }
+}
+template <bool wide, int n, typename T>
+MLA_DEVICE void StoreRun(T* p, const Pack<T, n>& pack) {
+  if constexpr (wide) {
+    StorePack(p, pack);
+  } else {
+    StoreLoose(p, pack);
+  }
 }
 
 }  // namespace gpu
