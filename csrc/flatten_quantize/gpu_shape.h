@@ -8,9 +8,11 @@
 namespace mla {
 namespace gpu {
 
+// What a run's position in its row may reach, a 32-bit number.
+constexpr int64_t kLongestRow = int64_t{1} << 30;
+
 struct FlattenQuantizeGpuArgs {
   FlattenQuantizeArgs args;
-  int32_t shift;  // GroupShift() of the groups.
   int32_t parts;  // Blocks a row.
 };
 

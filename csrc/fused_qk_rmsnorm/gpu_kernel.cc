@@ -20,7 +20,7 @@ MLA_DEVICE void NormRows(const NormInput& in, void* values, int64_t block) {
   }
 }
 
-// `few`: both parts are held in a single run a thread, which leaves room for many blocks.
+// `few`: both parts are short enough for few threads a row, which is every model's case.
 template <typename T, bool few>
 MLA_DEVICE void NormBoth(const FusedQkRmsNormGpuArgs& all) {
   const bool is_q = BlockX() < all.q_blocks;
@@ -30,14 +30,16 @@ MLA_DEVICE void NormBoth(const FusedQkRmsNormGpuArgs& all) {
                      part.weight_type, all.args.rows, part.width,  0,
                      part.n,           part.eps,      -0.0f};
   const RowKind kind = is_q ? all.q_kind : all.kv_kind;
-  if (kind == RowKind::kShortHeld) {
-    NormRows<T, 64, 1>(in, part.values, block);
-  } else if (kind == RowKind::kHeld1) {
-    NormRows<T, 256, 1>(in, part.values, block);
+  if (kind == RowKind::kHeld32) {
+    NormRows<T, 32, 4>(in, part.values, block);
+  } else if (kind == RowKind::kHeld64) {
+    NormRows<T, 64, 4>(in, part.values, block);
   } else if constexpr (!few) {
-    if (kind == RowKind::kHeld4) {
+    if (kind == RowKind::kHeld256) {
       NormRows<T, 256, 4>(in, part.values, block);
-    } else if (kind == RowKind::kShortTwice) {
+    } else if (kind == RowKind::kTwice32) {
+      NormRows<T, 32, 0>(in, part.values, block);
+    } else if (kind == RowKind::kTwice64) {
       NormRows<T, 64, 0>(in, part.values, block);
     } else {
       NormRows<T, 256, 0>(in, part.values, block);

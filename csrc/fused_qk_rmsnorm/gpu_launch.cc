@@ -10,7 +10,7 @@ xla::ffi::Error FusedQkRmsNorm(const FusedQkRmsNormArgs& args, const Stream& str
   const auto kind_of = [](const NormedRows& part) {
     const RowKind kind = RowKindOf(part.n, WholeRuns(part.n) && WholeRuns(part.width));
     // No latent is that long: not worth the registers.
-    return kind == RowKind::kHeld8 ? RowKind::kTwice : kind;
+    return kind == RowKind::kHeldLong ? RowKind::kTwice256 : kind;
   };
   const auto blocks = [&](const NormedRows& part) {
     return part.n == 0 ? 0 : RowBlocks(args.rows, part.n);
@@ -18,7 +18,7 @@ xla::ffi::Error FusedQkRmsNorm(const FusedQkRmsNormArgs& args, const Stream& str
   const int64_t q_blocks = blocks(args.q), all_blocks = q_blocks + blocks(args.kv);
   const FusedQkRmsNormGpuArgs all{args, kind_of(args.q), kind_of(args.kv),
                                   static_cast<int32_t>(q_blocks)};
-  const bool few = all.q_kind <= RowKind::kHeld1 && all.kv_kind <= RowKind::kHeld1;
+  const bool few = all.q_kind <= RowKind::kHeld64 && all.kv_kind <= RowKind::kHeld64;
   const bool f32 = args.io_type == DType::kF32;
   const char* name = few ? (f32 ? "mla_fused_qk_rmsnorm_f32" : "mla_fused_qk_rmsnorm_bf16")
                          : (f32 ? "mla_fused_qk_rmsnorm_f32_any" : "mla_fused_qk_rmsnorm_bf16_any");

@@ -53,6 +53,20 @@ MLA_DEVICE f8e4m3fn FromFloat<f8e4m3fn>(float value) {
 #endif
 }
 
+// The codes of two values, the first in the low byte. A NaN is 0x7f, whatever its sign.
+MLA_DEVICE uint16_t F8Pair(float low, float high) {
+#if defined(__CUDACC__)
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  const auto code = [](float value) -> uint32_t {
+    return value != value ? 0x7fu : FromFloat<f8e4m3fn>(value).bits;
+  };
+  return static_cast<uint16_t>(code(low) | code(high) << 8);
+#endif
+}
+
 MLA_DEVICE float ToFloat(f8e4m3fn value) {
   // The code's exponent and mantissa in a float's place; its bias is 7 instead of 127.
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x80u) << 24;

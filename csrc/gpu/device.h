@@ -92,8 +92,10 @@ MLA_DEVICE float LanesMax(float value) {
   return value;
 }
 
-// The same for bits as unsigned numbers, over `width` lanes that are known at run time.
-MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits, int width) {
+// The largest of unsigned numbers.
+template <int width>
+MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits) {
+#pragma unroll
   for (int mask = width / 2; mask > 0; mask /= 2) {
     const auto other = static_cast<uint32_t>(ShuffleBits(static_cast<int>(bits), Lane() ^ mask));
     bits = bits > other ? bits : other;

@@ -18,16 +18,9 @@ MLA_DEVICE float F8Scale(uint32_t magnitude) {
   return (largest > 1e-10f ? largest : 1e-10f) / 448.0f;
 }
 
-// A NaN is code 0x7f whatever its sign, which depends on how it was computed.
-MLA_DEVICE uint32_t F8Code(uint32_t bits, float inverse) {
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const float scaled = RoundedProduct(BitCast<float>(magnitude), inverse);
-  const uint32_t sign = magnitude > 0x7f800000u ? 0 : (bits >> 24) & 0x80u;
-  return FromFloat<f8e4m3fn>(scaled).bits | sign;
-}
-
 // What a value with these bits counts for in its group: its magnitude; for FP8 a NaN is nothing.
-MLA_DEVICE uint32_t Counted(uint32_t bits, GroupFormat format) {
+template <GroupFormat format>
+MLA_DEVICE uint32_t Counted(uint32_t bits) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   return format == GroupFormat::kFp8 && magnitude > 0x7f800000u ? 0 : magnitude;
 }
@@ -36,92 +29,121 @@ MLA_DEVICE int64_t ScaleAt(const QuantizedRows& out, int64_t row, int64_t group,
   return out.column_major ? group * out.rows + row : row * groups + group;
 }
 
-// Codes of one group.
-struct GroupCode {
-  GroupFormat format;
-  uint32_t byte;  // Of kMxfp4
+// Scale and codes of one group.
+template <GroupFormat format>
+struct GroupCode;
+
+template <>
+struct GroupCode<GroupFormat::kFp8> {
+  static constexpr int kShift = kF8Shift;
   float scale, inverse;
 
-  MLA_DEVICE GroupCode(const QuantizedRows& out, uint32_t largest)
-      : format(out.format), byte(0), scale(0), inverse(0) {
-    if (format == GroupFormat::kFp8) {
-      scale = F8Scale(largest);
-      inverse = 1.0f / scale;
-    } else {
-      byte = Mxfp4Scale(largest, out.rounding);
-    }
-  }
+  MLA_DEVICE GroupCode(const QuantizedRows&, uint32_t largest)
+      : scale(F8Scale(largest)), inverse(1.0f / scale) {}
 
   MLA_DEVICE void StoreScale(const QuantizedRows& out, int64_t at) const {
-    if (format == GroupFormat::kFp8) {
-      static_cast<float*>(out.scale)[at] = scale;
-    } else {
-      static_cast<uint8_t*>(out.scale)[at] = static_cast<uint8_t>(byte);
-    }
+    static_cast<float*>(out.scale)[at] = scale;
   }
-
-  MLA_DEVICE uint32_t E2M1(float value) const {
-    return byte == 255 ? 0 : EncodeE2M1(BitCast<uint32_t>(value), byte);
+  // A NaN is code 0x7f whatever its sign, which depends on how it was computed.
+  MLA_DEVICE uint16_t Pair(float low, float high) const {
+    return F8Pair(RoundedProduct(low, inverse), RoundedProduct(high, inverse));
   }
-  MLA_DEVICE uint32_t F8(float value) const { return F8Code(BitCast<uint32_t>(value), inverse); }
+  MLA_DEVICE static void StorePair(const QuantizedRows& out, int64_t at, uint16_t codes, bool two) {
+    out.data[at] = static_cast<uint8_t>(codes);
+    if (two) out.data[at + 1] = static_cast<uint8_t>(codes >> 8);
+  }
+  MLA_DEVICE void StoreRun(const QuantizedRows& out, int64_t at,
+                           const float (&values)[kRunValues]) const {
+    Pack<uint16_t, kRunValues / 2> codes;
+#pragma unroll
+    for (int i = 0; i < kRunValues / 2; ++i) codes.at[i] = Pair(values[2 * i], values[2 * i + 1]);
+    *reinterpret_cast<Pack<uint16_t, kRunValues / 2>*>(out.data + at) = codes;
+  }
 };
 
-// Quantises a run of 8 values of a row, whose groups are 2^shift values, at least 8 and in one
-// wave. Every lane of a group comes here, also where its run does not exist.
-MLA_DEVICE void QuantizeRun(const QuantizedRows& out, int shift, int64_t row, int64_t at,
+template <>
+struct GroupCode<GroupFormat::kMxfp4> {
+  static constexpr int kShift = kMxfp4Shift;
+  uint32_t byte;
+
+  MLA_DEVICE GroupCode(const QuantizedRows& out, uint32_t largest)
+      : byte(Mxfp4Scale(largest, out.rounding)) {}
+
+  MLA_DEVICE void StoreScale(const QuantizedRows& out, int64_t at) const {
+    static_cast<uint8_t*>(out.scale)[at] = static_cast<uint8_t>(byte);
+  }
+  MLA_DEVICE uint32_t Code(float value) const { return EncodeE2M1(BitCast<uint32_t>(value), byte); }
+  MLA_DEVICE uint16_t Pair(float low, float high) const {
+    return static_cast<uint16_t>(byte == 255 ? 0 : Code(low) | Code(high) << 4);
+  }
+  // The row has an even number of values.
+  MLA_DEVICE static void StorePair(const QuantizedRows& out, int64_t at, uint16_t codes, bool) {
+    out.data[at / 2] = static_cast<uint8_t>(codes);
+  }
+  MLA_DEVICE void StoreRun(const QuantizedRows& out, int64_t at,
+                           const float (&values)[kRunValues]) const {
+    uint32_t codes = 0;
+#pragma unroll
+    for (int i = 0; i < kRunValues; ++i) codes |= Code(values[i]) << (4 * i);
+    *reinterpret_cast<uint32_t*>(out.data + at / 2) = byte == 255 ? 0 : codes;
+  }
+};
+
+// Quantises a run of a row whose groups are those of IsLaneGroup(). Every lane of a group comes
+// here, also where its run does not exist.
+template <GroupFormat format>
+MLA_DEVICE void QuantizeRun(const QuantizedRows& out, int64_t row, int at,
                             const float (&values)[kRunValues], bool exists) {
+  constexpr int kShift = GroupCode<format>::kShift;
   uint32_t largest = 0;
 #pragma unroll
   for (int i = 0; i < kRunValues; ++i) {
-    const uint32_t counted = Counted(BitCast<uint32_t>(values[i]), out.format);
-    largest = exists && counted > largest ? counted : largest;
+    const uint32_t counted = Counted<format>(BitCast<uint32_t>(values[i]));
+    largest = counted > largest ? counted : largest;
   }
-  largest = LanesMaxBits(largest, (1 << shift) / kRunValues);
+  largest = LanesMaxBits<(1 << kShift) / kRunValues>(exists ? largest : 0);
   if (!exists) return;
-  const GroupCode code(out, largest);
-  if (at % (int64_t{1} << shift) == 0) {
-    const int64_t groups = (out.k + (int64_t{1} << shift) - 1) >> shift;
-    code.StoreScale(out, ScaleAt(out, row, at >> shift, groups));
+  const GroupCode<format> code(out, largest);
+  if (at % (1 << kShift) == 0) {
+    const int groups = (static_cast<int>(out.k) + (1 << kShift) - 1) >> kShift;
+    code.StoreScale(out, ScaleAt(out, row, at >> kShift, groups));
   }
-  if (out.format == GroupFormat::kFp8) {
-    Pack<uint8_t, kRunValues> codes;
-#pragma unroll
-    for (int i = 0; i < kRunValues; ++i) codes.at[i] = static_cast<uint8_t>(code.F8(values[i]));
-    StorePack(out.data + row * out.k + at, codes);
-  } else {
-    Pack<uint8_t, kRunValues / 2> codes;
-#pragma unroll
-    for (int i = 0; i < kRunValues / 2; ++i) {
-      codes.at[i] =
-          static_cast<uint8_t>(code.E2M1(values[2 * i]) | (code.E2M1(values[2 * i + 1]) << 4));
-    }
-    StorePack(out.data + (row * out.k + at) / 2, codes);
-  }
+  code.StoreRun(out, row * out.k + at, values);
 }
 
-// A wave quantises group `group` of a row, whatever its size; value(at) is the row's value, the
-// same each time it is asked for.
-template <typename Value>
+// `lanes` neighbouring threads quantise group `group` of a row, whatever its size; value(at) is the
+// row's value, the same each time it is asked for.
+template <GroupFormat format, int lanes, typename Value>
 MLA_DEVICE void QuantizeGroup(const QuantizedRows& out, int64_t row, int64_t group, int64_t groups,
                               const Value& value) {
+  const int lane = ThreadX() % lanes;
   const int64_t begin = group * out.group;
   const int64_t end = out.k - begin < out.group ? out.k : begin + out.group;
   uint32_t largest = 0;
-  for (int64_t at = begin + Lane(); at < end; at += kWave) {
-    const uint32_t counted = Counted(BitCast<uint32_t>(value(at)), out.format);
+  for (int64_t at = begin + lane; at < end; at += lanes) {
+    const uint32_t counted = Counted<format>(BitCast<uint32_t>(value(at)));
     largest = counted > largest ? counted : largest;
   }
-  const GroupCode code(out, LanesMaxBits(largest, kWave));
-  if (Lane() == 0) code.StoreScale(out, ScaleAt(out, row, group, groups));
-  if (out.format == GroupFormat::kFp8) {
-    for (int64_t at = begin + Lane(); at < end; at += kWave) {
-      out.data[row * out.k + at] = static_cast<uint8_t>(code.F8(value(at)));
-    }
-    return;
+  const GroupCode<format> code(out, LanesMaxBits<lanes>(largest));
+  if (lane == 0) code.StoreScale(out, ScaleAt(out, row, group, groups));
+  for (int64_t at = begin + 2 * lane; at < end; at += 2 * lanes) {
+    const bool two = at + 1 < end;
+    code.StorePair(out, row * out.k + at, code.Pair(value(at), two ? value(at + 1) : 0), two);
   }
-  for (int64_t at = begin + 2 * Lane(); at < end; at += 2 * kWave) {
-    const uint32_t codes = code.E2M1(value(at)) | (code.E2M1(value(at + 1)) << 4);
-    out.data[(row * out.k + at) / 2] = static_cast<uint8_t>(codes);
+}
+
+// A row's groups in turns of its threads.
+template <int threads, typename Value>
+MLA_DEVICE void QuantizeGroups(const QuantizedRows& out, int64_t row, int64_t first, int64_t step,
+                               const Value& value) {
+  constexpr int kLanes = threads < kWave ? threads : kWave;
+  const int64_t groups = (out.k + out.group - 1) / out.group;
+  for (int64_t group = first + ThreadX() % threads / kLanes; group < groups; group += step) {
+    if (out.format == GroupFormat::kFp8) {
+      QuantizeGroup<GroupFormat::kFp8, kLanes>(out, row, group, groups, value);
+    } else {
+      QuantizeGroup<GroupFormat::kMxfp4, kLanes>(out, row, group, groups, value);
+    }
   }
 }
 

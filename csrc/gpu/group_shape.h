@@ -1,4 +1,5 @@
-// Which groups the lanes of a wave share as they hold them, as the host and the device agree on it.
+// The groups that have kernels of their own, as the host and the device agree on it: those that
+// models use. All others are quantised by a wave that reads them.
 #ifndef MLA_GPU_GROUP_SHAPE_H_
 #define MLA_GPU_GROUP_SHAPE_H_
 
@@ -8,15 +9,11 @@
 namespace mla {
 namespace gpu {
 
-// The smallest wave's values, a run a lane.
-constexpr int64_t kLargestLaneGroup = 32 * kRunValues;
+// log2 of the values of a group, which are some runs of one wave.
+constexpr int kMxfp4Shift = 5, kF8Shift = 7;
 
-// log2 of a group's size where it is a power of two from a run to a wave; otherwise -1.
-constexpr int GroupShift(int64_t group) {
-  for (int shift = 3; (int64_t{1} << shift) <= kLargestLaneGroup; ++shift) {
-    if (group == int64_t{1} << shift) return shift;
-  }
-  return -1;
+constexpr bool IsLaneGroup(const QuantizedRows& rows) {
+  return rows.group == int64_t{1} << (rows.format == GroupFormat::kFp8 ? kF8Shift : kMxfp4Shift);
 }
 
 }  // namespace gpu

@@ -72,39 +72,92 @@ MLA_DEVICE void StoreFloats(T* p, const float (&values)[kRunValues]) {
   StorePack(p, out);
 }
 
+// A run of T as it lies in memory, in whole registers: elements of 16 bits would take one each.
+template <typename T>
+struct RawRun {
+  static constexpr int kWords = kRunValues * sizeof(T) / 4;
+  Pack<uint32_t, kWords> words;
+
+  // Zeros where it does not exist.
+  MLA_DEVICE void Load(bool exists, const T* p) {
+    words = {};
+    if (exists) words = LoadPack<kWords>(reinterpret_cast<const uint32_t*>(p));
+  }
+  MLA_DEVICE float Value(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return BitCast<float>(words.at[i]);
+    } else {
+      const uint32_t pair = words.at[i / 2];
+      return BitCast<float>(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    }
+  }
+};
+
+MLA_DEVICE uint32_t FirstWord(const NormInput& in, int at) {
+  return in.weight_type == DType::kF32 ? *RowOf<uint32_t>(in.weight, at)
+                                       : *RowOf<uint32_t>(in.weight, at / 2);
+}
+// A run of weights whose first word is there already.
+MLA_DEVICE void ReadWeights(const NormInput& in, int at, uint32_t first,
+                            float (&weight)[kRunValues]) {
+  if (in.weight_type == DType::kF32) {
+    RawRun<float> run;
+    run.Load(true, RowOf<float>(in.weight, at));
+    run.words.at[0] = first;
+#pragma unroll
+    for (int i = 0; i < kRunValues; ++i) weight[i] = run.Value(i);
+  } else {
+    RawRun<bf16> run;
+    run.Load(true, RowOf<bf16>(in.weight, at));
+    run.words.at[0] = first;
+#pragma unroll
+    for (int i = 0; i < kRunValues; ++i) weight[i] = run.Value(i);
+  }
+}
+
 // Norms this thread's part of a row in registers and calls sink(row, at, values, exists) for each
 // of its runs. Every thread of the block does so for the same turns: a sink may shuffle.
+//
+// A row alone should wait for memory once: the first word of each run of weights is read before the
+// sum, which brings their lines near, and the rest, which would take too many registers, behind it.
 template <typename T, int threads, int runs, typename Sink>
 MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink) {
   const int64_t row = BlockRow<threads>(block);
-  const int64_t end = row < in.rows ? in.n : 0;
-  const bool early = in.weight_type == DType::kBF16;
-  float held[runs][kRunValues];
-  Pack<bf16, kRunValues> weights[runs];
+  const int n = static_cast<int>(in.n), end = row < in.rows ? n : 0;
+  const int first = ThreadX() % threads * kRunValues;
+  const T* x = RowOf<T>(in.x, row * in.width + in.offset + first);
+  const bool adds = in.residual != nullptr;
+  RawRun<T> read[runs], more[runs];
+  uint32_t weight_words[runs];
 #pragma unroll
   for (int i = 0; i < runs; ++i) {
-    const int64_t at = RunAt<threads>(i);
-    Pack<T, kRunValues> read = {};
-    if (at < end) read = LoadPack<kRunValues>(RowOf<T>(in.x, row * in.width + in.offset + at));
-#pragma unroll
-    for (int j = 0; j < kRunValues; ++j) held[i][j] = ToFloat(read.at[j]);
+    const int turn = i * threads * kRunValues;
+    read[i].Load(first + turn < end, x + turn);
   }
-  // Before the sum, so that a row alone waits for memory once.
-  if (early) {
+#pragma unroll
+  for (int i = 0; i < runs; ++i) {
+    const int turn = i * threads * kRunValues;
+    weight_words[i] = 0;
+    if (first + turn < end) weight_words[i] = FirstWord(in, first + turn);
+  }
+  float held[runs][kRunValues];
+  if (adds) {
+    const T* residual = RowOf<T>(in.residual, row * in.n + first);
 #pragma unroll
     for (int i = 0; i < runs; ++i) {
-      const int64_t at = RunAt<threads>(i);
-      if (at < end) weights[i] = LoadPack<kRunValues>(RowOf<bf16>(in.weight, at));
+      const int turn = i * threads * kRunValues;
+      more[i].Load(first + turn < end, residual + turn);
     }
-  }
-  if (in.residual != nullptr) {
 #pragma unroll
     for (int i = 0; i < runs; ++i) {
-      const int64_t at = RunAt<threads>(i);
-      if (at >= end) break;
-      const auto more = LoadPack<kRunValues>(RowOf<T>(in.residual, row * in.n + at));
 #pragma unroll
-      for (int j = 0; j < kRunValues; ++j) held[i][j] += ToFloat(more.at[j]);
+      for (int j = 0; j < kRunValues; ++j) held[i][j] = read[i].Value(j) + more[i].Value(j);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < runs; ++i) {
+#pragma unroll
+      for (int j = 0; j < kRunValues; ++j) held[i][j] = read[i].Value(j);
     }
   }
   float sum = 0;
@@ -114,25 +167,20 @@ MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink
     for (int j = 0; j < kRunValues; ++j) sum = __builtin_fmaf(held[i][j], held[i][j], sum);
   }
   const float scale = InverseRms(RowSum<threads>(sum), in.n, in.eps);
+  T* sums = RowOf<T>(in.sum, row * in.n + first);
 #pragma unroll
   for (int i = 0; i < runs; ++i) {
-    const int64_t at = RunAt<threads>(i);
-    if (static_cast<int64_t>(i) * threads * kRunValues >= in.n) break;
-    const bool exists = at < end;
+    const int turn = i * threads * kRunValues;
+    if (turn >= n) break;
+    const bool exists = first + turn < end;
     float weight[kRunValues] = {};
-    if (exists) {
-      if (in.residual != nullptr) StoreFloats(RowOf<T>(in.sum, row * in.n + at), held[i]);
-      if (early) {
+    if (exists) ReadWeights(in, first + turn, weight_words[i], weight);
+    if (adds && exists) StoreFloats(sums + turn, held[i]);
 #pragma unroll
-        for (int j = 0; j < kRunValues; ++j) weight[j] = ToFloat(weights[i].at[j]);
-      } else {
-        ReadRun<true>(in.weight, DType::kF32, at, weight);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kRunValues; ++j)
+    for (int j = 0; j < kRunValues; ++j) {
       held[i][j] = held[i][j] * scale * (weight[j] + in.weight_offset);
-    sink(row, at, held[i], exists);
+    }
+    sink(row, first + turn, held[i], exists);
   }
 }
 

@@ -1,8 +1,9 @@
 // How rows are spread over the threads of blocks, as the host and the device agree on it.
 //
-// A thread takes runs of 8 neighbouring values, one a turn of the row's threads. A row of up to 512
-// values has 64 threads, a longer one the whole block. That depends on nothing but the length, and
-// so does the order in which a row is added up.
+// A thread takes runs of 8 neighbouring values, one a turn of the row's threads: 32 of them for up
+// to 1024 values, 64 for up to 2048, otherwise the whole block. That depends on nothing but the
+// length, and so does the order in which a row is added up. Few threads a row, because what a row
+// costs beside its values it costs every wave of it.
 #ifndef MLA_GPU_ROW_SHAPE_H_
 #define MLA_GPU_ROW_SHAPE_H_
 
@@ -12,36 +13,40 @@ namespace mla {
 namespace gpu {
 
 constexpr int kRowBlock = 256;  // Threads
-constexpr int kShortRowThreads = 64;
 constexpr int kRunValues = 8;
 
-// Held: the row stays in registers, so many runs a thread; its accesses are of 16 bytes. Read
-// twice: of any length and alignment.
+// Held: the row stays in registers, up to 4 runs a thread (long: 8), and its accesses are of 16
+// bytes. Twice: of any length and alignment, read again behind the sum.
 enum class RowKind : int32_t {
-  kShortHeld,
-  kHeld1,
-  kHeld4,
-  kHeld8,
-  kShortTwice,
-  kTwice,
+  kHeld32,
+  kHeld64,
+  kHeld256,
+  kHeldLong,
+  kTwice32,
+  kTwice64,
+  kTwice256,
 };
-constexpr int kRowKinds = 6;
+constexpr int kHeldRowKinds = 4, kRowKinds = 7;
 
 constexpr bool WholeRuns(int64_t n) { return n % kRunValues == 0; }
-constexpr bool IsShortRow(int64_t n) { return n <= int64_t{kShortRowThreads} * kRunValues; }
+constexpr int RowThreads(int64_t n) { return n <= 1024 ? 32 : (n <= 2048 ? 64 : kRowBlock); }
 
 // `wide`: every row that is read or written begins at a multiple of 16 bytes and is whole runs.
 constexpr RowKind RowKindOf(int64_t n, bool wide) {
   constexpr int64_t kTurn = int64_t{kRowBlock} * kRunValues;
-  if (!wide || n > 8 * kTurn) return IsShortRow(n) ? RowKind::kShortTwice : RowKind::kTwice;
-  if (IsShortRow(n)) return RowKind::kShortHeld;
-  return n <= kTurn ? RowKind::kHeld1 : (n <= 4 * kTurn ? RowKind::kHeld4 : RowKind::kHeld8);
+  const int threads = RowThreads(n);
+  if (!wide || n > 8 * kTurn) {
+    return threads == 32 ? RowKind::kTwice32
+                         : (threads == 64 ? RowKind::kTwice64 : RowKind::kTwice256);
+  }
+  if (threads < kRowBlock) return threads == 32 ? RowKind::kHeld32 : RowKind::kHeld64;
+  return n <= 4 * kTurn ? RowKind::kHeld256 : RowKind::kHeldLong;
 }
 
 // Blocks that `rows` rows take.
 constexpr int64_t RowBlocks(int64_t rows, int64_t n) {
-  constexpr int64_t kShortRows = kRowBlock / kShortRowThreads;
-  return IsShortRow(n) ? (rows + kShortRows - 1) / kShortRows : rows;
+  const int64_t at_once = kRowBlock / RowThreads(n);
+  return (rows + at_once - 1) / at_once;
 }
 
 }  // namespace gpu
@@ -50,11 +55,13 @@ constexpr int64_t RowBlocks(int64_t rows, int64_t n) {
 // The kernels of one element type, in the order of RowKind: kernel(name, T, threads, runs) for
 // each, where no runs stand for rows that are read twice; and their names as the host looks them
 // up.
-#define MLA_ROW_KERNELS(kernel, name, T)                                                         \
-  kernel(name##_short, T, 64, 1) kernel(name##_held1, T, 256, 1) kernel(name##_held4, T, 256, 4) \
-      kernel(name##_held8, T, 256, 8) kernel(name##_short_twice, T, 64, 0)                       \
-          kernel(name##_twice, T, 256, 0)
-#define MLA_ROW_KERNEL_NAMES(name) \
-  {name "_short", name "_held1", name "_held4", name "_held8", name "_short_twice", name "_twice"}
+#define MLA_HELD_ROW_KERNELS(kernel, name, T)                                           \
+  kernel(name##_32, T, 32, 4) kernel(name##_64, T, 64, 4) kernel(name##_256, T, 256, 4) \
+      kernel(name##_long, T, 256, 8)
+#define MLA_TWICE_ROW_KERNELS(kernel, name, T)                        \
+  kernel(name##_32_twice, T, 32, 0) kernel(name##_64_twice, T, 64, 0) \
+      kernel(name##_256_twice, T, 256, 0)
+#define MLA_HELD_ROW_NAMES(name) name "_32", name "_64", name "_256", name "_long"
+#define MLA_TWICE_ROW_NAMES(name) name "_32_twice", name "_64_twice", name "_256_twice"
 
 #endif  // MLA_GPU_ROW_SHAPE_H_

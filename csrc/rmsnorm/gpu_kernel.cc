@@ -32,5 +32,7 @@ MLA_DEVICE void NormRows(const RmsNormArgs& args) {
     mla::gpu::NormRows<T, threads, runs>(args);                 \
   }
 
-MLA_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_f32, float)
-MLA_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_bf16, mla::bf16)
+MLA_HELD_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_f32, float)
+MLA_TWICE_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_f32, float)
+MLA_HELD_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_bf16, mla::bf16)
+MLA_TWICE_ROW_KERNELS(MLA_RMSNORM, mla_rmsnorm_bf16, mla::bf16)

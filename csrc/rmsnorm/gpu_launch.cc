@@ -8,8 +8,9 @@ namespace gpu {
 extern const Image kImage_rmsnorm;
 
 xla::ffi::Error RmsNorm(const RmsNormArgs& args, const Stream& stream) {
-  static constexpr const char* kNames[][kRowKinds] = {MLA_ROW_KERNEL_NAMES("mla_rmsnorm_f32"),
-                                                      MLA_ROW_KERNEL_NAMES("mla_rmsnorm_bf16")};
+  static constexpr const char* kNames[][kRowKinds] = {
+      {MLA_HELD_ROW_NAMES("mla_rmsnorm_f32"), MLA_TWICE_ROW_NAMES("mla_rmsnorm_f32")},
+      {MLA_HELD_ROW_NAMES("mla_rmsnorm_bf16"), MLA_TWICE_ROW_NAMES("mla_rmsnorm_bf16")}};
   if (args.n == 0) return xla::ffi::Error::Success();
   const bool wide = WholeRuns(args.n) && WholeRuns(args.width) && WholeRuns(args.offset);
   const auto kind = static_cast<int>(RowKindOf(args.n, wide));
