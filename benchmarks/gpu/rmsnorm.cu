@@ -17,7 +17,8 @@ using namespace mla::gpu;
 #define MLA_KERNEL_POINTER(name, T, threads, runs) &name,
 using Kernel = void (*)(mla::RmsNormArgs);
 constexpr Kernel kKernels[] = {
-    MLA_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_bf16, mla::bf16)};
+    MLA_HELD_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_bf16, mla::bf16)
+        MLA_TWICE_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_bf16, mla::bf16)};
 
 std::string Shape(int tokens, int width) {
   return "\"tokens\": " + std::to_string(tokens) + ", \"width\": " + std::to_string(width);

@@ -10,9 +10,9 @@ namespace {
 using namespace mla::gpu;
 
 #define MLA_KERNEL_POINTER(name, T, threads, runs) &name,
-using Kernel = void (*)(RmsNormQuantizeGpuArgs);
-constexpr Kernel kKernels[] = {
-    MLA_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_quantize_bf16, mla::bf16)};
+using Kernel = void (*)(mla::RmsNormQuantizeArgs);
+constexpr Kernel kMxfp4[] = {MLA_HELD_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_mxfp4_bf16, mla::bf16)};
+constexpr Kernel kFp8[] = {MLA_HELD_ROW_KERNELS(MLA_KERNEL_POINTER, mla_rmsnorm_fp8_bf16, mla::bf16)};
 
 struct Results {
   size_t data, scale;  // Bytes
@@ -48,20 +48,20 @@ void Run(int tokens, int width, bool fp8, bool norm) {
   const float us = MicrosecondsInGraph(layers, [&](int layer, cudaStream_t stream) {
     const mla::QuantizedRows out = Rows(data, scale, sizes, layer, tokens, width, fp8);
     if (norm) {
-      RmsNormQuantizeGpuArgs all = {};
-      all.args.x = x.at(bytes * layer);
-      all.args.weight = weight.at();
-      all.args.io_type = all.args.weight_type = mla::DType::kBF16;
-      all.args.width = width;
-      all.args.eps = 1e-6f;
-      all.args.out = out;
-      all.shift = GroupShift(out.group);
-      kKernels[static_cast<int>(RowKindOf(width, true))]<<<static_cast<int>(RowBlocks(tokens, width)), kRowBlock, 0,
-                                                           stream>>>(all);
+      mla::RmsNormQuantizeArgs args = {};
+      args.x = x.at(bytes * layer);
+      args.weight = weight.at();
+      args.io_type = args.weight_type = mla::DType::kBF16;
+      args.width = width;
+      args.eps = 1e-6f;
+      args.out = out;
+      const Kernel kernel = (fp8 ? kFp8 : kMxfp4)[static_cast<int>(RowKindOf(width, true))];
+      kernel<<<static_cast<int>(RowBlocks(tokens, width)), kRowBlock, 0, stream>>>(args);
     } else {
       const int parts = (width + kRowBlock * kRunValues - 1) / (kRowBlock * kRunValues);
-      const FlattenQuantizeGpuArgs all{{x.at(bytes * layer), mla::DType::kBF16, out}, GroupShift(out.group), parts};
-      mla_flatten_quantize_bf16<<<tokens * parts, kRowBlock, 0, stream>>>(all);
+      const FlattenQuantizeGpuArgs all{{x.at(bytes * layer), mla::DType::kBF16, out}, parts};
+      const auto kernel = fp8 ? &mla_flatten_fp8_bf16 : &mla_flatten_mxfp4_bf16;
+      kernel<<<tokens * parts, kRowBlock, 0, stream>>>(all);
     }
   });
   PrintRow(norm ? "rmsnorm_quantize" : "flatten_quantize", Shape(tokens, width, fp8), us,

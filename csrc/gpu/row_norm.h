@@ -60,8 +60,8 @@ MLA_DEVICE float RowSum(float value) {
   return value;
 }
 
-MLA_DEVICE float InverseRms(float sum, int64_t n, float eps) {
-  return 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
+MLA_DEVICE float InverseRms(float sum, float inverse_n, float eps) {
+  return InverseSqrt(sum * inverse_n + eps);
 }
 
 template <typename T>
@@ -166,7 +166,7 @@ MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink
 #pragma unroll
     for (int j = 0; j < kRunValues; ++j) sum = __builtin_fmaf(held[i][j], held[i][j], sum);
   }
-  const float scale = InverseRms(RowSum<threads>(sum), in.n, in.eps);
+  const float scale = InverseRms(RowSum<threads>(sum), 1.0f / static_cast<float>(in.n), in.eps);
   T* sums = RowOf<T>(in.sum, row * in.n + first);
 #pragma unroll
   for (int i = 0; i < runs; ++i) {
@@ -211,7 +211,7 @@ struct TwiceRow {
         sum = __builtin_fmaf(value, value, sum);
       }
     }
-    scale = InverseRms(RowSum<threads>(sum), in.n, in.eps);
+    scale = InverseRms(RowSum<threads>(sum), 1.0f / static_cast<float>(in.n), in.eps);
   }
 };
 
