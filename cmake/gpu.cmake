@@ -3,8 +3,13 @@
 # mla_add_gpu_library(NAME rocm|cuda MODULE name [EMULATED]): with EMULATED the handlers run on JAX's CPU
 # platform, for tests that put an emulator in the driver's place.
 
-set(MLA_GPU_OPS rope_append_latent mla_attention mxfp4_quantize mxfp4_dequantize linear_quantized linear_mxfp4 absorb_quantized
-                expert_mlp expert_mlp_quantized)
+set(MLA_GPU_OPS
+  rope_append_latent rope_append_kv
+  mla_attention
+  rmsnorm fused_qk_rmsnorm rmsnorm_quantize
+  mxfp4_quantize mxfp4_dequantize flatten_quantize
+  linear_quantized linear_mxfp4 absorb_quantized
+  expert_mlp expert_mlp_quantized)
 
 set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
 set(MLA_CUDA_ARCHITECTURES sm_90)
@@ -103,7 +108,8 @@ function(mla_add_gpu_library platform module)
     string(REPLACE ";" "," architectures "${MLA_CUDA_ARCHITECTURES}")
   endif()
   pybind11_add_module(${module} MODULE csrc/python/gpu_module.cc csrc/gpu/runtime.cc csrc/gpu/driver_${driver}.cc
-    csrc/common/ffi_checks.cc csrc/common/quantized_ffi.cc ${folder}/images.cc ${sources})
+    csrc/common/ffi_checks.cc csrc/common/quantized_ffi.cc csrc/common/group_format_ffi.cc ${folder}/images.cc
+    ${sources})
   add_dependencies(${module} ${images})
   target_include_directories(${module} PRIVATE csrc)
   target_include_directories(${module} SYSTEM PRIVATE "${MLA_FFI_INCLUDE}")

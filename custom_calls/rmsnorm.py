@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_range, check_shape
-from custom_calls.op import Arrays, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, map_rows
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.rmsnorm.v1"
@@ -13,8 +13,8 @@ TARGET_RESIDUAL = "mla_jax.rmsnorm_residual.v1"
 
 
 MAX_NATIVE_ROWS = 127
-"""With more rows than this the native form is XLA's own fusion: it can reuse an operand's memory in place,
-and fresh results of that size cost more in page faults than the arithmetic does."""
+"""With more rows than this the native form on CPUs is XLA's own fusion: it can reuse an operand's memory in
+place, and fresh results of that size cost more in page faults than the arithmetic does."""
 
 _NOTE = f"more than {MAX_NATIVE_ROWS} rows go to XLA's own fusion, which is faster there"
 
@@ -100,6 +100,10 @@ def _native(x: jax.Array, *rest: jax.Array, eps: float, offset: int) -> Arrays:
     if x.shape[0] > MAX_NATIVE_ROWS:
         reference = _reference if len(rest) == 1 else _reference_residual
         return reference(x, *rest, eps=eps, offset=offset)
+    return _call(x, *rest, eps=eps, offset=offset)
+
+
+def _call(x: jax.Array, *rest: jax.Array, eps: float, offset: int) -> Arrays:
     outs = _abstract(x, *rest, eps=eps, offset=offset)
     target = TARGET if len(outs) == 1 else TARGET_RESIDUAL
     return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, offset=np.int64(offset), eps=np.float32(eps)))
@@ -113,6 +117,7 @@ RMSNORM: Op = Op(
     native=_native,
     batch=lambda arrays, batched, static: map_rows(RMSNORM, arrays, batched, static),
     native_note=_NOTE,
+    gpu=Native((TARGET,), _call),
 )
 
 RMSNORM_RESIDUAL: Op = Op(
@@ -123,4 +128,5 @@ RMSNORM_RESIDUAL: Op = Op(
     native=_native,
     batch=lambda arrays, batched, static: map_rows(RMSNORM_RESIDUAL, arrays, batched, static),
     native_note=_NOTE,
+    gpu=Native((TARGET_RESIDUAL,), _call),
 )

@@ -1,13 +1,13 @@
 // FFI binding of mla_jax.flatten_quantize.v1.
+#include "common/backend.h"
 #include "common/group_format_ffi.h"
-#include "common/parallel_for.h"
-#include "flatten_quantize/cpu_kernel.h"
+#include "flatten_quantize/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error FlattenQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t format,
+ffi::Error FlattenQuantizeCall(Backend backend, ffi::AnyBuffer x, int64_t format,
                                int64_t group_size, int64_t rounding, int64_t column_major,
                                ffi::Result<ffi::AnyBuffer> data,
                                ffi::Result<ffi::AnyBuffer> scale) {
@@ -23,8 +23,7 @@ ffi::Error FlattenQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t f
                              Dim(x, 1) * Dim(x, 2), *data, *scale);
   if (!check.ok()) return check.error();
   args.x = x.untyped_data();
-  MLA_KERNEL(FlattenQuantize, FlattenQuantizeArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(FlattenQuantize, FlattenQuantizeArgs, args, backend);
 }
 
 }  // namespace
@@ -32,11 +31,12 @@ ffi::Error FlattenQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, int64_t f
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_flatten_quantize_v1, mla::FlattenQuantizeCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("format")
                                   .Attr<int64_t>("group_size")
                                   .Attr<int64_t>("rounding")
                                   .Attr<int64_t>("column_major")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

@@ -1,5 +1,5 @@
 // Both norms of a block of rows are one task: f32 inside, one rounding on the way out.
-#include "fused_qk_rmsnorm/cpu_kernel.h"
+#include "fused_qk_rmsnorm/kernel.h"
 
 #include "common/bfloat16.h"
 #include "common/denormals.h"

@@ -1,14 +1,14 @@
 // FFI binding of mla_jax.fused_qk_rmsnorm.v2: in place, its options are named attributes.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
-#include "fused_qk_rmsnorm/cpu_kernel.h"
+#include "fused_qk_rmsnorm/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
-                ffi::AnyBuffer q_weight, ffi::AnyBuffer kv_weight, float q_eps, float kv_eps,
+ffi::Error Call(Backend backend, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a, ffi::AnyBuffer q_weight,
+                ffi::AnyBuffer kv_weight, float q_eps, float kv_eps,
                 ffi::Result<ffi::AnyBuffer> new_q_a, ffi::Result<ffi::AnyBuffer> new_kv_a) {
   Checker check("mla_jax.fused_qk_rmsnorm");
   FusedQkRmsNormArgs args = {};
@@ -40,8 +40,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
   args.kv.values = new_kv_a->untyped_data();
   args.kv.weight = kv_weight.untyped_data();
   args.kv.eps = kv_eps;
-  MLA_KERNEL(FusedQkRmsNorm, FusedQkRmsNormArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(FusedQkRmsNorm, FusedQkRmsNormArgs, args, backend);
 }
 
 }  // namespace
@@ -49,7 +48,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q_a, ffi::AnyBuffer kv_a,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_fused_qk_rmsnorm_v2, mla::Call,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -57,4 +56,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_fused_qk_rmsnorm_v2, mla::Call,
                                   .Attr<float>("q_eps")
                                   .Attr<float>("kv_eps")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

@@ -53,6 +53,20 @@ MLA_DEVICE f8e4m3fn FromFloat<f8e4m3fn>(float value) {
 #endif
 }
 
+// The codes of two values, the first in the low byte. A NaN is 0x7f, whatever its sign.
+MLA_DEVICE uint16_t F8Pair(float low, float high) {
+#if defined(__CUDACC__)
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  const auto code = [](float value) -> uint32_t {
+    return value != value ? 0x7fu : FromFloat<f8e4m3fn>(value).bits;
+  };
+  return static_cast<uint16_t>(code(low) | code(high) << 8);
+#endif
+}
+
 MLA_DEVICE float ToFloat(f8e4m3fn value) {
   // The code's exponent and mantissa in a float's place; its bias is 7 instead of 127.
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x80u) << 24;
@@ -66,6 +80,20 @@ MLA_DEVICE float ToFloat(f8e4m3fn value) {
 MLA_DEVICE float ReadOne(const void* base, DType type, int64_t at) {
   return type == DType::kF32 ? static_cast<const float*>(base)[at]
                              : ToFloat(static_cast<const bf16*>(base)[at]);
+}
+
+// Elements `at` to at + n of the same; `wide`: they are aligned as a whole.
+template <bool wide, int n>
+MLA_DEVICE void ReadRun(const void* base, DType type, int64_t at, float (&out)[n]) {
+  if (type == DType::kF32) {
+    const auto run = LoadRun<wide, n>(static_cast<const float*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = run.at[i];
+  } else {
+    const auto run = LoadRun<wide, n>(static_cast<const bf16*>(base) + at);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[i] = ToFloat(run.at[i]);
+  }
 }
 
 MLA_DEVICE void WriteOne(void* base, DType type, int64_t at, float value) {

@@ -92,6 +92,27 @@ MLA_DEVICE float LanesMax(float value) {
   return value;
 }
 
+// The largest of unsigned numbers.
+template <int width>
+MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits) {
+#pragma unroll
+  for (int mask = width / 2; mask > 0; mask /= 2) {
+    const auto other = static_cast<uint32_t>(ShuffleBits(static_cast<int>(bits), Lane() ^ mask));
+    bits = bits > other ? bits : other;
+  }
+  return bits;
+}
+
+// a * b rounded by itself: the compiler fuses it with no sum behind it.
+MLA_DEVICE float RoundedProduct(float a, float b) {
+#if defined(__HIP__)
+#pragma clang fp contract(off)
+  return a * b;
+#else
+  return __fmul_rn(a, b);
+#endif
+}
+
 // Base-2 exponential and logarithm as the machine has them, good to 2 units in the last place.
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.69314718055994531f;
 #if defined(__HIP__)
@@ -109,6 +130,22 @@ MLA_DEVICE float Log2(float x) {
   return y;
 }
 #endif
+
+// 1 / sqrt(x): the machine's own and a step of Newton's. A root and a quotient that are each rounded
+// exactly take longer and are no closer. Of 0 and of infinity the machine's own is right, and the
+// step no number.
+MLA_DEVICE float InverseSqrt(float x) {
+#if defined(__HIP__)
+  // The instruction takes a subnormal number for zero.
+  const bool small = x < 0x1p-100f;
+  const float y = __builtin_amdgcn_rsqf(small ? x * 0x1p64f : x) * (small ? 0x1p32f : 1.0f);
+#else
+  float y;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+#endif
+  const float error = __builtin_fmaf(-x * y, y, 1.0f);
+  return error == error ? __builtin_fmaf(0.5f * y, error, y) : y;
+}
 
 // n elements that move as one.
 template <typename T, int n>
@@ -137,6 +174,24 @@ template <int n, typename T>
 MLA_DEVICE void StoreLoose(T* p, const Pack<T, n>& pack) {
 #pragma unroll
   for (int i = 0; i < n; ++i) p[i] = pack.at[i];
+}
+
+// Either of them.
+template <bool wide, int n, typename T>
+MLA_DEVICE Pack<T, n> LoadRun(const T* p) {
+  if constexpr (wide) {
+    return LoadPack<n>(p);
+  } else {
+    return LoadLoose<n>(p);
+  }
+}
+template <bool wide, int n, typename T>
+MLA_DEVICE void StoreRun(T* p, const Pack<T, n>& pack) {
+  if constexpr (wide) {
+    StorePack(p, pack);
+  } else {
+    StoreLoose(p, pack);
+  }
 }
 
 }  // namespace gpu

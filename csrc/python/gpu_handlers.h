@@ -16,7 +16,14 @@
   target(linear_mxfp4, 1) \
   target(absorb_quantized, 1) \
   target(expert_mlp, 2) \
-  target(expert_mlp_quantized, 2)
+  target(expert_mlp_quantized, 2) \
+  target(rmsnorm, 1) \
+  target(rmsnorm_residual, 1) \
+  target(rmsnorm_quantize, 1) \
+  target(flatten_quantize, 1) \
+  target(fused_qk_rmsnorm, 2) \
+  target(rope_append_kv, 1) \
+  target(rope_append_kv_mapped, 1)
 // clang-format on
 
 MLA_FOR_EACH_GPU_TARGET(MLA_DECLARE_TARGET)

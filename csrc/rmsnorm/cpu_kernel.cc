@@ -1,5 +1,5 @@
 // Norm of rows: a block of rows a task, f32 inside, one rounding on the way out.
-#include "rmsnorm/cpu_kernel.h"
+#include "rmsnorm/kernel.h"
 
 #include "common/bfloat16.h"
 #include "common/denormals.h"

@@ -1,15 +1,15 @@
 // FFI binding of mla_jax.rmsnorm.v1 and mla_jax.rmsnorm_residual.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "python/handlers.h"
-#include "rmsnorm/cpu_kernel.h"
+#include "rmsnorm/kernel.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer x,
-                const ffi::AnyBuffer* residual, ffi::AnyBuffer weight, int64_t offset, float eps,
-                ffi::AnyBuffer y, const ffi::AnyBuffer* sum) {
+ffi::Error Call(const char* op, Backend backend, ffi::AnyBuffer x, const ffi::AnyBuffer* residual,
+                ffi::AnyBuffer weight, int64_t offset, float eps, ffi::AnyBuffer y,
+                const ffi::AnyBuffer* sum) {
   Checker check(op);
   RmsNormArgs args = {};
   args.io_type = check.Type("x", x, {DType::kF32, DType::kBF16});
@@ -39,20 +39,20 @@ ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer x,
   args.x = x.untyped_data();
   args.weight = weight.untyped_data();
   args.y = y.untyped_data();
-  MLA_KERNEL(RmsNorm, RmsNormArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(RmsNorm, RmsNormArgs, args, backend);
 }
 
-ffi::Error NormCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weight, int64_t offset,
+ffi::Error NormCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer weight, int64_t offset,
                     float eps, ffi::Result<ffi::AnyBuffer> y) {
-  return Call("mla_jax.rmsnorm", pool, x, nullptr, weight, offset, eps, *y, nullptr);
+  return Call("mla_jax.rmsnorm", backend, x, nullptr, weight, offset, eps, *y, nullptr);
 }
 
-ffi::Error ResidualCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer residual,
+ffi::Error ResidualCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer residual,
                         ffi::AnyBuffer weight, int64_t offset, float eps,
                         ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> sum) {
   const ffi::AnyBuffer sum_buffer = *sum;
-  return Call("mla_jax.rmsnorm_residual", pool, x, &residual, weight, offset, eps, *y, &sum_buffer);
+  return Call("mla_jax.rmsnorm_residual", backend, x, &residual, weight, offset, eps, *y,
+              &sum_buffer);
 }
 
 }  // namespace
@@ -60,20 +60,22 @@ ffi::Error ResidualCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer r
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rmsnorm_v1, mla::NormCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("offset")
                                   .Attr<float>("eps")
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rmsnorm_residual_v1, mla::ResidualCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("offset")
                                   .Attr<float>("eps")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

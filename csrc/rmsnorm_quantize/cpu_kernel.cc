@@ -1,5 +1,5 @@
 // Norm of rows as in rmsnorm, each quantised while it is still in f32.
-#include "rmsnorm_quantize/cpu_kernel.h"
+#include "rmsnorm_quantize/kernel.h"
 
 #include "common/bfloat16.h"
 #include "common/denormals.h"

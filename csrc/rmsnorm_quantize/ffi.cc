@@ -1,15 +1,15 @@
 // FFI binding of mla_jax.rmsnorm_quantize.v1.
+#include "common/backend.h"
 #include "common/group_format_ffi.h"
-#include "common/parallel_for.h"
 #include "python/handlers.h"
-#include "rmsnorm_quantize/cpu_kernel.h"
+#include "rmsnorm_quantize/kernel.h"
 
 namespace mla {
 namespace {
 
 // Behind x and weight: the residual, if any. Behind data and scale: the unquantised rows, if
 // asked for, and the sum with the residual, if any.
-ffi::Error RmsNormQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weight,
+ffi::Error RmsNormQuantizeCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer weight,
                                ffi::RemainingArgs more_args, int64_t offset, float eps,
                                float weight_offset, int64_t unquantized, int64_t format,
                                int64_t group_size, int64_t rounding, int64_t column_major,
@@ -56,8 +56,7 @@ ffi::Error RmsNormQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyB
   if (!check.ok()) return check.error();
   args.x = x.untyped_data();
   args.weight = weight.untyped_data();
-  MLA_KERNEL(RmsNormQuantize, RmsNormQuantizeArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(RmsNormQuantize, RmsNormQuantizeArgs, args, backend);
 }
 
 }  // namespace
@@ -65,7 +64,7 @@ ffi::Error RmsNormQuantizeCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyB
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rmsnorm_quantize_v1, mla::RmsNormQuantizeCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
@@ -79,4 +78,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rmsnorm_quantize_v1, mla::RmsNormQuantizeC
                                   .Attr<int64_t>("column_major")
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .RemainingRets());
+                                  .RemainingRets(),
+                              MLA_TRAITS);

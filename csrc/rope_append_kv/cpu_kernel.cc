@@ -1,11 +1,10 @@
 // Rope and append: some tokens a task, f32 inside, one rounding into each output.
-#include "rope_append_kv/cpu_kernel.h"
-
 #include "common/cache_row.h"
 #include "common/denormals.h"
 #include "common/rope.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
+#include "rope_append_kv/kernel.h"
 #include "rope_append_kv/place.h"
 
 namespace mla {
@@ -33,13 +32,15 @@ int64_t LiveSlot(const RopeAppendKvArgs& args, int64_t t) {
     slot = args.slot_map[slot];
   }
   // Inside the layer: a bad slot must not land in a neighbouring one.
-  const bool live = slot >= 0 && slot < args.num_pages * args.page_size && args.first_page >= 0;
+  const bool live = slot >= 0 && slot < args.num_pages * args.page_size && *args.layer >= 0 &&
+                    *args.layer < args.layers;
   return live ? slot : -1;
 }
 
 Place PlaceOf(const RopeAppendKvArgs& args, const CacheArray& cache, int64_t slot, int64_t head) {
   return RowPlace(cache.form, cache.width, cache.pack, args.kv_heads, args.page_size,
-                  args.first_page + slot / args.page_size, slot % args.page_size, head);
+                  *args.layer * args.num_pages + slot / args.page_size, slot % args.page_size,
+                  head);
 }
 
 // Copies runs of kBytes each to every `stride` bytes from `dst` on.

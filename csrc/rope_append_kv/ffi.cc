@@ -1,8 +1,8 @@
 // FFI binding of mla_jax.rope_append_kv.v1 and mla_jax.rope_append_kv_mapped.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
 #include "python/handlers.h"
-#include "rope_append_kv/cpu_kernel.h"
+#include "rope_append_kv/kernel.h"
 
 namespace mla {
 namespace {
@@ -35,7 +35,7 @@ void CheckCache(Checker& check, const char* name, const ffi::AnyBuffer& cache, i
   }
 }
 
-ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k,
+ffi::Error Call(const char* op, Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer k,
                 ffi::AnyBuffer v, ffi::AnyBuffer cos, ffi::AnyBuffer sin, ffi::AnyBuffer positions,
                 ffi::AnyBuffer slots, ffi::AnyBuffer k_cache, ffi::AnyBuffer v_cache,
                 ffi::AnyBuffer layer, ffi::AnyBuffer k_scale, ffi::AnyBuffer v_scale,
@@ -132,36 +132,34 @@ ffi::Error Call(const char* op, ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
   args.values.data = new_v_cache.untyped_data();
   args.values.scale = static_cast<const float*>(v_scale.untyped_data());
   args.half_layout = layout == 1;
-  const int64_t layer_index = *static_cast<const int32_t*>(layer.untyped_data());
-  const bool valid_layer = layer_index >= 0 && layer_index < layers;
-  args.first_page = valid_layer ? layer_index * args.num_pages : -1;
-  MLA_KERNEL(RopeAppendKv, RopeAppendKvArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  args.layer = static_cast<const int32_t*>(layer.untyped_data());
+  args.layers = layers;
+  return MLA_RUN(RopeAppendKv, RopeAppendKvArgs, args, backend);
 }
 
-ffi::Error AppendCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+ffi::Error AppendCall(Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                       ffi::AnyBuffer cos, ffi::AnyBuffer sin, ffi::AnyBuffer positions,
                       ffi::AnyBuffer slots, ffi::AnyBuffer k_cache, ffi::AnyBuffer v_cache,
                       ffi::AnyBuffer layer, ffi::AnyBuffer k_scale, ffi::AnyBuffer v_scale,
                       int64_t layout, int64_t cache_layout, ffi::Result<ffi::AnyBuffer> q_rotated,
                       ffi::Result<ffi::AnyBuffer> new_k_cache,
                       ffi::Result<ffi::AnyBuffer> new_v_cache) {
-  return Call("mla_jax.rope_append_kv", pool, q, k, v, cos, sin, positions, slots, k_cache, v_cache,
-              layer, k_scale, v_scale, nullptr, layout, cache_layout, *q_rotated, *new_k_cache,
-              *new_v_cache);
+  return Call("mla_jax.rope_append_kv", backend, q, k, v, cos, sin, positions, slots, k_cache,
+              v_cache, layer, k_scale, v_scale, nullptr, layout, cache_layout, *q_rotated,
+              *new_k_cache, *new_v_cache);
 }
 
-ffi::Error AppendMappedCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k,
-                            ffi::AnyBuffer v, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
-                            ffi::AnyBuffer positions, ffi::AnyBuffer slots, ffi::AnyBuffer k_cache,
-                            ffi::AnyBuffer v_cache, ffi::AnyBuffer layer, ffi::AnyBuffer k_scale,
-                            ffi::AnyBuffer v_scale, ffi::AnyBuffer slot_map, int64_t layout,
-                            int64_t cache_layout, ffi::Result<ffi::AnyBuffer> q_rotated,
+ffi::Error AppendMappedCall(Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                            ffi::AnyBuffer cos, ffi::AnyBuffer sin, ffi::AnyBuffer positions,
+                            ffi::AnyBuffer slots, ffi::AnyBuffer k_cache, ffi::AnyBuffer v_cache,
+                            ffi::AnyBuffer layer, ffi::AnyBuffer k_scale, ffi::AnyBuffer v_scale,
+                            ffi::AnyBuffer slot_map, int64_t layout, int64_t cache_layout,
+                            ffi::Result<ffi::AnyBuffer> q_rotated,
                             ffi::Result<ffi::AnyBuffer> new_k_cache,
                             ffi::Result<ffi::AnyBuffer> new_v_cache) {
-  return Call("mla_jax.rope_append_kv_mapped", pool, q, k, v, cos, sin, positions, slots, k_cache,
-              v_cache, layer, k_scale, v_scale, &slot_map, layout, cache_layout, *q_rotated,
-              *new_k_cache, *new_v_cache);
+  return Call("mla_jax.rope_append_kv_mapped", backend, q, k, v, cos, sin, positions, slots,
+              k_cache, v_cache, layer, k_scale, v_scale, &slot_map, layout, cache_layout,
+              *q_rotated, *new_k_cache, *new_v_cache);
 }
 
 }  // namespace
@@ -169,7 +167,7 @@ ffi::Error AppendMappedCall(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuff
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_kv_v1, mla::AppendCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -186,11 +184,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_kv_v1, mla::AppendCall,
                                   .Attr<int64_t>("cache_layout")
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_kv_mapped_v1, mla::AppendMappedCall,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -208,4 +207,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_rope_append_kv_mapped_v1, mla::AppendMappe
                                   .Attr<int64_t>("cache_layout")
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

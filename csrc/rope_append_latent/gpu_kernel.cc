@@ -1,7 +1,7 @@
 // Rope, norm and append on a GPU: one block a part of a token's query heads, one wave a token's
 // row.
 #include "gpu/cache_row.h"
-#include "gpu/convert.h"
+#include "gpu/rope.h"
 #include "rope_append_latent/gpu_shape.h"
 
 namespace mla {
@@ -17,124 +17,8 @@ MLA_DEVICE const T* At(const void* base, int64_t offset) {
   return static_cast<const T*>(base) + offset;
 }
 
-// Runs of a kernel for 4 pairs are aligned; for one pair they may begin anywhere.
-template <int pairs, int n, typename T>
-MLA_DEVICE Pack<T, n> Load(const T* p) {
-  if constexpr (pairs > 1) {
-    return LoadPack<n>(p);
-  } else {
-    return LoadLoose<n>(p);
-  }
-}
-template <int pairs, int n, typename T>
-MLA_DEVICE void Store(T* p, const Pack<T, n>& pack) {
-  if constexpr (pairs > 1) {
-    StorePack(p, pack);
-  } else {
-    StoreLoose(p, pack);
-  }
-}
-
-// The same of a buffer of f32 or bf16.
-template <int pairs, int n>
-MLA_DEVICE void ReadRun(const void* base, DType type, int64_t at, float (&out)[n]) {
-  if (type == DType::kF32) {
-    const auto run = Load<pairs, n>(static_cast<const float*>(base) + at);
-#pragma unroll
-    for (int i = 0; i < n; ++i) out[i] = run.at[i];
-  } else {
-    const auto run = Load<pairs, n>(static_cast<const bf16*>(base) + at);
-#pragma unroll
-    for (int i = 0; i < n; ++i) out[i] = ToFloat(run.at[i]);
-  }
-}
-
 MLA_DEVICE int64_t RowOfTable(const RopeAppendArgs& args, int64_t token) {
-  const int64_t position = args.positions[token];
-  const int64_t last = args.table_rows - 1;
-  return (position < 0 ? 0 : (position > last ? last : position)) * (args.rope / 2);
-}
-
-// Pairs as they lie in memory: neighbours, or in the half layout elements half the width apart, of
-// which the first ones come first here.
-template <typename T, int pairs>
-struct Pairs {
-  Pack<T, 2 * pairs> raw;
-
-  MLA_DEVICE Pairs() {}
-  MLA_DEVICE Pairs(const T* src, int64_t first, int64_t half, bool half_layout) {
-    if (half_layout) {
-      const auto low = Load<pairs, pairs>(src + first),
-                 high = Load<pairs, pairs>(src + half + first);
-#pragma unroll
-      for (int i = 0; i < pairs; ++i) {
-        raw.at[i] = low.at[i];
-        raw.at[pairs + i] = high.at[i];
-      }
-    } else {
-      raw = Load<pairs, 2 * pairs>(src + 2 * first);
-    }
-  }
-
-  MLA_DEVICE void Store(T* dst, int64_t first, int64_t half, bool half_layout) const {
-    if (half_layout) {
-      Pack<T, pairs> low, high;
-#pragma unroll
-      for (int i = 0; i < pairs; ++i) {
-        low.at[i] = raw.at[i];
-        high.at[i] = raw.at[pairs + i];
-      }
-      gpu::Store<pairs>(dst + first, low);
-      gpu::Store<pairs>(dst + half + first, high);
-    } else {
-      gpu::Store<pairs>(dst + 2 * first, raw);
-    }
-  }
-};
-
-template <int pairs>
-struct Rotated {
-  float at[2 * pairs];
-};
-
-// Cosines and sines of some pairs.
-template <int pairs>
-struct Angles {
-  Pack<float, pairs> cos, sin;
-
-  MLA_DEVICE Angles(const RopeAppendArgs& args, int64_t at)
-      : cos(Load<pairs, pairs>(args.cos + at)), sin(Load<pairs, pairs>(args.sin + at)) {}
-
-  // In the order of `in`.
-  template <typename T>
-  MLA_DEVICE Rotated<pairs> Rotate(const Pairs<T, pairs>& in, bool half_layout) const {
-    Rotated<pairs> out;
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      const float a = ToFloat(half_layout ? in.raw.at[i] : in.raw.at[2 * i]);
-      const float b = ToFloat(half_layout ? in.raw.at[pairs + i] : in.raw.at[2 * i + 1]);
-      const float x = a * cos.at[i] - b * sin.at[i], y = b * cos.at[i] + a * sin.at[i];
-      if (half_layout) {
-        out.at[i] = x;
-        out.at[pairs + i] = y;
-      } else {
-        out.at[2 * i] = x;
-        out.at[2 * i + 1] = y;
-      }
-    }
-    return out;
-  }
-};
-
-// What one item needs, and what becomes of it.
-template <typename T, int pairs>
-MLA_DEVICE void StoreRotated(const Angles<pairs>& angles, const Pairs<T, pairs>& in, T* dst,
-                             int64_t first, int64_t half, bool half_layout) {
-  const Rotated<pairs> rotated = angles.Rotate(in, half_layout);
-  Pairs<T, pairs> out;
-#pragma unroll
-  for (int j = 0; j < 2 * pairs; ++j) out.raw.at[j] = FromFloat<T>(rotated.at[j]);
-  out.Store(dst, first, half, half_layout);
+  return TableRow(args.positions[token], args.table_rows) * (args.rope / 2);
 }
 
 // Part `part` of a token's query heads, pair by pair.
@@ -147,7 +31,7 @@ MLA_DEVICE void RotateAnyQuery(const RopeAppendArgs& args, int64_t token, int pa
   const int64_t row = token * args.heads + head;
   const Pairs<T, 1> in(At<T>(args.q, row * args.q_width + args.q_offset), pair, half,
                        args.half_layout);
-  StoreRotated(Angles<1>(args, RowOfTable(args, token) + pair), in,
+  StoreRotated(Angles<1>(args.cos, args.sin, RowOfTable(args, token) + pair), in,
                At<T>(args.q_rope, row * args.rope), pair, half, args.half_layout);
 }
 
@@ -170,7 +54,7 @@ MLA_DEVICE void RotateQuery(const RopeAppendArgs& args, int64_t token, int part)
     if (head >= args.heads) break;
     in[i] = Pairs<T, pairs>(q + head * args.q_width, first, half, args.half_layout);
   }
-  const Angles<pairs> angles(args, RowOfTable(args, token) + first);
+  const Angles<pairs> angles(args.cos, args.sin, RowOfTable(args, token) + first);
 #pragma unroll
   for (int i = 0; i < items; ++i) {
     const int64_t head = (part * items + i) * at_once + thread_head;
@@ -196,14 +80,14 @@ MLA_DEVICE void AppendRow(const RopeAppendArgs& args, int64_t token) {
   for (int i = 0; i < passes; ++i) {
     const int64_t at = (i * kWave + Lane()) * kRun;
     if (at >= args.rank) break;
-    held[i] = Load<pairs, kRun>(src + at);
-    ReadRun<pairs>(args.norm_weight, args.weight_type, at, weights[i]);
+    held[i] = LoadRun<(pairs > 1), kRun>(src + at);
+    ReadRun<(pairs > 1)>(args.norm_weight, args.weight_type, at, weights[i]);
   }
   const int64_t pair = Lane() * pairs;
   Rotated<pairs> rotated = {};
   const auto rotate = [&](int64_t first) {
     const Pairs<T, pairs> in(src + args.rank, first, half, args.half_layout);
-    return Angles<pairs>(args, table + first).Rotate(in, args.half_layout);
+    return Angles<pairs>(args.cos, args.sin, table + first).Rotate(in, args.half_layout);
   };
   if (pair < half) rotated = rotate(pair);
   // The slot is checked inside its layer: a bad one must not land in a neighbouring layer.
@@ -218,7 +102,7 @@ MLA_DEVICE void AppendRow(const RopeAppendArgs& args, int64_t token) {
     for (int j = 0; j < kRun; ++j) sum += ToFloat(held[i].at[j]) * ToFloat(held[i].at[j]);
   }
   for (int64_t at = kHeldWidth + Lane() * kRun; at < args.rank; at += kWave * kRun) {
-    const auto in = Load<pairs, kRun>(src + at);
+    const auto in = LoadRun<(pairs > 1), kRun>(src + at);
 #pragma unroll
     for (int j = 0; j < kRun; ++j) sum += ToFloat(in.at[j]) * ToFloat(in.at[j]);
   }
@@ -240,8 +124,8 @@ MLA_DEVICE void AppendRow(const RopeAppendArgs& args, int64_t token) {
   }
   for (int64_t at = kHeldWidth + Lane() * kRun; at < args.rank; at += kWave * kRun) {
     float weight[kRun];
-    ReadRun<pairs>(args.norm_weight, args.weight_type, at, weight);
-    store(at, Load<pairs, kRun>(src + at), weight);
+    ReadRun<(pairs > 1)>(args.norm_weight, args.weight_type, at, weight);
+    store(at, LoadRun<(pairs > 1), kRun>(src + at), weight);
   }
 
   const float rope_inverse = CacheInverse(args.store_type, args.scales, 1);

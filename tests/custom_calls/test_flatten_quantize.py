@@ -109,6 +109,10 @@ class TestFlattenQuantize(OpTests):
         "fp8-T0": fp8(0, 2, 100),
         "fp8-many": fp8(300, 2, 16, group=16),
         "fp8-long": fp8(2, 3, 2743),
+        # 8232 values are several blocks of a GPU kernel, 1032 end in a group of 8.
+        "fp8-several-blocks": fp8(3, 3, 2744),
+        "fp8-last-group-of-8": fp8(5, 3, 344, layout="column_major"),
+        "mxfp4-last-block-of-32": make(3, 65, 32, scale_layout="column_major"),
         "fp8-near-the-floor": fp8(9, 2, 48, group=32, fill=powers(-46, -30)),
         "fp8-small": fp8(9, 2, 48, group=32, fill=powers(-152, -120)),
         "fp8-wide": fp8(9, 2, 48, group=32, fill=powers(-8, 10)),

@@ -63,6 +63,11 @@ CASES = {
     "T3-odd": make(3, 7, 5, 3),
     "T17-no-rope": make(17, 40, 33, 0),
     "T1-V3": make(1, 1536, 512, 64),
+    # Ways of GPU kernels.
+    "T9-V3": make(9, 1536, 512, 64),
+    "T5-wide-q": make(5, 2056, 1032, 8),
+    "T3-odd-q": make(3, 2049, 1025, 8),
+    "T2-long-q": make(2, 8200, 16, 8),
     "one-eps": make(4, 24, 8, 6, q_eps=1e-2),
     "large": make(3, 33, 9, 2, scale=1e17),
     "below-eps": make(3, 33, 9, 2, scale=1e-6),
@@ -138,15 +143,20 @@ class TestFusedQkRmsNorm(OpTests):
         return call, some_rows(call)
 
 
+@pytest.mark.parametrize(
+    ("rank_q", "rank_kv", "behind"), [(40, 33, 6), (1536, 512, 64), (2056, 1032, 8), (8200, 33, 7)]
+)
 @pytest.mark.parametrize("scale", [1.0, 1e-39], ids=["normal", "subnormal"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_same_bits_as_two_norms(dtype: str, scale: float, rng: Rng) -> None:
-    call = make(9, 40, 33, 6, scale)(rng, dtype, "float32")
+def test_the_same_bits_as_two_native_norms(
+    dtype: str, scale: float, rank_q: int, rank_kv: int, behind: int, rng: Rng
+) -> None:
+    call = make(9, rank_q, rank_kv, behind, scale)(rng, dtype, "float32")
     q_a, kv_a, q_weight, kv_weight = TestFusedQkRmsNorm.device(call).values()
     q, kv = TestFusedQkRmsNorm.call(call, "native")
     assert same_bits(q, rmsnorm(q_a, q_weight, eps=EPS["q_eps"], kernels="native"))
-    assert same_bits(kv[:, :33], rmsnorm(kv_a, kv_weight, eps=EPS["kv_eps"], kernels="native"))
-    assert same_bits(kv[:, 33:], kv_a[:, 33:])
+    assert same_bits(kv[:, :rank_kv], rmsnorm(kv_a, kv_weight, eps=EPS["kv_eps"], kernels="native"))
+    assert same_bits(kv[:, rank_kv:], kv_a[:, rank_kv:])
     assert np.count_nonzero(q) > 300, "subnormal numbers are numbers"
 
 

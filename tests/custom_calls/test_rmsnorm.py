@@ -9,7 +9,16 @@ import oracle
 import pytest
 from op_base import KERNELS, Builder, Call, OpTests, Rng, integers, normal, poison, same_bits
 
-from custom_calls.rmsnorm import rmsnorm, rmsnorm_residual
+from custom_calls import registry
+from custom_calls.rmsnorm import (
+    MAX_NATIVE_ROWS,
+    RMSNORM,
+    RMSNORM_RESIDUAL,
+    TARGET,
+    TARGET_RESIDUAL,
+    rmsnorm,
+    rmsnorm_residual,
+)
 
 BF16 = ml_dtypes.bfloat16
 EPS = 1e-6
@@ -51,6 +60,14 @@ def all_cases(residual: bool) -> dict[str, Builder]:
         "T17-N40-last": make(17, 40, offset=24, residual=residual),
         "T65-N33-first": make(65, 33, behind=9, residual=residual),
         "T1-N2048": make(1, 2048, residual=residual),
+        # Ways of GPU kernels: threads a row, rows in registers or read twice, runs of 8 or of any length.
+        "T9-N520-of-536": make(9, 520, offset=8, behind=8, residual=residual),
+        "T5-N1032": make(5, 1032, residual=residual),
+        "T5-N1025": make(5, 1025, residual=residual),
+        "T3-N2049": make(3, 2049, offset=7, residual=residual),
+        "T3-N7168-of-7184": make(3, 7168, offset=16, residual=residual),
+        "T2-N8200": make(2, 8200, residual=residual),
+        "T1-N16392": make(1, 16392, residual=residual),
         "zeros": zeros(residual),
         "large": make(3, 33, scale=1e17, residual=residual),
         "below-eps": make(3, 33, scale=1e-6, residual=residual),
@@ -173,8 +190,61 @@ def test_sum_rounds_ties_to_even(kernels: str, rng: Rng) -> None:
     assert same_bits(total, exact.astype(BF16))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [40, 1032, 2056, 8200])
+def test_native_bits_do_not_depend_on_where_a_row_lies(width: int, dtype: str, rng: Rng) -> None:
+    # At a multiple of 16 bytes, with columns behind it, and at an odd place.
+    values, residual, weight = (normal(rng, s, dtype) for s in ((9, width), (9, width), (width,)))
+    results = []
+    for before, behind in ((0, 0), (8, 16), (3, 1)):
+        x = poison((9, before + width + behind), dtype)
+        x[:, before : before + width] = values
+        arrays = {"x": x, "residual": residual, "weight": weight}
+        results.append(TestRmsNormResidual.call(Call(arrays, {"eps": EPS, "offset": before}), "native"))
+        del arrays["residual"]
+        results[-1] += TestRmsNorm.call(Call(arrays, {"eps": EPS, "offset": before}), "native")
+    for other in results[1:]:
+        assert all(same_bits(got, want) for got, want in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_only_cpus_leave_many_rows_to_xla(residual: bool, platform: str) -> None:
+    op, target = (RMSNORM_RESIDUAL, TARGET_RESIDUAL) if residual else (RMSNORM, TARGET)
+    rows = jax.ShapeDtypeStruct((MAX_NATIVE_ROWS + 1, 8), "bfloat16")
+    arrays = (
+        [rows, rows, jax.ShapeDtypeStruct((8,), "bfloat16")] if residual else [rows, rows.update(shape=(8,))]
+    )
+    libraries = [
+        registry.Library(name, "declared", frozenset([target]), "declared", {}) for name in ("cpu", platform)
+    ]
+    for library in libraries:
+        with registry.declared(library):
+            traced = jax.jit(lambda *a: op(*a, kernels="native", eps=EPS, offset=0)).trace(*arrays)
+            text = traced.lower(lowering_platforms=(library.platform,)).as_text()
+        assert (f"@{target}" in text) == (library.platform != "cpu")
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_no_numbers_and_no_root(kernels: str) -> None:
+    """A row of zeros without eps, an infinity, a NaN, and a mean of squares that is subnormal."""
+    x = np.zeros((4, 24), np.float32)
+    x[1, 5], x[2, 7] = np.inf, np.nan
+    x[3] = 2.0**-70
+    (got,) = TestRmsNorm.call(Call({"x": x, "weight": np.ones(24, np.float32)}, {"eps": 0.0}), kernels)
+    got = np.asarray(got)
+    assert np.isnan(got[0]).all() and np.isnan(got[2]).all()
+    assert np.isnan(got[1, 5]) and not np.delete(got[1], 5).any()
+    if kernels == "native":
+        np.testing.assert_allclose(got[3], 1, rtol=3e-7)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_negative_zero_keeps_its_sign(kernels: str) -> None:
     x = np.array([[-0.0, 0.0, 1.0, -0.0, 2.0]], np.float32)
     (got,) = TestRmsNorm.call(Call({"x": x, "weight": np.ones(5, np.float32)}, {"eps": EPS}), kernels)
     assert np.signbit(got).tolist() == [[True, False, False, True, False]]
+    # So does a weight's.
+    x, weight = np.ones((1, 8), np.float32), np.full(8, -0.0, np.float32)
+    (got,) = TestRmsNorm.call(Call({"x": x, "weight": weight}, {"eps": EPS}), kernels)
+    assert np.signbit(got).all()

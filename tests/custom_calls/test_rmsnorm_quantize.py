@@ -85,6 +85,17 @@ class TestRmsNormQuantize(OpTests):
         "fp8-large": make(3, 40, scale=1e17, **FP8, **ALL),
         "fp8-below-eps": make(3, 40, scale=1e-6, **FP8, **ALL),
         "fp8-below-the-floor": make(3, 40, scale=1e-14, **FP8, **ALL),
+        # Ways of GPU kernels: threads a row, rows in registers or read twice, groups of lanes or any others.
+        "mxfp4-N520-of-536": make(9, 520, offset=8, behind=8, **ALL),
+        "mxfp4-N1032-columns": make(5, 1032, scale_layout="column_major", **ALL),
+        "mxfp4-N7168": make(2, 7168, rounding="floor"),
+        "fp8-N520-of-536": make(9, 520, offset=8, behind=8, **FP8, **ALL),
+        "fp8-N1032-columns": make(5, 1032, **FP8 | {"scale_layout": "column_major"}, **ALL),
+        "fp8-g64-N1032": make(5, 1032, **FP8 | {"group_size": 64}, **ALL),
+        "fp8-N2056": make(2, 2056, **FP8, **ALL),
+        "fp8-N2051": make(2, 2051, **FP8, **ALL),
+        "fp8-N8200": make(2, 8200, offset=8, **FP8, **ALL),
+        "fp8-N16392": make(1, 16392, **FP8),
         "fp8-zeros": zeros,
     }
     errors = {  # noqa: RUF012
@@ -194,18 +205,26 @@ def quantized_rows(rows: Any, options: dict[str, Any], kernels: str) -> Quantize
     [MXFP4, MXFP4 | {"rounding": "ceil", "scale_layout": "column_major"}, FP8, FP8 | {"group_size": 20}],
     ids=["mxfp4", "mxfp4-ceil", "fp8", "fp8-20"],
 )
-@pytest.mark.parametrize("width", [50, 544])
-def test_native_bytes_are_those_of_its_own_float32_row(width: int, options: dict[str, Any], rng: Rng) -> None:
+@pytest.mark.parametrize(("width", "offset"), [(50, 4), (544, 4), (544, 8), (2080, 16)])
+def test_native_bytes_are_those_of_its_own_float32_row(
+    width: int, offset: int, options: dict[str, Any], rng: Rng
+) -> None:
     if options["scale_layout"] == "column_major" and width % 32:
         width += 14
-    x, residual = normal(rng, (37, width + 9)), normal(rng, (37, width))
+    x, residual = normal(rng, (37, width + 2 * offset)), normal(rng, (37, width))
     x[5] *= 1e-12
-    x[11, 12] = np.inf
-    x[12, 13] = np.nan
+    x[11, offset + 8] = np.inf
+    x[12, offset + 9] = np.nan
     residual[5] = 0
     arrays = [jnp.asarray(a) for a in (x, normal(rng, (width,)), residual)]
     got = rmsnorm_quantize(
-        *arrays, eps=1e-30, offset=4, **options, weight_offset=0.5, return_unquantized=True, kernels="native"
+        *arrays,
+        eps=1e-30,
+        offset=offset,
+        **options,
+        weight_offset=0.5,
+        return_unquantized=True,
+        kernels="native",
     )
     assert got.unquantized.dtype == jnp.float32
     assert np.isnan(got.unquantized[12]).all() and np.isnan(got.unquantized[11, 8])
@@ -230,10 +249,14 @@ def test_native_subnormal_rows_are_not_flushed(rng: Rng) -> None:
 
 
 @pytest.mark.parametrize("options", [MXFP4, FP8], ids=["mxfp4", "fp8"])
-def test_native_norm_is_that_of_rmsnorm(options: dict[str, Any], rng: Rng) -> None:
+@pytest.mark.parametrize(("width", "offset"), [(64, 3), (64, 8), (1032, 8), (2049, 0)])
+def test_native_norm_is_that_of_rmsnorm(width: int, offset: int, options: dict[str, Any], rng: Rng) -> None:
+    if options["format"] == "mxfp4":
+        width += width % 2
     for dtype in (np.float32, BF16):
-        x, weight, residual = (jnp.asarray(normal(rng, s, dtype)) for s in ((9, 70), (64,), (9, 64)))
-        more = {"eps": EPS, "offset": 3, "kernels": "native"}
+        shapes = (9, width + 2 * offset), (width,), (9, width)
+        x, weight, residual = (jnp.asarray(normal(rng, shape, dtype)) for shape in shapes)
+        more = {"eps": EPS, "offset": offset, "kernels": "native"}
         got = rmsnorm_quantize(x, weight, **more, **options, return_unquantized=True)
         assert same_bits(got.unquantized, rmsnorm(x, weight, **more))
         got = rmsnorm_quantize(x, weight, residual, **more, **options, return_unquantized=True)

@@ -137,6 +137,10 @@ class TestRopeAppendKv(OpTests):
         ),
         "T33-page48-split_kv-R34": make(33, 2, 2, 64, "split_kv", rope=34, page_size=48, value_width=21),
         "T5-page16-split_kv-D128-half": make(5, 8, 1, 128, "split_kv", "half", value_width=64),
+        # Ways of GPU kernels: several blocks a token, columns that pass through in runs of 8.
+        "T3-H16-D192-R64-half": make(3, 16, 4, 192, "flash", "half", rope=64, value_width=128),
+        "T9-D48-R16-split_kv": make(9, 4, 2, 48, "split_kv", rope=16, value_width=24),
+        "T9-D48-R16-split_k-half": make(9, 4, 2, 48, "split_k", "half", rope=16, value_width=24),
         "T65-page64-split_k": make(65, 4, 2, 32, "split_k", page_size=64),
         "dropped-slots-flash": dropped_slots(3, "flash"),
         "dropped-slots-split_k": dropped_slots(3, "split_k"),

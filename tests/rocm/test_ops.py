@@ -25,6 +25,11 @@ OPS = {
     "test_absorb_quantized.py": ("mla_jax.absorb_quantized",),
     "test_expert_mlp.py": ("mla_jax.expert_mlp",),
     "test_expert_mlp_quantized.py": ("mla_jax.expert_mlp_quantized",),
+    "test_rmsnorm.py": ("mla_jax.rmsnorm", "mla_jax.rmsnorm_residual"),
+    "test_rmsnorm_quantize.py": ("mla_jax.rmsnorm_quantize",),
+    "test_flatten_quantize.py": ("mla_jax.flatten_quantize",),
+    "test_fused_qk_rmsnorm.py": ("mla_jax.fused_qk_rmsnorm",),
+    "test_rope_append_kv.py": ("mla_jax.rope_append_kv", "mla_jax.rope_append_kv_mapped"),
 }
 
 

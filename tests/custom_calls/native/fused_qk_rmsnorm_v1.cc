@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "fused_qk_rmsnorm/cpu_kernel.h"
+#include "fused_qk_rmsnorm/kernel.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace mla {

@@ -1,6 +1,6 @@
 // Root-mean-square norm of a column slice, with or without a residual added first.
-#ifndef MLA_RMSNORM_CPU_KERNEL_H_
-#define MLA_RMSNORM_CPU_KERNEL_H_
+#ifndef MLA_RMSNORM_KERNEL_H_
+#define MLA_RMSNORM_KERNEL_H_
 
 #include <cstdint>
 
@@ -26,4 +26,4 @@ MLA_DECLARE_KERNEL(RmsNorm, RmsNormArgs)
 
 }  // namespace mla
 
-#endif  // MLA_RMSNORM_CPU_KERNEL_H_
+#endif  // MLA_RMSNORM_KERNEL_H_

@@ -1,6 +1,6 @@
 // Rotates queries and new keys and stores keys and values of every key head into the paged caches.
-#ifndef MLA_ROPE_APPEND_KV_CPU_KERNEL_H_
-#define MLA_ROPE_APPEND_KV_CPU_KERNEL_H_
+#ifndef MLA_ROPE_APPEND_KV_KERNEL_H_
+#define MLA_ROPE_APPEND_KV_KERNEL_H_
 
 #include <cstdint>
 
@@ -23,6 +23,7 @@ struct CacheArray {
   int64_t width, pack;
 };
 
+// Plain data, which device code reads as it is.
 struct RopeAppendKvArgs {
   const void* q;             // (tokens, q_heads, keys.width)
   const void* k;             // (tokens, kv_heads, keys.width)
@@ -37,12 +38,13 @@ struct RopeAppendKvArgs {
   DType io_type, cache_type;
   int64_t tokens, q_heads, kv_heads, rope, table_rows, map_size;
   int64_t num_pages, page_size;  // of one layer
-  int64_t first_page;            // of the layer; negative: store nothing
-  bool half_layout;              // Pairs (i, i + rope / 2) instead of (2i, 2i + 1).
+  const int32_t* layer;          // of `layers`; outside, nothing is stored
+  int64_t layers;
+  bool half_layout;  // Pairs (i, i + rope / 2) instead of (2i, 2i + 1).
 };
 
 MLA_DECLARE_KERNEL(RopeAppendKv, RopeAppendKvArgs)
 
 }  // namespace mla
 
-#endif  // MLA_ROPE_APPEND_KV_CPU_KERNEL_H_
+#endif  // MLA_ROPE_APPEND_KV_KERNEL_H_

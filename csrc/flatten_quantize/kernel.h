@@ -1,6 +1,6 @@
 // Tokens of several heads, flattened and quantised in groups.
-#ifndef MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_
-#define MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_
+#ifndef MLA_FLATTEN_QUANTIZE_KERNEL_H_
+#define MLA_FLATTEN_QUANTIZE_KERNEL_H_
 
 #include "common/dtype.h"
 #include "common/group_format.h"
@@ -18,4 +18,4 @@ MLA_DECLARE_KERNEL(FlattenQuantize, FlattenQuantizeArgs)
 
 }  // namespace mla
 
-#endif  // MLA_FLATTEN_QUANTIZE_CPU_KERNEL_H_
+#endif  // MLA_FLATTEN_QUANTIZE_KERNEL_H_

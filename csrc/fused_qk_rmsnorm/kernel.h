@@ -1,6 +1,6 @@
 // Root-mean-square norms of the query latent and of the latent part of kv_a, in place, in one call.
-#ifndef MLA_FUSED_QK_RMSNORM_CPU_KERNEL_H_
-#define MLA_FUSED_QK_RMSNORM_CPU_KERNEL_H_
+#ifndef MLA_FUSED_QK_RMSNORM_KERNEL_H_
+#define MLA_FUSED_QK_RMSNORM_KERNEL_H_
 
 #include <cstdint>
 
@@ -28,4 +28,4 @@ MLA_DECLARE_KERNEL(FusedQkRmsNorm, FusedQkRmsNormArgs)
 
 }  // namespace mla
 
-#endif  // MLA_FUSED_QK_RMSNORM_CPU_KERNEL_H_
+#endif  // MLA_FUSED_QK_RMSNORM_KERNEL_H_

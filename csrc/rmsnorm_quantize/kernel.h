@@ -1,7 +1,7 @@
 // Root-mean-square norm of a column slice, with or without a residual added first, quantised in
 // groups before anything is rounded.
-#ifndef MLA_RMSNORM_QUANTIZE_CPU_KERNEL_H_
-#define MLA_RMSNORM_QUANTIZE_CPU_KERNEL_H_
+#ifndef MLA_RMSNORM_QUANTIZE_KERNEL_H_
+#define MLA_RMSNORM_QUANTIZE_KERNEL_H_
 
 #include <cstdint>
 
@@ -28,4 +28,4 @@ MLA_DECLARE_KERNEL(RmsNormQuantize, RmsNormQuantizeArgs)
 
 }  // namespace mla
 
-#endif  // MLA_RMSNORM_QUANTIZE_CPU_KERNEL_H_
+#endif  // MLA_RMSNORM_QUANTIZE_KERNEL_H_
