@@ -41,7 +41,8 @@ def flatten_quantize(
 
     Returns:
       `QuantizedTensor` of values (T, H * D), container "mxfp4", or "fp8_block" with block (1, group_size).
-      Bit-exact: native and reference agree in every byte.
+      Bit-exact: native and reference agree in every byte, but for FP8 codes of the reference on a GPU: XLA divides
+      there to within one unit in the last place, and a value on the border of two codes may become the other.
 
     Raises:
       ShapeError: naming argument, expected and got.

@@ -230,7 +230,8 @@ def _quantisers(make: _Maker) -> list[Case]:
                 f"8 x {HEADS} x {V}, {form}",
                 flatten,
                 {"x": heads},
-                coded={0: "exact", 1: "exact"},
+                # XLA's division on a GPU is not correctly rounded, which FP8 codes may show.
+                coded={0: "exact", 1: "exact"} if form == "mxfp4" else {0: "fp8"},
             ),
             Case(
                 "mla_jax.rmsnorm_quantize",

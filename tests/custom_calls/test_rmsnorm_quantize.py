@@ -228,7 +228,8 @@ def test_native_bytes_are_those_of_its_own_float32_row(
     )
     assert got.unquantized.dtype == jnp.float32
     assert np.isnan(got.unquantized[12]).all() and np.isnan(got.unquantized[11, 8])
-    for kernels in KERNELS:
+    # On a GPU XLA divides to within one unit in the last place: the reference is no arbiter of single codes there.
+    for kernels in KERNELS if jax.default_backend() == "cpu" else ("native",):
         want = quantized_rows(got.unquantized, options, kernels)
         assert same_bits(got.quantized.data, want.data) and same_bits(got.quantized.scale, want.scale)
         assert got.quantized.rounding == want.rounding
