@@ -1,5 +1,5 @@
-// rmsnorm with and without a residual of 7168 columns, and both latents' norms: bf16, as the library launches them; beside
-// a copy of the same bytes.
+// rmsnorm with and without a residual of 7168 columns, and both latents' norms: bf16, as the library launches them,
+// beside a copy of the same bytes.
 // Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/rmsnorm.cu -o build/rmsnorm && build/rmsnorm
 #include "fused_qk_rmsnorm/gpu_kernel.cc"
 #include "graph.h"

@@ -1,5 +1,5 @@
-// rope_append_kv: 32 query heads and 8 key heads of 128 in bf16, flash and split_k caches of bf16 and FP8, as the library
-// launches it.
+// rope_append_kv: 32 query heads and 8 key heads of 128 in bf16, flash and split_k caches of bf16 and FP8, as the
+// library launches it.
 // Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/rope_append_kv.cu -o build/rope_append_kv && build/rope_append_kv
 #include "graph.h"
 #include "rope_append_kv/gpu_kernel.cc"

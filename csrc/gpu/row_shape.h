@@ -26,7 +26,7 @@ enum class RowKind : int32_t {
   kTwice64,
   kTwice256,
 };
-constexpr int kHeldRowKinds = 4, kRowKinds = 7;
+constexpr int kRowKinds = 7;
 
 constexpr bool WholeRuns(int64_t n) { return n % kRunValues == 0; }
 constexpr int RowThreads(int64_t n) { return n <= 1024 ? 32 : (n <= 2048 ? 64 : kRowBlock); }

@@ -71,3 +71,13 @@ def test_rope_moves_wide(kernels: list[isa_report.Kernel]) -> None:
         if k.name.startswith("mla_rope") and k.name.endswith(("_wide", "query_bf16")):
             assert k.instructions["global_load_dwordx4"] > 0
             assert k.instructions["global_store_dwordx4"] > 0
+
+
+def test_held_rows_move_wide(kernels: list[isa_report.Kernel]) -> None:
+    held = [
+        k for k in kernels if re.fullmatch(r"mla_(rmsnorm|fused_qk_rmsnorm)_(f32|bf16)(_\d+|_long)?", k.name)
+    ]
+    assert len(held) == 2 * 2 * (4 + 1)
+    for k in held:
+        assert k.instructions["global_load_dwordx4"] > 0, k.name
+        assert k.instructions["global_store_dwordx4"] > 0, k.name
