@@ -1,5 +1,5 @@
 // mla_attention, decode: bf16 pool of 512 + 64 columns, pages of 64 in random order.
-// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/mla_attention.cu -o
+// Build and run: nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/mla_attention.cu -o
 // build/mla_attention && build/mla_attention
 #include <random>
 
@@ -70,9 +70,9 @@ void Run(int heads, int context, int batch) {
   }
   auto* kernel =
       heads <= 16 ? mla_attention_16 : (heads <= 32 ? mla_attention_32 : mla_attention_64);
-  const int threads = heads <= 16   ? AttentionThreads<Heads16>()
-                      : heads <= 32 ? AttentionThreads<Heads32>()
-                                    : AttentionThreads<Heads64>();
+  const int threads = heads <= 16   ? Heads16::kThreads
+                      : heads <= 32 ? Heads32::kThreads
+                                    : Heads64::kThreads;
   const int shared = heads <= 16   ? Heads16::kSharedBytes
                      : heads <= 32 ? Heads32::kSharedBytes
                                    : Heads64::kSharedBytes;

@@ -20,9 +20,11 @@ class Keys {
         tiles_(reinterpret_cast<bf16*>(shared + Shape::kCache)),
         rows_(reinterpret_cast<int64_t*>(shared + Shape::kOffsets)),
         broken_(reinterpret_cast<int32_t*>(shared + Shape::kBroken)) {
-    ReadPage();
-    NoteRow();
-    NoteRow();
+    // Three reads at once: each would make the block wait.
+    const int32_t first = ReadPage(0), second = ReadPage(1);
+    page_ = ReadPage(2);
+    NoteRow(first);
+    NoteRow(second);
     Barrier();
     Start();
   }
@@ -34,35 +36,41 @@ class Keys {
     const bf16* tile = Copy::Tile(tiles_, turn_ ^ 1);
     Barrier();
     Start();
-    NoteRow();
+    NoteRow(page_);
+    page_ = ReadPage(0);
     return tile;
   }
 
  private:
 #if defined(__HIP__)
-  using Copy = RegisterCopy<Cache, kWidth, Shape::kKeys, threads, Shape::kStride>;
+  using Copy = RegisterCopy<Cache, kWidth, Shape::kKeys, threads, PaddedRows<Shape::kStride>>;
 #else
-  using Copy = AsyncCopy<Cache, kWidth, Shape::kKeys, threads, Shape::kStride>;
+  using Copy = AsyncCopy<Cache, kWidth, Shape::kKeys, threads, SwizzledPanels<Shape::kKeys>>;
 #endif
   static_assert(threads >= Shape::kKeys, "a thread finds the row of one key");
 
-  MLA_DEVICE bool Mine() const { return ThreadX() < Shape::kKeys && next_ + ThreadX() < end_; }
+  // Whether this thread finds the row of a key of the step `steps` after the next one.
+  MLA_DEVICE bool Mine(int steps) const {
+    return ThreadX() < Shape::kKeys && KeyAfter(steps) < end_;
+  }
+  MLA_DEVICE int KeyAfter(int steps) const { return next_ + steps * Shape::kKeys + ThreadX(); }
 
   // Long before the row is noted: the wait for memory would hold up the whole block.
-  MLA_DEVICE void ReadPage() { page_ = Mine() ? PageOfKey(args_, plan_, next_ + ThreadX()) : -1; }
+  MLA_DEVICE int32_t ReadPage(int steps) const {
+    return Mine(steps) ? PageOfKey(args_, plan_, KeyAfter(steps)) : -1;
+  }
 
-  // The row of this thread's key in the next step but one, for everybody; -1 for what is not to be
-  // read. Says if a visible key has no row.
-  MLA_DEVICE void NoteRow() {
+  // The row of this thread's key in the next step but one, which is on page `page`, for everybody; -1
+  // for what is not to be read. Says if a visible key has no row.
+  MLA_DEVICE void NoteRow(int32_t page) {
     int64_t row = -1;
-    if (Mine()) {
-      row = RowOfKey(args_, plan_, page_, next_ + ThreadX());
+    if (Mine(0)) {
+      row = RowOfKey(args_, plan_, page, KeyAfter(0));
       if (row < 0) *broken_ = 1;
     }
     if (ThreadX() < Shape::kKeys) rows_[noted_ * Shape::kKeys + ThreadX()] = row;
     noted_ ^= 1;
     next_ += Shape::kKeys;
-    ReadPage();
   }
 
   MLA_DEVICE void Start() {

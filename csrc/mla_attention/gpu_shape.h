@@ -28,55 +28,68 @@ inline __device__ AttentionBlock BlockOf(const MlaAttentionArgs& args, int x, in
 // The widths of every published MLA model, which the matrix-core kernels are made for.
 constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
 
-// A tile: heads of one token, 16 * row_tiles to a wave. column_waves waves share them: each takes a
-// share of the contraction of the scores and, afterwards, a share of the output's columns.
-template <int row_waves, int row_tiles, int column_waves, int keys, int stages>
+#if defined(MLA_ON_ROCM)
+// A tile: heads of one token, 16 to a wave. column_waves waves share them: each takes a share of the
+// contraction of the scores and, afterwards, a share of the output's columns.
+template <int row_waves, int column_waves>
 struct AttentionShape {
-  static constexpr int kRowWaves = row_waves, kRowTiles = row_tiles, kColumnWaves = column_waves;
-  static constexpr int kWaveRows = 16 * row_tiles;
-  static constexpr int kRows = kWaveRows * row_waves;
-  static constexpr int kKeys = keys;  // That a step takes.
+  static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
+  static constexpr int kThreads = row_waves * column_waves * kPlatformWave;
+  static constexpr int kRows = 16 * row_waves;
+  static constexpr int kKeys = 32;  // That a step takes.
 
   // Rows in shared memory are padded, so that 16 of them lie in different banks.
   static constexpr int kStride = kWidth + 8;
-  static constexpr int kScoreStride = keys + 4;
-  static constexpr int kWeightStride = keys + 8;
+  static constexpr int kScoreStride = kKeys + 4;
+  static constexpr int kWeightStride = kKeys + 8;
 
-  // Parts of shared memory, in bytes from its beginning.
+  // Parts of shared memory, in bytes from its beginning. 64 KiB of it have room for one tile.
   static constexpr int kCache = 0;
-  static constexpr int kScores = kCache + stages * keys * kStride * 2;
+  static constexpr int kScores = kCache + kKeys * kStride * 2;
   static constexpr int kWeights = kScores + column_waves * kRows * kScoreStride * 4;
-  static constexpr int kRowFactors = kWeights + kRows * kWeightStride * 2;
-  static constexpr int kOffsets = kRowFactors + kRows * 4;
-  static constexpr int kPlan =
-      kOffsets + 2 * keys * 8;  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kFactors = kWeights + kRows * kWeightStride * 2;
+  static constexpr int kOffsets = kFactors + kRows * 4;
+  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
   static constexpr int kBroken = kPlan + 16;
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-#if defined(MLA_ON_ROCM)
-// 64 KiB of shared memory, room for one tile of keys.
-using Heads16 = AttentionShape<1, 1, 4, 32, 1>;
-using Heads32 = AttentionShape<2, 1, 4, 32, 1>;
-using Heads64 = AttentionShape<4, 1, 2, 32, 1>;
+using Heads16 = AttentionShape<1, 4>;
+using Heads32 = AttentionShape<2, 4>;
+using Heads64 = AttentionShape<4, 2>;
 #else
-// 227 KiB, room for two.
-using Heads16 = AttentionShape<1, 1, 4, 32, 2>;
-using Heads32 = AttentionShape<2, 1, 4, 32, 2>;
-using Heads64 = AttentionShape<2, 2, 4, 64, 2>;
-#endif
+// Heads of one token to a block, whose warpgroups of four waves share heads and latent columns.
+template <int heads, int warpgroups>
+struct WarpgroupShape {
+  static constexpr int kRows = heads, kWarpgroups = warpgroups;
+  static constexpr int kThreads = warpgroups * 4 * kPlatformWave;
+  static constexpr int kKeys = 64;  // That a step takes.
 
-template <typename Shape>
-constexpr int AttentionThreads() {
-  return Shape::kRowWaves * Shape::kColumnWaves * kPlatformWave;
-}
+  // Parts of shared memory, in bytes from its beginning: two tiles of keys in 227 KiB.
+  static constexpr int kCache = 0;
+  static constexpr int kQuery = kCache + 2 * kKeys * kWidth * 2;
+  static constexpr int kWeights = kQuery + heads * kWidth * 2;
+  static constexpr int kPeaks = kWeights + heads * kKeys * 2;
+  static constexpr int kFactors = kPeaks + 4 * heads * 4;
+  static constexpr int kOffsets = kFactors + heads * 4;
+  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
+  static constexpr int kBroken = kPlan + 16;
+  static constexpr int kSharedBytes = kBroken + 16;
+};
+
+using Heads16 = WarpgroupShape<16, 1>;
+using Heads32 = WarpgroupShape<32, 2>;
+using Heads64 = WarpgroupShape<64, 2>;
+#endif
 
 // Kernels for any width and type, one head a block.
 constexpr int kPlainThreads = 128;
 constexpr int kPlainKeys = 64;
-// The merge of splits. From kManySplits on, 8 threads share them.
+// The merge of splits. From kManySplits on, kMergeGroups threads share them.
 constexpr int kMergeThreads = 256, kMergeRun = 4;
-constexpr int kManySplits = 9, kMergeGroups = 8;
+constexpr int kManySplits = 9, kMergeGroups = 16;
 
 }  // namespace gpu
 }  // namespace mla
