@@ -1,6 +1,6 @@
 // mla_attention, decode: bf16 pool of 512 + 64 columns, pages of 64 in random order.
-// Build and run: nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/mla_attention.cu -o
-// build/mla_attention && build/mla_attention
+// Build and run: nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc
+// benchmarks/gpu/mla_attention.cu -o build/mla_attention && build/mla_attention
 #include <random>
 
 #include "graph.h"
@@ -21,10 +21,10 @@ __global__ void Fill(mla::bf16* to, size_t n, uint32_t seed) {
 
 void Run(int heads, int context, int batch) {
   constexpr int kPage = 64;
-  const int pages = context / kPage, splits_at_once = heads <= 16 ? 264 : 132;
+  const int pages = context / kPage;
   const int rows = heads <= 16 ? Heads16::kRows : (heads <= 32 ? Heads32::kRows : Heads64::kRows);
   const int blocks = batch * ((heads + rows - 1) / rows);
-  const int splits = std::max(1, std::min({splits_at_once / blocks, context / 64, 128}));
+  const int splits = std::max(1, std::min({kBlocksAtOnce / blocks, context / 64, 128}));
   const size_t pool = size_t{1} * batch * context * kWidth;
   const int layers = static_cast<int>(std::clamp<size_t>(size_t{3000000000} / pool, 2, 16));
   const size_t queries = size_t{1} * batch * heads;

@@ -1,8 +1,8 @@
-// mla_attention on matrix cores against its plain kernel, over ragged sequences, masks, splits, page
-// sizes and broken metadata; pages that nobody owns hold NaN, outputs begin as NaN. Prints one line
-// a failure and a count; the exit status says if there was one.
-// Build and run: nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc
-// benchmarks/gpu/mla_attention_check.cu -o build/check && build/check
+// mla_attention on matrix cores against its plain kernel, over ragged sequences, masks, splits,
+// page sizes and broken metadata; pages that nobody owns hold NaN, outputs begin as NaN. Prints one
+// line a failure and a count; the exit status says if there was one. Build and run: nvcc -std=c++17
+// -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/mla_attention_check.cu -o
+// build/check && build/check
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -17,7 +17,8 @@ using namespace mla::gpu;
 struct Case {
   int heads, page_size, splits;
   bool float8, cached_only;
-  int fault;  // 0: none, 1: a page outside the pool, 2: a sequence longer than its table, 3: a layer
+  int fault;  // 0: none, 1: a page outside the pool, 2: a sequence longer than its table, 3: a
+              // layer
 };
 
 float FromBits(uint16_t bits) {
@@ -96,7 +97,8 @@ bool Same(const Case& c, int64_t tokens, const Result& got, const Result& wanted
     double dot = 0, a2 = 0, b2 = 0;
     for (int i = 0; i < kRank; ++i) {
       const float a = FromBits(got.out[row * kRank + i]), b = FromBits(wanted.out[row * kRank + i]);
-      if (std::isnan(a) != std::isnan(b) && wrong == nullptr) wrong = "NaN where there is none, or none";
+      if (std::isnan(a) != std::isnan(b) && wrong == nullptr)
+        wrong = "NaN where there is none, or none";
       if (std::isnan(a)) continue;
       if ((a == 0) != (b == 0) && b2 == 0 && std::isinf(wanted.lse[row])) wrong = "not 0";
       dot += double{a} * b;
@@ -107,15 +109,17 @@ bool Same(const Case& c, int64_t tokens, const Result& got, const Result& wanted
     if (a2 + b2 > 0 && std::abs(a2 / b2 - 1) > 1e-2) wrong = "another length";
     const float a = got.lse[row], b = wanted.lse[row];
     if (std::isnan(a) != std::isnan(b) || std::isinf(a) != std::isinf(b)) wrong = "logsumexp";
-    if (std::isfinite(a) && std::isfinite(b)) worst_lse = std::max(worst_lse, std::abs(double{a} - b));
+    if (std::isfinite(a) && std::isfinite(b))
+      worst_lse = std::max(worst_lse, std::abs(double{a} - b));
   }
   // Two ways to round bfloat16 weights and results; the logarithm only differs by float32 sums.
   if (worst_cosine > 2e-5) wrong = "cosine difference";
   if (worst_lse > 1e-4) wrong = "logsumexp's value";
   if (wrong != nullptr) {
-    std::printf("heads %d page %d splits %d float8 %d cached %d fault %d: %s (cosine %.2e lse %.2e)\n",
-                c.heads, c.page_size, c.splits, c.float8, c.cached_only, c.fault, wrong, worst_cosine,
-                worst_lse);
+    std::printf(
+        "heads %d page %d splits %d float8 %d cached %d fault %d: %s (cosine %.2e lse %.2e)\n",
+        c.heads, c.page_size, c.splits, c.float8, c.cached_only, c.fault, wrong, worst_cosine,
+        worst_lse);
   }
   return wrong == nullptr;
 }
@@ -201,8 +205,7 @@ int main() {
       for (const int splits : {1, 2, 5, 12, 40}) {
         for (const int fault : {0, 1, 2, 3}) {
           const int page_sizes[] = {64, 1, 16, 5, 128};
-          const Case c = {heads,  page_sizes[run % 5],  splits,
-                          float8, run / 5 % 2 == 1, fault};
+          const Case c = {heads, page_sizes[run % 5], splits, float8, run / 5 % 2 == 1, fault};
           if (!RunCase(c, static_cast<uint32_t>(run))) ++failed;
           ++run;
         }

@@ -22,13 +22,14 @@ struct PaddedRows {
   static MLA_DEVICE int At(int row, int column) { return row * stride + column; }
 };
 // Panels of 64 columns one after the other, in each of them rows of 128 bytes, whose runs are
-// exchanged so that 8 rows of a column lie in different banks: what Hopper calls a 128-byte swizzle.
+// exchanged so that 8 rows of a column lie in different banks: what Hopper calls a 128-byte
+// swizzle.
 template <int rows>
 struct SwizzledPanels {
   static constexpr int kColumns = 64, kBytes = rows * kColumns * 2;
   static MLA_DEVICE int At(int row, int column) {
-    return column / kColumns * (rows * kColumns) + row * kColumns +
-           ((column / 8 ^ row) % 8) * 8 + column % 8;
+    return column / kColumns * (rows * kColumns) + row * kColumns + ((column / 8 ^ row) % 8) * 8 +
+           column % 8;
   }
 };
 
@@ -80,7 +81,11 @@ struct RegisterCopy {
     }
   }
 
+  MLA_DEVICE void Commit() {}
+
+  template <int later>
   MLA_DEVICE void Finish(bf16* tiles) {
+    static_assert(later == 0, "one tile at a time");
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = ThreadX() + i * threads;
@@ -116,8 +121,8 @@ MLA_DEVICE void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
 }
 
-// Makes this thread's writes to shared memory visible, behind the next barrier, to matrix cores that
-// read it by themselves (warpgroup.h).
+// Makes this thread's writes to shared memory visible, behind the next barrier, to matrix cores
+// that read it by themselves (warpgroup.h).
 MLA_DEVICE void ShowToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
@@ -169,11 +174,13 @@ struct AsyncCopy {
         CopyAsync<16>(to, from + column, offset >= 0);
       };
     });
-    CommitCopies();
   }
+  MLA_DEVICE void Commit() { CommitCopies(); }
 
+  // All tiles but the last `later` have arrived.
+  template <int later>
   MLA_DEVICE void Finish(bf16* tiles) {
-    WaitForCopies<0>();
+    WaitForCopies<later>();
     if constexpr (!kTakesTurns) {
       // Every thread reads what it has copied itself: nobody need wait for anybody.
       ForMine([&](int row) {

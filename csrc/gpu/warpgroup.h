@@ -20,26 +20,29 @@ MLA_DEVICE uint32_t SharedByte(const void* shared) {
 // A matrix in a panel, from byte `address` of shared memory on. Groups of 8 rows are 1024 bytes
 // apart; within a row, addresses move on by whole steps of the contraction.
 struct SharedMatrix {
-  uint64_t bits;
+  uint32_t low;  // Half of the descriptor, the only one in which matrices differ.
 
-  static constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroup = 1024 >> 4;
-
+  // From the first lane, so that the compiler sees that a wave has but one.
   MLA_DEVICE explicit SharedMatrix(uint32_t address)
-      : bits(kSwizzle128 | kGroup << 32 | kGroup << 16 | (address & 0x3ffff) >> 4) {}
+      : low(kGroup << 16 | (__shfl_sync(~0u, address, 0) & 0x3ffff) >> 4) {}
   MLA_DEVICE SharedMatrix At(int bytes) const {
     SharedMatrix moved = *this;
-    moved.bits += static_cast<uint64_t>(bytes >> 4);
+    moved.low += static_cast<uint32_t>(bytes >> 4);
     return moved;
   }
+  MLA_DEVICE uint64_t Descriptor() const {
+    return static_cast<uint64_t>(kSwizzle128 | kGroup) << 32 | low;
+  }
+
+ private:
+  static constexpr uint32_t kSwizzle128 = uint32_t{1} << 30, kGroup = 1024 >> 4;
 };
 
 // Before the first product after anybody else has touched the sums.
 MLA_DEVICE void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Until all products that were issued are done.
-MLA_DEVICE void FinishProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
+// After the last product; then other work, and FinishProducts() before the sums are read.
+MLA_DEVICE void EndProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+MLA_DEVICE void FinishProducts() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 // A barrier of one warpgroup; `which` differs from group to group.
 MLA_DEVICE void WarpgroupBarrier(int which) {
@@ -47,22 +50,22 @@ MLA_DEVICE void WarpgroupBarrier(int which) {
 }
 
 // Value v of `sums` of a product is in row 16 * (wave of the group) + Lane() / 4 + 8 * (v / 2 % 2)
-// and column 8 * (v / 4) + 2 * (Lane() % 4) + v % 2. `columns` says that A's rows are the columns of
-// its panel; else they are the panel's rows, as B's columns always are. Not `add`: sums were 0.
+// and column 8 * (v / 4) + 2 * (Lane() % 4) + v % 2. `columns` says that A's rows are the columns
+// of its panel; else they are the panel's rows, as B's columns always are. Not `add`: sums were 0.
 #define MLA_SUMS4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
 #define MLA_SUMS8(i) MLA_SUMS4(i), MLA_SUMS4(i + 4)
 #define MLA_SUMS16(i) MLA_SUMS8(i), MLA_SUMS8(i + 8)
-#define MLA_WGMMA(shape, registers, a_at, b_at, add_at, columns_at, ...)                        \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" add_at                                      \
-               ", 0;\nwgmma.mma_async.sync.aligned." shape ".f32.bf16.bf16 {" registers "}, %" \
-               a_at ", %" b_at ", p, 1, 1, %" columns_at ", 0;\n}"                              \
-               : __VA_ARGS__                                                                    \
-               : "l"(a.bits), "l"(b.bits), "r"(add ? 1 : 0), "n"(columns ? 1 : 0))
+#define MLA_WGMMA(shape, registers, a_at, b_at, add_at, columns_at, ...)                \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" add_at                              \
+               ", 0;\nwgmma.mma_async.sync.aligned." shape ".f32.bf16.bf16 {" registers \
+               "}, %" a_at ", %" b_at ", p, 1, 1, %" columns_at ", 0;\n}"               \
+               : __VA_ARGS__                                                            \
+               : "l"(a.Descriptor()), "l"(b.Descriptor()), "r"(add ? 1 : 0), "n"(columns ? 1 : 0))
 #define MLA_REGISTERS4 "%0, %1, %2, %3"
 #define MLA_REGISTERS8 MLA_REGISTERS4 ", %4, %5, %6, %7"
 #define MLA_REGISTERS16 MLA_REGISTERS8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define MLA_REGISTERS32                                                                         \
-  MLA_REGISTERS16                                                                               \
+#define MLA_REGISTERS32 \
+  MLA_REGISTERS16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 template <bool columns, int values>
 MLA_DEVICE void WarpgroupMma(float (&sums)[values], SharedMatrix a, SharedMatrix b, bool add) {
@@ -89,10 +92,10 @@ MLA_DEVICE void WarpgroupMma(float (&sums)[values], SharedMatrix a, SharedMatrix
 // An 8 x 8 matrix, of which a lane holds row Lane() / 4, columns 2 * (Lane() % 4) and the next,
 // into shared memory with rows and columns exchanged: lane i < 8 says where column i goes.
 MLA_DEVICE void StoreTransposed(bf16* column, const Pack<bf16, 2>& pair) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(
-                   SharedByte(column)),
-               "r"(BitCast<uint32_t>(pair))
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(SharedByte(column)),
+      "r"(BitCast<uint32_t>(pair))
+      : "memory");
 }
 
 }  // namespace gpu

@@ -19,12 +19,12 @@ template <typename Shape, typename Cache>
 using MatrixCores = mla::gpu::WarpgroupAttention<Shape, Cache>;
 #endif
 
-#define MLA_ATTENTION_TILES(name, Shape, Cache)                                           \
-  MLA_GPU_KERNEL(name, mla::gpu::Shape::kThreads, MlaAttentionArgs) {                     \
-    MatrixCores<mla::gpu::Shape, Cache>(                                                  \
-        args, reinterpret_cast<char*>(mla_attention_shared),                              \
-        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows))              \
-        .Run();                                                                           \
+#define MLA_ATTENTION_TILES(name, Shape, Cache)                              \
+  MLA_GPU_KERNEL(name, mla::gpu::Shape::kThreads, MlaAttentionArgs) {        \
+    MatrixCores<mla::gpu::Shape, Cache>(                                     \
+        args, reinterpret_cast<char*>(mla_attention_shared),                 \
+        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows)) \
+        .Run();                                                              \
   }
 
 MLA_ATTENTION_TILES(mla_attention_16, Heads16, mla::bf16)

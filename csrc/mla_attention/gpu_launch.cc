@@ -25,24 +25,45 @@ constexpr Tiled kTiled[] = {
     Of<Heads64>("mla_attention_64", "mla_attention_64_f8"),
 };
 
+bool TilesTake(const MlaAttentionArgs& args) {
+  return args.io_type == DType::kBF16 && args.cache_type != DType::kF32 && args.rank == kRank &&
+         args.rope == kRope;
+}
+
+const Tiled& TiledFor(const MlaAttentionArgs& args) {
+  return kTiled[args.heads <= 16 ? 0 : (args.heads <= 32 ? 1 : 2)];
+}
+
+// As many splits as there is scratch for, but no more than fill the machine: each makes a partial
+// result of every row.
+int64_t SplitsOf(const MlaAttentionArgs& args) {
+  const int64_t blocks = args.tokens * CeilDiv(args.heads, TiledFor(args).rows);
+  const int64_t filling = blocks < kBlocksAtOnce ? kBlocksAtOnce / (blocks < 1 ? 1 : blocks) : 1;
+  return args.splits < filling ? args.splits : filling;
+}
+
 xla::ffi::Error LaunchTiles(const MlaAttentionArgs& args, const Stream& stream) {
-  const Tiled& tiled = kTiled[args.heads <= 16 ? 0 : (args.heads <= 32 ? 1 : 2)];
+  const Tiled& tiled = TiledFor(args);
   const int64_t blocks = CeilDiv(args.heads, tiled.rows);
   const char* name = args.cache_type == DType::kBF16 ? tiled.bf16 : tiled.f8;
   return Launch({&kImage_mla_attention, name}, args.tokens * blocks * args.splits, tiled.threads,
                 static_cast<size_t>(tiled.shared_bytes), stream, &args);
 }
 
+xla::ffi::Error LaunchPlain(const MlaAttentionArgs& args, const Stream& stream) {
+  return Launch({&kImage_mla_attention, "mla_attention_plain"},
+                args.tokens * args.heads * args.splits, kPlainThreads,
+                static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
+}
+
 }  // namespace
 
-xla::ffi::Error MlaAttention(const MlaAttentionArgs& args, const Stream& stream) {
-  const bool tiles = args.io_type == DType::kBF16 && args.cache_type != DType::kF32 &&
-                     args.rank == kRank && args.rope == kRope;
-  xla::ffi::Error error =
-      tiles ? LaunchTiles(args, stream)
-            : Launch({&kImage_mla_attention, "mla_attention_plain"},
-                     args.tokens * args.heads * args.splits, kPlainThreads,
-                     static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
+xla::ffi::Error MlaAttention(const MlaAttentionArgs& call, const Stream& stream) {
+  MlaAttentionArgs args = call;
+  const bool tiles = TilesTake(args);
+  if (tiles) args.splits = SplitsOf(args);
+  if (args.splits == 1) args.partial = args.partial_lse = nullptr;
+  xla::ffi::Error error = tiles ? LaunchTiles(args, stream) : LaunchPlain(args, stream);
   if (error.failure() || args.splits == 1) return error;
   const bool many = args.splits >= kManySplits;
   const int64_t runs = args.tokens * args.heads * CeilDiv(args.rank, kMergeRun);

@@ -78,8 +78,11 @@ MLA_DEVICE void MergeSplits(const MlaAttentionArgs& args) {
       StoreMerged(args, row, column + i, merged.peak, merged.total, merged.sum[i]);
     }
   } else {
-    __shared__ MergedRun parts[groups][kRuns];
-    parts[group][mine] = merged;
+    __shared__ float peaks[groups][kRuns], totals[groups][kRuns], sums[groups][kRuns * kMergeRun];
+    peaks[group][mine] = merged.peak;
+    totals[group][mine] = merged.total;
+#pragma unroll
+    for (int i = 0; i < kMergeRun; ++i) sums[group][mine * kMergeRun + i] = merged.sum[i];
     Barrier();
     // A thread a column from here on.
     if (ThreadX() >= kRuns * kMergeRun) return;
@@ -90,14 +93,14 @@ MLA_DEVICE void MergeSplits(const MlaAttentionArgs& args) {
     float peak = -__builtin_inff(), total = 0, sum = 0;
 #pragma unroll
     for (int g = 0; g < groups; ++g) {
-      peak = parts[g][run].peak > peak ? parts[g][run].peak : peak;
+      peak = peaks[g][run] > peak ? peaks[g][run] : peak;
     }
     const float base = peak == -__builtin_inff() ? 0.0f : peak;
 #pragma unroll
     for (int g = 0; g < groups; ++g) {
-      const float weight = Exp2(parts[g][run].peak - base);
-      total += weight * parts[g][run].total;
-      sum += weight * parts[g][run].sum[i];
+      const float weight = Exp2(peaks[g][run] - base);
+      total += weight * totals[g][run];
+      sum += weight * sums[g][ThreadX()];
     }
     StoreMerged(args, row, column, peak, total, sum);
   }

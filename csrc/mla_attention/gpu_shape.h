@@ -29,14 +29,15 @@ inline __device__ AttentionBlock BlockOf(const MlaAttentionArgs& args, int x, in
 constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
 
 #if defined(MLA_ON_ROCM)
-// A tile: heads of one token, 16 to a wave. column_waves waves share them: each takes a share of the
-// contraction of the scores and, afterwards, a share of the output's columns.
+// A tile: heads of one token, 16 to a wave. column_waves waves share them: each takes a share of
+// the contraction of the scores and, afterwards, a share of the output's columns.
 template <int row_waves, int column_waves>
 struct AttentionShape {
   static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
   static constexpr int kThreads = row_waves * column_waves * kPlatformWave;
   static constexpr int kRows = 16 * row_waves;
   static constexpr int kKeys = 32;  // That a step takes.
+  static constexpr bool kMemoryBound = false;
 
   // Rows in shared memory are padded, so that 16 of them lie in different banks.
   static constexpr int kStride = kWidth + 8;
@@ -55,6 +56,8 @@ struct AttentionShape {
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
+// Blocks of up to 16 heads that a machine takes at once, or larger ones.
+constexpr int kBlocksAtOnce = 264;
 using Heads16 = AttentionShape<1, 4>;
 using Heads32 = AttentionShape<2, 4>;
 using Heads64 = AttentionShape<4, 2>;
@@ -65,6 +68,7 @@ struct WarpgroupShape {
   static constexpr int kRows = heads, kWarpgroups = warpgroups;
   static constexpr int kThreads = warpgroups * 4 * kPlatformWave;
   static constexpr int kKeys = 64;  // That a step takes.
+  static constexpr bool kMemoryBound = heads < 64;
 
   // Parts of shared memory, in bytes from its beginning: two tiles of keys in 227 KiB.
   static constexpr int kCache = 0;
@@ -79,7 +83,9 @@ struct WarpgroupShape {
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-using Heads16 = WarpgroupShape<16, 1>;
+// A block has a processor of its own, of which an H200 has 132.
+constexpr int kBlocksAtOnce = 132;
+using Heads16 = WarpgroupShape<16, 2>;
 using Heads32 = WarpgroupShape<32, 2>;
 using Heads64 = WarpgroupShape<64, 2>;
 #endif

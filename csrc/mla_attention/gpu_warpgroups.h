@@ -24,6 +24,9 @@ struct WarpgroupAttention {
   static constexpr int kWaves = kWarpgroup / kWave;
   static constexpr int kColumnTiles = kRank / 64 / Shape::kWarpgroups;
   static constexpr bool kFloat8 = sizeof(Cache) == 1;
+  // How far, in powers of 2, scores may rise above the peak that weights are relative to before all
+  // sums are scaled: weights of 256 are as exact as weights of 1.
+  static constexpr float kSlack = 8;
   using KeyPanel = SwizzledPanels<Shape::kKeys>;
   using QueryPanel = SwizzledPanels<kHeads>;
   static_assert(Shape::kKeys == 64, "the rows of one product");
@@ -31,7 +34,7 @@ struct WarpgroupAttention {
   struct Sums {
     float at[kColumnTiles][kHeads / 2] = {};
   };
-  // Of this thread's heads: the highest score of all threads, the sum of its own weights.
+  // Of this thread's heads: what the weights are relative to, the sum of its own weights.
   struct State {
     float peak[2 * kScorePairs], total[2 * kScorePairs];
   };
@@ -55,26 +58,32 @@ struct WarpgroupAttention {
   // Of value v in a product's 64 rows.
   MLA_DEVICE static int RowOf(int v) { return 16 * Wave() + Lane() / 4 + 8 * (v / 2 % 2); }
 
-  // The block's queries, zeros for heads that do not exist.
+  // The block's queries, zeros for heads that do not exist: 8 threads a row, 16 bytes of each
+  // panel.
   MLA_DEVICE void StartQueries() const {
-    constexpr int kChunks = kWidth / 8, kLatentChunks = kRank / 8;
     bf16* to = Part<bf16>(Shape::kQuery);
-    for (int i = ThreadX(); i < kHeads * kChunks; i += kThreads) {
-      const int row = i / kChunks, chunk = i - row * kChunks;
+    const int column = ThreadX() % 8 * 8;
+#pragma unroll
+    for (int first = 0; first < kHeads; first += kThreads / 8) {
+      const int row = first + ThreadX() / 8;
+      if (kHeads % (kThreads / 8) != 0 && row >= kHeads) break;
       const bool exists = output.block.head + row < args.heads;
       const int64_t head = output.block.token * args.heads + output.block.head + (exists ? row : 0);
-      const bf16* from =
-          chunk < kLatentChunks
-              ? static_cast<const bf16*>(args.q_latent) + head * kRank + chunk * 8
-              : static_cast<const bf16*>(args.q_rope) + head * kRope + (chunk - kLatentChunks) * 8;
-      CopyAsync<16>(to + QueryPanel::At(row, chunk * 8), from, exists);
+      const bf16* latent = static_cast<const bf16*>(args.q_latent) + head * kRank + column;
+      const bf16* rope = static_cast<const bf16*>(args.q_rope) + head * kRope + column;
+#pragma unroll
+      for (int panel = 0; panel < kRank; panel += 64) {
+        CopyAsync<16>(to + QueryPanel::At(row, panel + column), latent + panel, exists);
+      }
+      CopyAsync<16>(to + QueryPanel::At(row, kRank + column), rope, exists);
     }
     CommitCopies();
   }
 
-  // The scores of this warpgroup's heads with the keys of a tile.
-  MLA_DEVICE void Scores(const bf16* tile, float rope_ratio,
-                         float (&scores)[kScoreHeads / 2]) const {
+  // The scores of this warpgroup's heads with the keys of a tile; beside() is done meanwhile.
+  template <typename Fn>
+  MLA_DEVICE void Scores(const bf16* tile, float rope_ratio, float (&scores)[kScoreHeads / 2],
+                         const Fn& beside) const {
     const SharedMatrix keys(SharedByte(tile));
     const SharedMatrix query(SharedByte(Part<char>(Shape::kQuery) + Group() * kScoreHeads * 128));
     constexpr int kLatentPanels = kRank / 64, kPanels = kWidth / 64;
@@ -89,12 +98,15 @@ struct WarpgroupAttention {
                             query.At(panel * QueryPanel::kBytes + k * 32), i + k > 0);
       }
       if (kFloat8 && panel == kLatentPanels) {
+        EndProducts();
         FinishProducts();
 #pragma unroll
         for (int v = 0; v < kScoreHeads / 2; ++v) scores[v] *= rope_ratio;
         BeginProducts();
       }
     }
+    EndProducts();
+    beside();
     FinishProducts();
   }
 
@@ -116,12 +128,7 @@ struct WarpgroupAttention {
         // A NaN is not a peak.
         float high = a > -__builtin_inff() ? a : -__builtin_inff();
         high = b > high ? b : high;
-#pragma unroll
-        for (int mask = 4; mask < kWave; mask *= 2) {
-          const float other = Shuffle(high, Lane() ^ mask);
-          high = other > high ? other : high;
-        }
-        highest[2 * j + i] = high;
+        highest[2 * j + i] = LanesMaxAbove<4>(high);
       }
     }
     float* peaks = Part<float>(Shape::kPeaks) + Group() * kWaves * kScoreHeads;
@@ -137,7 +144,7 @@ struct WarpgroupAttention {
     float* factors = Part<float>(Shape::kFactors) + Group() * kScoreHeads;
 #pragma unroll
     for (int j = 0; j < kScorePairs; ++j) {
-      float peak[2] = {state.peak[2 * j], state.peak[2 * j + 1]}, base[2], shrink[2];
+      float peak[2] = {highest[2 * j], highest[2 * j + 1]}, base[2], shrink[2];
 #pragma unroll
       for (int w = 0; w < kWaves; ++w) {
         const auto read = LoadPack<2>(peaks + w * kScoreHeads + HeadOf(j));
@@ -146,9 +153,12 @@ struct WarpgroupAttention {
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
+        if (peak[i] <= state.peak[2 * j + i] + kSlack) peak[i] = state.peak[2 * j + i];
         // Where no score is above minus infinity every weight is 0, not the NaN of inf - inf.
         base[i] = peak[i] == -__builtin_inff() ? 0.0f : peak[i];
-        shrink[i] = Exp2(state.peak[2 * j + i] - base[i]);
+        // Before the first peak there is nothing that could shrink.
+        const float before = state.peak[2 * j + i];
+        shrink[i] = before == -__builtin_inff() ? 1.0f : Exp2(before - base[i]);
         state.total[2 * j + i] *= shrink[i];
         state.peak[2 * j + i] = peak[i];
       }
@@ -171,13 +181,20 @@ struct WarpgroupAttention {
   }
 
   MLA_DEVICE void Scale(Sums& sums) const {
+    Pack<float, 2> factors[kPairs];
+    bool moved = false;
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const auto factor = LoadPack<2>(Part<float>(Shape::kFactors) + HeadOf(j));
+      factors[j] = LoadPack<2>(Part<float>(Shape::kFactors) + HeadOf(j));
+      moved |= factors[j].at[0] != 1.0f || factors[j].at[1] != 1.0f;
+    }
+    if (__any_sync(~0u, moved) == 0) return;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
 #pragma unroll
       for (int t = 0; t < kColumnTiles; ++t) {
 #pragma unroll
-        for (int v = 0; v < 4; ++v) sums.at[t][4 * j + v] *= factor.at[v % 2];
+        for (int v = 0; v < 4; ++v) sums.at[t][4 * j + v] *= factors[j].at[v % 2];
       }
     }
   }
@@ -194,58 +211,70 @@ struct WarpgroupAttention {
                            weights.At(k * 32), true);
       }
     }
+    EndProducts();
     FinishProducts();
   }
 
-  // What every row ends with, for Scale.
+  // What every row ends with, for Scale: the waves' sums meet in shared memory, then a thread a
+  // row.
   MLA_DEVICE void End(const State& state, bool broken) const {
-    float* totals = Part<float>(Shape::kPeaks) + Group() * kWaves * kScoreHeads;
-    float total[2 * kScorePairs];
+    float* totals = Part<float>(Shape::kPeaks);
+    float* peaks = Part<float>(Shape::kFactors);
+    const int first = Group() * kScoreHeads;
 #pragma unroll
-    for (int j = 0; j < 2 * kScorePairs; ++j) {
-      total[j] = state.total[j];
+    for (int j = 0; j < kScorePairs; ++j) {
+      Pack<float, 2> total;
 #pragma unroll
-      for (int mask = 4; mask < kWave; mask *= 2) total[j] += Shuffle(total[j], Lane() ^ mask);
-    }
-    if (Lane() < 4) {
-#pragma unroll
-      for (int j = 0; j < kScorePairs; ++j) {
-        StorePack(totals + Wave() * kScoreHeads + HeadOf(j),
-                  Pack<float, 2>{total[2 * j], total[2 * j + 1]});
+      for (int i = 0; i < 2; ++i) total.at[i] = LanesSumAbove<4>(state.total[2 * j + i]);
+      if (Lane() >= 4) continue;
+      StorePack(totals + Wave() * kHeads + first + HeadOf(j), total);
+      if (Wave() == 0) {
+        StorePack(peaks + first + HeadOf(j),
+                  Pack<float, 2>{state.peak[2 * j], state.peak[2 * j + 1]});
       }
     }
-    WarpgroupBarrier(Group());
-    if (Wave() != 0 || Lane() >= 4) return;
-    const float latent = kFloat8 ? args.scales[0] : 1.0f;
+    Barrier();
+    const int row = ThreadX();
+    if (row >= kHeads) return;
+    float sum = 0;
 #pragma unroll
-    for (int j = 0; j < 2 * kScorePairs; ++j) {
-      const int head = HeadOf(j / 2) + j % 2, row = Group() * kScoreHeads + head;
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kWaves; ++w) sum += totals[w * kScoreHeads + head];
-      const RowEnd end = EndOf(state.peak[j], sum, broken);
-      Part<float>(Shape::kFactors)[row] = end.factor * latent;
-      output.StoreLse(row, end.log2);
-    }
+    for (int w = 0; w < kWaves; ++w) sum += totals[w * kHeads + row];
+    const RowEnd end = EndOf(peaks[row], sum, broken);
+    peaks[row] = end.factor * (kFloat8 ? args.scales[0] : 1.0f);
+    output.StoreLse(row, end.log2);
   }
 
+  // By way of shared memory, so that rows are written in one piece.
   MLA_DEVICE void Store(const Sums& sums) const {
+    constexpr int kStride = kRank + 4;  // 4 heads of a wave lie in different banks.
+    static_assert(kHeads * kStride * 4 <= Shape::kQuery, "rows fit where the keys were");
+    float* rows = Part<float>(Shape::kCache);
 #pragma unroll
     for (int j = 0; j < kHeads / 2; ++j) {
 #pragma unroll
       for (int t = 0; t < kColumnTiles; ++t) {
-        const float run[1] = {sums.at[t][j]};
-        output.StoreRun(HeadOf(j / 4) + j % 2, (Group() * kColumnTiles + t) * 64 + RowOf(j), run);
+        rows[(HeadOf(j / 4) + j % 2) * kStride + (Group() * kColumnTiles + t) * 64 + RowOf(j)] =
+            sums.at[t][j];
       }
+    }
+    Barrier();
+    constexpr int kRowThreads = kRank / 4;
+    const int column = ThreadX() % kRowThreads * 4;
+#pragma unroll 8
+    for (int row = ThreadX() / kRowThreads; row < kHeads; row += kThreads / kRowThreads) {
+      output.StoreRun(row, column, LoadPack<4>(rows + row * kStride + column).at);
     }
   }
 
   MLA_DEVICE void Run() const {
+    int32_t* is_broken = Part<int32_t>(Shape::kBroken);
+    if (ThreadX() == 0) *is_broken = 0;
     StartQueries();
-    if (ThreadX() == 0) *Part<int32_t>(Shape::kBroken) = 0;
     const KeyPlan plan = PlanKeys<kThreads>(args, output.block.token, Part<int32_t>(Shape::kPlan));
-    const Share share = ShareOf(plan.visible, Shape::kKeys, output.block.split,
-                                static_cast<int>(args.splits));
+    // Kept there, and not in a register, until the end.
+    if (plan.too_long) *is_broken = 1;
+    const Share share =
+        ShareOf(plan.visible, Shape::kKeys, output.block.split, static_cast<int>(args.splits));
     Sums sums;
     State state;
 #pragma unroll
@@ -255,8 +284,9 @@ struct WarpgroupAttention {
     }
     if (share.first < share.end) Loop(plan, share, sums, state);
 
+    Barrier();
     // A sequence that the page table cannot hold, or a page that does not exist: no answer.
-    const bool broken = plan.too_long || *Part<int32_t>(Shape::kBroken) != 0;
+    const bool broken = *is_broken != 0;
     End(state, broken);
     // Nobody reads what a share without keys would have given.
     if (args.partial != nullptr && share.first >= share.end && !broken) return;
@@ -272,14 +302,14 @@ struct WarpgroupAttention {
     for (int key = share.first; key < share.end; key += Shape::kKeys) {
       const bf16* tile = keys.Next();
       float scores[kScoreHeads / 2];
-      Scores(tile, rope_ratio, scores);
+      Scores(tile, rope_ratio, scores, [&] { keys.Prefetch(); });
       Softmax(share.end - key, scale, scores, state);
       ShowToProducts();
       Barrier();
       Scale(sums);
       Values(tile, sums);
+      keys.Done();
     }
-    Barrier();
   }
 };
 
