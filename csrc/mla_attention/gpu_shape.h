@@ -56,8 +56,9 @@ struct AttentionShape {
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-// Blocks of up to 16 heads that a machine takes at once, or larger ones.
+// Blocks that a machine takes at once.
 constexpr int kBlocksAtOnce = 264;
+constexpr int64_t kFewKeys = 0;  // Never fewer heads than there could be.
 using Heads16 = AttentionShape<1, 4>;
 using Heads32 = AttentionShape<2, 4>;
 using Heads64 = AttentionShape<4, 2>;
@@ -83,12 +84,32 @@ struct WarpgroupShape {
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-// A block has a processor of its own, of which an H200 has 132.
+// Blocks that a machine takes at once: each has one of an H200's 132 processors to itself.
 constexpr int kBlocksAtOnce = 132;
+// Where blocks of 32 heads with no more keys than this fit the machine, larger ones would only make
+// more partial results.
+constexpr int64_t kFewKeys = 128;
 using Heads16 = WarpgroupShape<16, 2>;
 using Heads32 = WarpgroupShape<32, 2>;
 using Heads64 = WarpgroupShape<64, 2>;
 #endif
+
+// Heads of a block, 16, 32 or 64, and splits of the keys.
+struct TilePlan {
+  int rows;
+  int64_t splits;
+};
+
+// From shapes alone. Of at most `most` splits, no more than fill the machine: each makes a partial
+// result of every row.
+inline TilePlan PlanTiles(const MlaAttentionArgs& args, int64_t most) {
+  const auto blocks = [&](int rows) { return args.tokens * ((args.heads + rows - 1) / rows); };
+  int rows = args.heads <= 16 ? 16 : (args.heads <= 32 ? 32 : 64);
+  const int64_t keys = args.max_pages * args.page_size;
+  if (rows == 64 && blocks(32) * keys <= kBlocksAtOnce * kFewKeys) rows = 32;
+  const int64_t filling = blocks(rows) < 1 ? 1 : kBlocksAtOnce / blocks(rows);
+  return {rows, filling < 1 ? 1 : (filling < most ? filling : most)};
+}
 
 // Kernels for any width and type, one head a block.
 constexpr int kPlainThreads = 128;
