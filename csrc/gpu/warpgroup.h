@@ -2,7 +2,8 @@
 // beside them: D (64 x n, f32) += A (64 x 16) * B (16 x n), bf16, both read from shared memory.
 //
 // Operands lie in SwizzledPanels (copy.h) that begin at multiples of 1024 bytes. NVIDIA "PTX ISA",
-// 9.7.15.5 (matrix descriptors and layouts) and 9.7.15.5.2 (wgmma.mma_async).
+// "Asynchronous Warpgroup Level Matrix Instructions" (wgmma.mma_async, its matrix descriptors and
+// swizzles).
 #ifndef MLA_GPU_WARPGROUP_H_
 #define MLA_GPU_WARPGROUP_H_
 
