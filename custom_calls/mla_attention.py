@@ -230,7 +230,8 @@ def _num_splits(num_rows: int, num_heads: int, capacity: int) -> int:
     """Shares of the keys that fill a GPU: blocks of up to 16, 32 or 64 heads, a token each.
 
     A GPU takes about 264 blocks of 16 heads or 132 larger ones at once; more splits than that only
-    make more partial results. A split of fewer than 64 keys is not worth its merge.
+    make more partial results. A split of fewer than 64 keys is not worth its merge. This is the
+    scratch there is: a launch uses fewer where its machine takes fewer blocks (`gpu_shape.h`).
     """
     blocks = num_rows * (-(-num_heads // 64) if num_heads > 32 else 1)
     at_once = 264 if num_heads <= 16 else 132

@@ -1,14 +1,13 @@
 // mla_attention, decode: bf16 pool of 512 + 64 columns, pages of 64 in random order.
-// Build and run: nvcc -std=c++17 -O3 -arch=sm_90 -Icsrc benchmarks/gpu/mla_attention.cu -o
-// build/mla_attention && build/mla_attention
+// Build and run: nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -Icsrc
+// benchmarks/gpu/mla_attention.cu -o build/mla_attention && build/mla_attention
 #include <random>
 
-#include "graph.h"
-#include "mla_attention/gpu_kernel.cc"
+#include "mla_attention.h"
 
 namespace {
 
-using namespace mla::gpu;
+using namespace attention;
 
 __global__ void Fill(mla::bf16* to, size_t n, uint32_t seed) {
   const size_t stride = gridDim.x * static_cast<size_t>(blockDim.x);
@@ -21,10 +20,7 @@ __global__ void Fill(mla::bf16* to, size_t n, uint32_t seed) {
 
 void Run(int heads, int context, int batch) {
   constexpr int kPage = 64;
-  const int pages = context / kPage, splits_at_once = heads <= 16 ? 264 : 132;
-  const int rows = heads <= 16 ? Heads16::kRows : (heads <= 32 ? Heads32::kRows : Heads64::kRows);
-  const int blocks = batch * ((heads + rows - 1) / rows);
-  const int splits = std::max(1, std::min({splits_at_once / blocks, context / 64, 128}));
+  const int pages = context / kPage;
   const size_t pool = size_t{1} * batch * context * kWidth;
   const int layers = static_cast<int>(std::clamp<size_t>(size_t{3000000000} / pool, 2, 16));
   const size_t queries = size_t{1} * batch * heads;
@@ -36,8 +32,7 @@ void Run(int heads, int context, int batch) {
   for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<int>(i);
   std::shuffle(order.begin(), order.end(), std::mt19937(1));
   Memory cache(2 * pool * layers), q_latent(2 * queries * kRank), q_rope(2 * queries * kRope),
-      out(2 * queries * kRank), lse(4 * queries), partial(4 * queries * kRank * splits),
-      partial_lse(4 * queries * splits), page_table(order), query_start_loc(starts),
+      out(2 * queries * kRank), lse(4 * queries), page_table(order), query_start_loc(starts),
       seq_lens(lengths), layer_numbers(numbers), scales(std::vector<float>{1, 1});
   Fill<<<2048, 256>>>(cache.at<mla::bf16>(), pool * layers, 1);
   Fill<<<64, 256>>>(q_latent.at<mla::bf16>(), queries * kRank, 2);
@@ -63,34 +58,18 @@ void Run(int heads, int context, int batch) {
   args.page_size = kPage;
   args.max_pages = pages;
   args.softmax_scale = 0.135f;
-  args.splits = splits;
-  if (splits > 1) {
-    args.partial = partial.at<float>();
-    args.partial_lse = partial_lse.at<float>();
-  }
-  auto* kernel =
-      heads <= 16 ? mla_attention_16 : (heads <= 32 ? mla_attention_32 : mla_attention_64);
-  const int threads = heads <= 16   ? AttentionThreads<Heads16>()
-                      : heads <= 32 ? AttentionThreads<Heads32>()
-                                    : AttentionThreads<Heads64>();
-  const int shared = heads <= 16   ? Heads16::kSharedBytes
-                     : heads <= 32 ? Heads32::kSharedBytes
-                                   : Heads64::kSharedBytes;
-  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        "shared memory");
+  const TilePlan plan = PlanTiles(args, std::min(context / 64, 128));
+  Memory partial(4 * queries * kRank * plan.splits), partial_lse(4 * queries * plan.splits);
+  args.partial = partial.at<float>();
+  args.partial_lse = partial_lse.at<float>();
   const float us = MicrosecondsInGraph(layers, [&](int layer, cudaStream_t stream) {
     args.layer = layer_numbers.at<int>(4 * layer);
-    kernel<<<blocks * splits, threads, shared, stream>>>(args);
-    if (splits == 1) return;
-    const bool many = splits >= kManySplits;
-    const int in_block = kMergeThreads / (many ? kMergeGroups : 1);
-    const int merges = static_cast<int>((queries * kRank / kMergeRun + in_block - 1) / in_block);
-    (many ? mla_attention_merge_many
-          : mla_attention_merge_few)<<<merges, kMergeThreads, 0, stream>>>(args);
+    Launch(args, plan, stream);
   });
   PrintRow("mla_attention",
            "\"heads\": " + std::to_string(heads) + ", \"context\": " + std::to_string(context) +
-               ", \"batch\": " + std::to_string(batch) + ", \"splits\": " + std::to_string(splits),
+               ", \"batch\": " + std::to_string(batch) + ", \"splits\": " +
+               std::to_string(plan.splits) + ", \"rows\": " + std::to_string(plan.rows),
            us, 2.0 * (static_cast<double>(pool) + static_cast<double>(queries) * (kRank + kWidth)),
            2.0 * static_cast<double>(queries) * context * (kRank + kWidth));
 }

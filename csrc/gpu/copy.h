@@ -15,27 +15,47 @@ typedef uint32_t Chunk __attribute__((ext_vector_type(4)));
 typedef uint4 Chunk;
 #endif
 
-MLA_DEVICE void StoreChunk(bf16* shared, const Chunk& chunk, const bf16*) {
-  *reinterpret_cast<Chunk*>(shared) = chunk;
+// Where the values of a tile lie in shared memory: the element of a row and a column, by runs of 8.
+// Rows one after the other, padded to `stride`.
+template <int stride>
+struct PaddedRows {
+  static MLA_DEVICE int At(int row, int column) { return row * stride + column; }
+};
+// Panels of 64 columns one after the other, in each of them rows of 128 bytes, whose runs are
+// exchanged so that 8 rows of a column lie in different banks: what Hopper calls a 128-byte
+// swizzle.
+template <int rows>
+struct SwizzledPanels {
+  static constexpr int kColumns = 64, kBytes = rows * kColumns * 2;
+  static MLA_DEVICE int At(int row, int column) {
+    return column / kColumns * (rows * kColumns) + row * kColumns + ((column / 8 ^ row) % 8) * 8 +
+           column % 8;
+  }
+};
+
+template <typename Layout>
+MLA_DEVICE void StoreChunk(bf16* tile, int row, int column, const Chunk& chunk, const bf16*) {
+  *reinterpret_cast<Chunk*>(tile + Layout::At(row, column)) = chunk;
 }
 // 16 codes become 32 bytes; bf16 holds every one of them exactly.
-MLA_DEVICE void StoreChunk(bf16* shared, const Chunk& chunk, const f8e4m3fn*) {
+template <typename Layout>
+MLA_DEVICE void StoreChunk(bf16* tile, int row, int column, const Chunk& chunk, const f8e4m3fn*) {
   const auto codes = BitCast<Pack<f8e4m3fn, 16>>(chunk);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     Pack<bf16, 8> values;
 #pragma unroll
     for (int i = 0; i < 8; ++i) values.at[i] = FromFloat<bf16>(ToFloat(codes.at[8 * half + i]));
-    StorePack(shared + 8 * half, values);
+    StorePack(tile + Layout::At(row, column + 8 * half), values);
   }
 }
 
-// A tile of `rows` rows of `width` values, `stride` apart in shared memory, on its way there. Row r
-// begins at element offsets[r] of the source; a negative offset makes it zeros. T is bf16 or
-// f8e4m3fn. Start(), then work on the tile before, then Finish() and a barrier.
+// A tile of `rows` rows of `width` values on its way into shared memory. Row r begins at element
+// offsets[r] of the source; a negative offset makes it zeros. T is bf16 or f8e4m3fn. Start(), then
+// work on the tile before, then Finish() and a barrier.
 //
 // Through registers: there is one tile, and Finish() overwrites it.
-template <typename T, int width, int rows, int threads, int stride>
+template <typename T, int width, int rows, int threads, typename Layout>
 struct RegisterCopy {
   static constexpr bool kTakesTurns = false;
   static constexpr int kChunkValues = 16 / sizeof(T);
@@ -61,13 +81,17 @@ struct RegisterCopy {
     }
   }
 
+  MLA_DEVICE void Commit() {}
+
+  template <int later>
   MLA_DEVICE void Finish(bf16* tiles) {
+    static_assert(later == 0, "one tile at a time");
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = ThreadX() + i * threads;
       if (kChunks % threads != 0 && chunk >= kChunks) break;
       const int row = chunk / kRowChunks, column = chunk % kRowChunks * kChunkValues;
-      StoreChunk(tiles + row * stride + column, held[i], static_cast<const T*>(nullptr));
+      StoreChunk<Layout>(tiles, row, column, held[i], static_cast<const T*>(nullptr));
     }
   }
 };
@@ -97,63 +121,77 @@ MLA_DEVICE void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
 }
 
+// Makes this thread's writes to shared memory visible, behind the next barrier, to matrix cores
+// that read it by themselves (warpgroup.h).
+MLA_DEVICE void ShowToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
 // second would be and is converted into the first. (Bulk copies, a row an instruction, were tried:
 // slower by a fifth, however early they start.)
-template <typename T, int width, int rows, int threads, int stride>
+template <typename T, int width, int rows, int threads, typename Layout>
 struct AsyncCopy {
   static constexpr bool kTakesTurns = sizeof(T) == 2;
   static constexpr int kChunkValues = 16 / sizeof(T);
   static constexpr int kRowChunks = width / kChunkValues;
+  static constexpr int kTile = rows * width;
+  // 8 threads share a row, an eighth of each 128 bytes: few addresses to keep.
+  static constexpr int kRowThreads = 8;
+  static constexpr int kRowsAtOnce = threads / kRowThreads;
   static_assert(width % kChunkValues == 0, "rows are whole chunks");
+  static_assert(rows % kRowsAtOnce == 0, "threads share the rows evenly");
 
   MLA_DEVICE static bf16* Tile(bf16* tiles, int turn) {
-    return tiles + (kTakesTurns ? turn * rows * stride : 0);
+    return tiles + (kTakesTurns ? turn * kTile : 0);
   }
 
-  // Calls row_fn(row) for this thread's rows and what it returns for the row's chunks. A wave takes
-  // whole rows: few addresses to keep.
+  // Calls row_fn(row) for this thread's rows and what it returns for the columns of the chunks.
   template <typename Fn>
   MLA_DEVICE static void ForMine(const Fn& row_fn) {
-#pragma unroll 2
-    for (int row = ThreadX() / kWave; row < rows; row += threads / kWave) {
-      const auto chunk_fn = row_fn(row);
 #pragma unroll
-      for (int i = 0; i < (kRowChunks + kWave - 1) / kWave; ++i) {
-        const int chunk = Lane() + i * kWave;
-        if (chunk < kRowChunks) chunk_fn(chunk);
+    for (int r = 0; r < rows; r += kRowsAtOnce) {
+      const auto chunk_fn = row_fn(r + ThreadX() / kRowThreads);
+      const int mine = ThreadX() % kRowThreads;
+#pragma unroll
+      for (int i = 0; i < kRowChunks; i += kRowThreads) {
+        if (i + kRowThreads <= kRowChunks || i + mine < kRowChunks) {
+          chunk_fn((i + mine) * kChunkValues);
+        }
       }
     }
   }
 
   MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16* tiles, int turn) {
-    char* tile = reinterpret_cast<char*>(kTakesTurns ? Tile(tiles, turn) : tiles + rows * stride);
-    constexpr int kPitch = kTakesTurns ? stride * 2 : width;  // Bytes
     ForMine([&](int row) {
       const int64_t offset = offsets[row];
       const T* from = source + (offset < 0 ? 0 : offset);
-      char* to = tile + row * kPitch;
-      return [from, to, offset](int chunk) {
-        CopyAsync<16>(to + chunk * 16, from + chunk * kChunkValues, offset >= 0);
+      return [=](int column) {
+        void* to;
+        if constexpr (kTakesTurns) {
+          to = Tile(tiles, turn) + Layout::At(row, column);
+        } else {
+          to = reinterpret_cast<T*>(tiles + kTile) + row * width + column;
+        }
+        CopyAsync<16>(to, from + column, offset >= 0);
       };
     });
-    CommitCopies();
   }
+  MLA_DEVICE void Commit() { CommitCopies(); }
 
+  // All tiles but the last `later` have arrived.
+  template <int later>
   MLA_DEVICE void Finish(bf16* tiles) {
-    WaitForCopies<0>();
+    WaitForCopies<later>();
     if constexpr (!kTakesTurns) {
       // Every thread reads what it has copied itself: nobody need wait for anybody.
-      const char* arrived = reinterpret_cast<const char*>(tiles + rows * stride);
       ForMine([&](int row) {
-        const char* from = arrived + row * width;
-        bf16* to = tiles + row * stride;
-        return [from, to](int chunk) {
-          StoreChunk(to + chunk * kChunkValues, *reinterpret_cast<const Chunk*>(from + chunk * 16),
-                     static_cast<const T*>(nullptr));
+        return [=](int column) {
+          const T* from = reinterpret_cast<const T*>(tiles + kTile) + row * width + column;
+          StoreChunk<Layout>(tiles, row, column, *reinterpret_cast<const Chunk*>(from),
+                             static_cast<const T*>(nullptr));
         };
       });
     }
+    ShowToProducts();
   }
 };
 #endif

@@ -113,6 +113,23 @@ MLA_DEVICE float RoundedProduct(float a, float b) {
 #endif
 }
 
+// The same over the lanes that differ in the bits from `width` on.
+template <int width>
+MLA_DEVICE float LanesSumAbove(float value) {
+#pragma unroll
+  for (int mask = kWave / 2; mask >= width; mask /= 2) value += Shuffle(value, Lane() ^ mask);
+  return value;
+}
+template <int width>
+MLA_DEVICE float LanesMaxAbove(float value) {
+#pragma unroll
+  for (int mask = kWave / 2; mask >= width; mask /= 2) {
+    const float other = Shuffle(value, Lane() ^ mask);
+    value = value > other ? value : other;
+  }
+  return value;
+}
+
 // Base-2 exponential and logarithm as the machine has them, good to 2 units in the last place.
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.69314718055994531f;
 #if defined(__HIP__)

@@ -36,7 +36,6 @@ struct Fragment {
 
 struct Accumulator {
   static constexpr int kValues = 4;
-  static constexpr int kRun = 1;  // Values in one row, side by side.
   MmaFloats values = {0, 0, 0, 0};
 
   MLA_DEVICE float at(int i) const { return values[i]; }
@@ -103,7 +102,6 @@ struct Fragment {
 
 struct Accumulator {
   static constexpr int kValues = 8;
-  static constexpr int kRun = 2;                      // Values in one row, side by side.
   float halves[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};  // Of 8 columns each.
 
   MLA_DEVICE float at(int i) const { return halves[i / 4][i % 4]; }

@@ -1,22 +1,30 @@
 // The kernels of mla_attention on a GPU by name.
 #include "mla_attention/gpu_merge.h"
 #include "mla_attention/gpu_plain.h"
+#if defined(__HIP__)
 #include "mla_attention/gpu_tiles.h"
+#else
+#include "mla_attention/gpu_warpgroups.h"
+#endif
 
 using mla::MlaAttentionArgs;
 
 #if defined(__HIP__)
 extern "C" __shared__ mla::gpu::Chunk mla_attention_shared[];
+template <typename Shape, typename Cache>
+using MatrixCores = mla::gpu::TileAttention<Shape, Cache>;
 #else
-extern __shared__ mla::gpu::Chunk mla_attention_shared[];
+extern __shared__ __align__(1024) mla::gpu::Chunk mla_attention_shared[];
+template <typename Shape, typename Cache>
+using MatrixCores = mla::gpu::WarpgroupAttention<Shape, Cache>;
 #endif
 
-#define MLA_ATTENTION_TILES(name, Shape, Cache)                                           \
-  MLA_GPU_KERNEL(name, mla::gpu::AttentionThreads<mla::gpu::Shape>(), MlaAttentionArgs) { \
-    mla::gpu::TileAttention<mla::gpu::Shape, Cache>(                                      \
-        args, reinterpret_cast<char*>(mla_attention_shared),                              \
-        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows))              \
-        .Run();                                                                           \
+#define MLA_ATTENTION_TILES(name, Shape, Cache)                              \
+  MLA_GPU_KERNEL(name, mla::gpu::Shape::kThreads, MlaAttentionArgs) {        \
+    MatrixCores<mla::gpu::Shape, Cache>(                                     \
+        args, reinterpret_cast<char*>(mla_attention_shared),                 \
+        mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows)) \
+        .Run();                                                              \
   }
 
 MLA_ATTENTION_TILES(mla_attention_16, Heads16, mla::bf16)

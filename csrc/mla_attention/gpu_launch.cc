@@ -11,38 +11,49 @@ namespace {
 
 struct Tiled {
   const char *bf16, *f8;
-  int rows, threads, shared_bytes;
+  int threads, shared_bytes;
 };
 
 template <typename Shape>
 constexpr Tiled Of(const char* bf16, const char* f8) {
-  return {bf16, f8, Shape::kRows, AttentionThreads<Shape>(), Shape::kSharedBytes};
+  return {bf16, f8, Shape::kThreads, Shape::kSharedBytes};
 }
 
 constexpr Tiled kTiled[] = {
+    // Of 16, 32 and 64 heads.
     Of<Heads16>("mla_attention_16", "mla_attention_16_f8"),
     Of<Heads32>("mla_attention_32", "mla_attention_32_f8"),
     Of<Heads64>("mla_attention_64", "mla_attention_64_f8"),
 };
 
-xla::ffi::Error LaunchTiles(const MlaAttentionArgs& args, const Stream& stream) {
-  const Tiled& tiled = kTiled[args.heads <= 16 ? 0 : (args.heads <= 32 ? 1 : 2)];
-  const int64_t blocks = CeilDiv(args.heads, tiled.rows);
+bool TilesTake(const MlaAttentionArgs& args) {
+  return args.io_type == DType::kBF16 && args.cache_type != DType::kF32 && args.rank == kRank &&
+         args.rope == kRope;
+}
+
+xla::ffi::Error LaunchTiles(const MlaAttentionArgs& args, int rows, const Stream& stream) {
+  const Tiled& tiled = kTiled[rows / 32];
+  const int64_t blocks = CeilDiv(args.heads, rows);
   const char* name = args.cache_type == DType::kBF16 ? tiled.bf16 : tiled.f8;
   return Launch({&kImage_mla_attention, name}, args.tokens * blocks * args.splits, tiled.threads,
                 static_cast<size_t>(tiled.shared_bytes), stream, &args);
 }
 
+xla::ffi::Error LaunchPlain(const MlaAttentionArgs& args, const Stream& stream) {
+  return Launch({&kImage_mla_attention, "mla_attention_plain"},
+                args.tokens * args.heads * args.splits, kPlainThreads,
+                static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
+}
+
 }  // namespace
 
-xla::ffi::Error MlaAttention(const MlaAttentionArgs& args, const Stream& stream) {
-  const bool tiles = args.io_type == DType::kBF16 && args.cache_type != DType::kF32 &&
-                     args.rank == kRank && args.rope == kRope;
-  xla::ffi::Error error =
-      tiles ? LaunchTiles(args, stream)
-            : Launch({&kImage_mla_attention, "mla_attention_plain"},
-                     args.tokens * args.heads * args.splits, kPlainThreads,
-                     static_cast<size_t>(args.rank) * sizeof(float), stream, &args);
+xla::ffi::Error MlaAttention(const MlaAttentionArgs& call, const Stream& stream) {
+  MlaAttentionArgs args = call;
+  const bool tiles = TilesTake(args);
+  const TilePlan plan = tiles ? PlanTiles(args, args.splits) : TilePlan{1, args.splits};
+  args.splits = plan.splits;
+  if (args.splits == 1) args.partial = args.partial_lse = nullptr;
+  xla::ffi::Error error = tiles ? LaunchTiles(args, plan.rows, stream) : LaunchPlain(args, stream);
   if (error.failure() || args.splits == 1) return error;
   const bool many = args.splits >= kManySplits;
   const int64_t runs = args.tokens * args.heads * CeilDiv(args.rank, kMergeRun);

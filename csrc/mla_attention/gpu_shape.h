@@ -28,55 +28,95 @@ inline __device__ AttentionBlock BlockOf(const MlaAttentionArgs& args, int x, in
 // The widths of every published MLA model, which the matrix-core kernels are made for.
 constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
 
-// A tile: heads of one token, 16 * row_tiles to a wave. column_waves waves share them: each takes a
-// share of the contraction of the scores and, afterwards, a share of the output's columns.
-template <int row_waves, int row_tiles, int column_waves, int keys, int stages>
+#if defined(MLA_ON_ROCM)
+// A tile: heads of one token, 16 to a wave. column_waves waves share them: each takes a share of
+// the contraction of the scores and, afterwards, a share of the output's columns.
+template <int row_waves, int column_waves>
 struct AttentionShape {
-  static constexpr int kRowWaves = row_waves, kRowTiles = row_tiles, kColumnWaves = column_waves;
-  static constexpr int kWaveRows = 16 * row_tiles;
-  static constexpr int kRows = kWaveRows * row_waves;
-  static constexpr int kKeys = keys;  // That a step takes.
+  static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
+  static constexpr int kThreads = row_waves * column_waves * kPlatformWave;
+  static constexpr int kRows = 16 * row_waves;
+  static constexpr int kKeys = 32;  // That a step takes.
+  static constexpr bool kMemoryBound = false;
 
   // Rows in shared memory are padded, so that 16 of them lie in different banks.
   static constexpr int kStride = kWidth + 8;
-  static constexpr int kScoreStride = keys + 4;
-  static constexpr int kWeightStride = keys + 8;
+  static constexpr int kScoreStride = kKeys + 4;
+  static constexpr int kWeightStride = kKeys + 8;
 
-  // Parts of shared memory, in bytes from its beginning.
+  // Parts of shared memory, in bytes from its beginning. 64 KiB of it have room for one tile.
   static constexpr int kCache = 0;
-  static constexpr int kScores = kCache + stages * keys * kStride * 2;
+  static constexpr int kScores = kCache + kKeys * kStride * 2;
   static constexpr int kWeights = kScores + column_waves * kRows * kScoreStride * 4;
-  static constexpr int kRowFactors = kWeights + kRows * kWeightStride * 2;
-  static constexpr int kOffsets = kRowFactors + kRows * 4;
-  static constexpr int kPlan =
-      kOffsets + 2 * keys * 8;  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kFactors = kWeights + kRows * kWeightStride * 2;
+  static constexpr int kOffsets = kFactors + kRows * 4;
+  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
   static constexpr int kBroken = kPlan + 16;
   static constexpr int kSharedBytes = kBroken + 16;
 };
 
-#if defined(MLA_ON_ROCM)
-// 64 KiB of shared memory, room for one tile of keys.
-using Heads16 = AttentionShape<1, 1, 4, 32, 1>;
-using Heads32 = AttentionShape<2, 1, 4, 32, 1>;
-using Heads64 = AttentionShape<4, 1, 2, 32, 1>;
+// Blocks that a machine takes at once.
+constexpr int kBlocksAtOnce = 264;
+constexpr int64_t kFewKeys = 0;  // Never fewer heads than there could be.
+using Heads16 = AttentionShape<1, 4>;
+using Heads32 = AttentionShape<2, 4>;
+using Heads64 = AttentionShape<4, 2>;
 #else
-// 227 KiB, room for two.
-using Heads16 = AttentionShape<1, 1, 4, 32, 2>;
-using Heads32 = AttentionShape<2, 1, 4, 32, 2>;
-using Heads64 = AttentionShape<2, 2, 4, 64, 2>;
+// Heads of one token to a block, whose warpgroups of four waves share heads and latent columns.
+template <int heads, int warpgroups>
+struct WarpgroupShape {
+  static constexpr int kRows = heads, kWarpgroups = warpgroups;
+  static constexpr int kThreads = warpgroups * 4 * kPlatformWave;
+  static constexpr int kKeys = 64;  // That a step takes.
+  static constexpr bool kMemoryBound = heads < 64;
+
+  // Parts of shared memory, in bytes from its beginning: two tiles of keys in 227 KiB.
+  static constexpr int kCache = 0;
+  static constexpr int kQuery = kCache + 2 * kKeys * kWidth * 2;
+  static constexpr int kWeights = kQuery + heads * kWidth * 2;
+  static constexpr int kPeaks = kWeights + heads * kKeys * 2;
+  static constexpr int kFactors = kPeaks + 4 * heads * 4;
+  static constexpr int kOffsets = kFactors + heads * 4;
+  // Of PlanKeys, and whether a page is missing.
+  static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
+  static constexpr int kBroken = kPlan + 16;
+  static constexpr int kSharedBytes = kBroken + 16;
+};
+
+// Blocks that a machine takes at once: each has one of an H200's 132 processors to itself.
+constexpr int kBlocksAtOnce = 132;
+// Where blocks of 32 heads with no more keys than this fit the machine, larger ones would only make
+// more partial results.
+constexpr int64_t kFewKeys = 128;
+using Heads16 = WarpgroupShape<16, 2>;
+using Heads32 = WarpgroupShape<32, 2>;
+using Heads64 = WarpgroupShape<64, 2>;
 #endif
 
-template <typename Shape>
-constexpr int AttentionThreads() {
-  return Shape::kRowWaves * Shape::kColumnWaves * kPlatformWave;
+// Heads of a block, 16, 32 or 64, and splits of the keys.
+struct TilePlan {
+  int rows;
+  int64_t splits;
+};
+
+// From shapes alone. Of at most `most` splits, no more than fill the machine: each makes a partial
+// result of every row.
+inline TilePlan PlanTiles(const MlaAttentionArgs& args, int64_t most) {
+  const auto blocks = [&](int rows) { return args.tokens * ((args.heads + rows - 1) / rows); };
+  int rows = args.heads <= 16 ? 16 : (args.heads <= 32 ? 32 : 64);
+  const int64_t keys = args.max_pages * args.page_size;
+  if (rows == 64 && blocks(32) * keys <= kBlocksAtOnce * kFewKeys) rows = 32;
+  const int64_t filling = blocks(rows) < 1 ? 1 : kBlocksAtOnce / blocks(rows);
+  return {rows, filling < 1 ? 1 : (filling < most ? filling : most)};
 }
 
 // Kernels for any width and type, one head a block.
 constexpr int kPlainThreads = 128;
 constexpr int kPlainKeys = 64;
-// The merge of splits. From kManySplits on, 8 threads share them.
+// The merge of splits. From kManySplits on, kMergeGroups threads share them.
 constexpr int kMergeThreads = 256, kMergeRun = 4;
-constexpr int kManySplits = 9, kMergeGroups = 8;
+constexpr int kManySplits = 9, kMergeGroups = 16;
 
 }  // namespace gpu
 }  // namespace mla
