@@ -12,8 +12,8 @@ set(MLA_GPU_OPS
   expert_mlp expert_mlp_quantized)
 
 set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
-# With Hopper's own instructions, whose PTX no other architecture takes.
-set(MLA_CUDA_ARCHITECTURES sm_90a)
+# Compiled as sm_90a: with Hopper's own instructions, whose PTX no other architecture takes.
+set(MLA_CUDA_ARCHITECTURES sm_90)
 
 # The device compiler of a platform, in `result`, or why there is none, in `reason`. One that is found
 # must also work: clang needs its own lld beside it, nvcc a host compiler that it knows.
@@ -60,7 +60,7 @@ function(mla_device_command platform source output result)
     set(archs "")
     foreach(arch ${MLA_CUDA_ARCHITECTURES})
       string(REPLACE "sm_" "" number ${arch})
-      list(APPEND archs -gencode arch=compute_${number},code=sm_${number})
+      list(APPEND archs -gencode arch=compute_${number}a,code=sm_${number}a)
     endforeach()
     set(${result}
       ${MLA_CUDA_COMPILER} -x cu -std=c++17 -O3 -I${include} ${archs} -fatbin ${source}

@@ -1,6 +1,6 @@
 """Every GPU benchmark on this machine, into one JSON file, with floors from ceilings of the same run.
 
-    python benchmarks/gpu/run.py [--out FILE] [--only NAME ...] [--arch sm_90]
+    python benchmarks/gpu/run.py [--out FILE] [--only NAME ...] [--arch sm_90a]
 
 Needs an NVIDIA GPU, nvcc, and a JAX that uses the GPU. Programs in CUDA time their op in a CUDA graph, those in Python
 in a jit whose calls XLA records as a command buffer. Each row has op, its sizes, us, bytes and flop; a floor_us =
@@ -59,11 +59,15 @@ def with_floors(rows: list[dict[str, Any]], read: float, product: float) -> list
 
 
 def main() -> None:
-    cuda = sorted(path.stem for path in HERE.glob("*.cu") if path.stem != "ceilings")
+    cuda = sorted(
+        path.stem
+        for path in HERE.glob("*.cu")
+        if path.stem != "ceilings" and not path.stem.endswith("_check")
+    )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/gpu_benchmarks.json"))
     parser.add_argument("--only", nargs="*", choices=[*cuda, *PROGRAMS], default=[*cuda, *PROGRAMS])
-    parser.add_argument("--arch", default="sm_90")
+    parser.add_argument("--arch", default="sm_90a")
     arguments = parser.parse_args()
 
     (device,) = rows_of([sys.executable, "-c", DEVICE])

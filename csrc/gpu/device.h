@@ -92,6 +92,23 @@ MLA_DEVICE float LanesMax(float value) {
   return value;
 }
 
+// The same over the lanes that differ in the bits from `width` on.
+template <int width>
+MLA_DEVICE float LanesSumAbove(float value) {
+#pragma unroll
+  for (int mask = kWave / 2; mask >= width; mask /= 2) value += Shuffle(value, Lane() ^ mask);
+  return value;
+}
+template <int width>
+MLA_DEVICE float LanesMaxAbove(float value) {
+#pragma unroll
+  for (int mask = kWave / 2; mask >= width; mask /= 2) {
+    const float other = Shuffle(value, Lane() ^ mask);
+    value = value > other ? value : other;
+  }
+  return value;
+}
+
 // The largest of unsigned numbers.
 template <int width>
 MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits) {
@@ -113,23 +130,6 @@ MLA_DEVICE float RoundedProduct(float a, float b) {
 #endif
 }
 
-// The same over the lanes that differ in the bits from `width` on.
-template <int width>
-MLA_DEVICE float LanesSumAbove(float value) {
-#pragma unroll
-  for (int mask = kWave / 2; mask >= width; mask /= 2) value += Shuffle(value, Lane() ^ mask);
-  return value;
-}
-template <int width>
-MLA_DEVICE float LanesMaxAbove(float value) {
-#pragma unroll
-  for (int mask = kWave / 2; mask >= width; mask /= 2) {
-    const float other = Shuffle(value, Lane() ^ mask);
-    value = value > other ? value : other;
-  }
-  return value;
-}
-
 // Base-2 exponential and logarithm as the machine has them, good to 2 units in the last place.
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.69314718055994531f;
 #if defined(__HIP__)
@@ -148,9 +148,9 @@ MLA_DEVICE float Log2(float x) {
 }
 #endif
 
-// 1 / sqrt(x): the machine's own and a step of Newton's. A root and a quotient that are each rounded
-// exactly take longer and are no closer. Of 0 and of infinity the machine's own is right, and the
-// step no number.
+// 1 / sqrt(x): the machine's own and a step of Newton's. A root and a quotient that are each
+// rounded exactly take longer and are no closer. Of 0 and of infinity the machine's own is right,
+// and the step no number.
 MLA_DEVICE float InverseSqrt(float x) {
 #if defined(__HIP__)
   // The instruction takes a subnormal number for zero.

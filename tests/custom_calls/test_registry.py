@@ -15,6 +15,7 @@ from native_libraries import run_python
 
 from custom_calls import registry
 from custom_calls.abi import PROJECT_ABI, abi_mismatch, announced_targets, runtime_ffi_version
+from custom_calls.architectures import ARCHITECTURES
 from custom_calls.errors import KernelFallbackWarning, KernelUnavailableError
 from custom_calls.linear import linear
 from custom_calls.op import OPS
@@ -300,6 +301,15 @@ def test_a_library_for_another_gpu_is_never_registered(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(registry, "architectures_here", lambda platform: ("gfx950",))
     assert registry.probe("rocm", "m", lambda _: module, lambda *_, platform: None).targets
+
+
+def test_libraries_say_what_devices_call_themselves() -> None:
+    """A compiler's own name for an architecture, such as sm_90a, is no device's."""
+    built = [library for library in map(registry.library, registry.LIBRARIES) if library.targets]
+    assert "cpu" in {library.platform for library in built}
+    for library in built:
+        for name in library.abi["architectures"]:
+            assert ARCHITECTURES[name].platform == library.platform
 
 
 def test_a_handler_that_is_none_is_never_registered() -> None:
