@@ -131,9 +131,9 @@ MLA_DEVICE float Log2(float x) {
 }
 #endif
 
-// 1 / sqrt(x): the machine's own and a step of Newton's. A root and a quotient that are each rounded
-// exactly take longer and are no closer. Of 0 and of infinity the machine's own is right, and the
-// step no number.
+// 1 / sqrt(x): the machine's own and a step of Newton's. A root and a quotient that are each
+// rounded exactly take longer and are no closer. Of 0 and of infinity the machine's own is right,
+// and the step no number.
 MLA_DEVICE float InverseSqrt(float x) {
 #if defined(__HIP__)
   // The instruction takes a subnormal number for zero.
