@@ -1,7 +1,6 @@
 // The heads of a token lie side by side, so that a token is one row of the shared group quantiser.
-#include "flatten_quantize/kernel.h"
-
 #include "common/group_quantize.h"
+#include "flatten_quantize/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

@@ -1,11 +1,10 @@
 // Both norms of a block of rows are one task: f32 inside, one rounding on the way out.
-#include "fused_qk_rmsnorm/kernel.h"
-
 #include "common/bfloat16.h"
 #include "common/denormals.h"
 #include "common/norm.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
+#include "fused_qk_rmsnorm/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

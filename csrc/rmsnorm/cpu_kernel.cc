@@ -1,11 +1,10 @@
 // Norm of rows: a block of rows a task, f32 inside, one rounding on the way out.
-#include "rmsnorm/kernel.h"
-
 #include "common/bfloat16.h"
 #include "common/denormals.h"
 #include "common/norm.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
+#include "rmsnorm/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

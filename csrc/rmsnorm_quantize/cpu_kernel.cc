@@ -1,12 +1,11 @@
 // Norm of rows as in rmsnorm, each quantised while it is still in f32.
-#include "rmsnorm_quantize/kernel.h"
-
 #include "common/bfloat16.h"
 #include "common/denormals.h"
 #include "common/group_quantize.h"
 #include "common/norm.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
+#include "rmsnorm_quantize/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {
