@@ -3,8 +3,8 @@
 # mla_add_gpu_library(NAME rocm|cuda MODULE name [EMULATED]): with EMULATED the handlers run on JAX's CPU
 # platform, for tests that put an emulator in the driver's place.
 
-set(MLA_GPU_OPS rope_append_latent mla_attention mxfp4_quantize mxfp4_dequantize linear_quantized absorb_quantized
-                expert_mlp expert_mlp_quantized)
+set(MLA_GPU_OPS rope_append_latent mla_attention mla_attention_expanded mxfp4_quantize mxfp4_dequantize
+                linear_quantized absorb_quantized expert_mlp expert_mlp_quantized)
 
 set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
 set(MLA_CUDA_ARCHITECTURES sm_90)

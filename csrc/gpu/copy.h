@@ -30,9 +30,17 @@ MLA_DEVICE void StoreChunk(bf16* shared, const Chunk& chunk, const f8e4m3fn*) {
   }
 }
 
+// Offsets of rows that lie `step` apart, `count` of them.
+struct EvenRows {
+  int64_t first, step;
+  int count;
+  MLA_DEVICE int64_t operator[](int row) const { return row < count ? first + row * step : -1; }
+};
+
 // A tile of `rows` rows of `width` values, `stride` apart in shared memory, on its way there. Row r
-// begins at element offsets[r] of the source; a negative offset makes it zeros. T is bf16 or
-// f8e4m3fn. Start(), then work on the tile before, then Finish() and a barrier.
+// begins at element offsets[r] of the source, an array or what can be asked like one; a negative
+// offset makes it zeros. T is bf16 or f8e4m3fn. Start(), then work on the tile before, then
+// Finish() and a barrier.
 //
 // Through registers: there is one tile, and Finish() overwrites it.
 template <typename T, int width, int rows, int threads, int stride>
@@ -48,7 +56,8 @@ struct RegisterCopy {
 
   MLA_DEVICE static bf16* Tile(bf16* tiles, int) { return tiles; }
 
-  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16*, int) {
+  template <typename Offsets>
+  MLA_DEVICE void Start(const T* source, const Offsets& offsets, bf16*, int) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = ThreadX() + i * threads;
@@ -105,7 +114,10 @@ struct AsyncCopy {
   static constexpr bool kTakesTurns = sizeof(T) == 2;
   static constexpr int kChunkValues = 16 / sizeof(T);
   static constexpr int kRowChunks = width / kChunkValues;
+  // That a wave takes at once.
+  static constexpr int kRowsAtOnce = kRowChunks < kWave ? kWave / kRowChunks : 1;
   static_assert(width % kChunkValues == 0, "rows are whole chunks");
+  static_assert(kRowsAtOnce == 1 || kWave % kRowChunks == 0, "no lane is left over");
 
   MLA_DEVICE static bf16* Tile(bf16* tiles, int turn) {
     return tiles + (kTakesTurns ? turn * rows * stride : 0);
@@ -115,18 +127,20 @@ struct AsyncCopy {
   // whole rows: few addresses to keep.
   template <typename Fn>
   MLA_DEVICE static void ForMine(const Fn& row_fn) {
+    constexpr int kLanes = kWave / kRowsAtOnce;  // Of a row
 #pragma unroll 2
-    for (int row = ThreadX() / kWave; row < rows; row += threads / kWave) {
+    for (int row = ThreadX() / kLanes; row < rows; row += threads / kLanes) {
       const auto chunk_fn = row_fn(row);
 #pragma unroll
-      for (int i = 0; i < (kRowChunks + kWave - 1) / kWave; ++i) {
-        const int chunk = Lane() + i * kWave;
+      for (int i = 0; i < (kRowChunks + kLanes - 1) / kLanes; ++i) {
+        const int chunk = Lane() % kLanes + i * kLanes;
         if (chunk < kRowChunks) chunk_fn(chunk);
       }
     }
   }
 
-  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16* tiles, int turn) {
+  template <typename Offsets>
+  MLA_DEVICE void Start(const T* source, const Offsets& offsets, bf16* tiles, int turn) {
     char* tile = reinterpret_cast<char*>(kTakesTurns ? Tile(tiles, turn) : tiles + rows * stride);
     constexpr int kPitch = kTakesTurns ? stride * 2 : width;  // Bytes
     ForMine([&](int row) {

@@ -11,18 +11,19 @@ from op_base import KERNELS, Builder, Call, OpTests, Rng, normal, poison, same_b
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 
 ROWED = ("q", "q_rope", "kv", "rows")
+MLA, ALIGNED = (128, 64, 128), (8, 16)
 
 
 def make(
     lengths: list[int], heads: int, nope: int, rope: int, v: int, before: int = 0, behind: int = 0,
-    uniform: bool = False, scale: float = 1.0,
+    uniform: bool = False, scale: float = 1.0, unused: tuple[int, int] = (3, 5),
 ) -> Builder:  # fmt: skip
-    """`before` and `behind`: rows that no sequence owns; they and unused columns are NaN."""
+    """`before` and `behind`: rows that no sequence owns; they and columns `unused` of q and rows are NaN."""
 
     def build(rng: Rng, dtype: str) -> Call:
         start = before + np.cumsum([0, *lengths])
-        tokens, owned, rank = int(start[-1]) + behind, slice(before, int(start[-1])), 5
-        q = poison((tokens, heads, nope + 3), dtype)
+        tokens, owned, rank = int(start[-1]) + behind, slice(before, int(start[-1])), unused[1]
+        q = poison((tokens, heads, nope + unused[0]), dtype)
         q_rope = poison((tokens, heads, rope), dtype)
         kv = poison((tokens, heads * (nope + v)), dtype)
         rows = poison((tokens, rank + rope), dtype)
@@ -58,6 +59,12 @@ class TestMlaAttentionExpanded(OpTests):
         "uniform": make([9, 9, 9], 3, 24, 8, 16, uniform=True),
         "uniform-one": make([1, 1, 1, 1], 3, 24, 8, 16, uniform=True),
         "peaked": make([40, 3], 3, 24, 8, 16, scale=100.0),
+        # MLA's own widths in aligned rows, which GPUs multiply on matrix cores.
+        "mla-T1": make([1], 2, *MLA, unused=ALIGNED),
+        "mla-ragged": make([5, 0, 130, 1, 64], 3, *MLA, before=2, behind=131, unused=ALIGNED),
+        "mla-T257-H1": make([257], 1, *MLA, unused=ALIGNED),
+        "mla-tiles-exactly": make([128, 256], 1, *MLA, unused=ALIGNED),
+        "mla-peaked": make([70, 3], 2, *MLA, scale=100.0, unused=ALIGNED),
     }
     errors = {  # noqa: RUF012
         "q-rank": (
