@@ -61,7 +61,8 @@ __global__ void Compare(mla::ExpandedAttentionArgs args, const double* out, cons
       fabs(value - out[blockIdx.x * kValue + threadIdx.x]), fabs(args.lse[row] - lse[blockIdx.x]));
 }
 
-void Run(int sequences, int length, int heads) {
+template <typename Shape, typename Kernel>
+void Run(const char* name, Kernel kernel, int sequences, int length, int heads) {
   const int64_t tokens = int64_t{1} * sequences * length;
   const size_t rows = static_cast<size_t>(tokens) * heads;
   std::vector<int> starts;
@@ -94,15 +95,14 @@ void Run(int sequences, int length, int heads) {
   args.row_width = 576;
   args.sequences = sequences;
   args.softmax_scale = 0.0721f;
-  all.slots = static_cast<int>(TileSlots(args, ExpandedTile::kRows));
-  Check(cudaFuncSetAttribute(mla_expanded_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             ExpandedTile::kSharedBytes),
+  all.slots = static_cast<int>(TileSlots(args, Shape::kRows));
+  all.scale = args.softmax_scale * 1.44269504f;
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             Shape::kSharedBytes),
         "shared memory");
-  const float us =
-      MicrosecondsInGraph(length * sequences > 4096 ? 3 : 20, [&](int, cudaStream_t stream) {
-        mla_expanded_tiles<<<all.slots * heads, ExpandedTile::kThreads, ExpandedTile::kSharedBytes,
-                             stream>>>(all);
-      });
+  const float us = MicrosecondsInGraph(tokens > 4096 ? 3 : 20, [&](int, cudaStream_t stream) {
+    kernel<<<all.slots * heads, Shape::kThreads, Shape::kSharedBytes, stream>>>(all);
+  });
   Exact<<<kCheckedRows, kValue>>>(args, length, exact.at<double>(), exact_lse.at<double>());
   Compare<<<kCheckedRows, kValue>>>(args, exact.at<double>(), exact_lse.at<double>(),
                                     worst.at<double>());
@@ -116,12 +116,21 @@ void Run(int sequences, int length, int heads) {
   }
   const double flop =
       static_cast<double>(heads) * sequences * length * length * (kNope + kRope + kValue);
-  PrintRow("mla_attention_expanded",
+  PrintRow(name,
            "\"sequences\": " + std::to_string(sequences) +
                ", \"length\": " + std::to_string(length) + ", \"heads\": " + std::to_string(heads) +
                ", \"tflops\": " + std::to_string(flop / us * 1e-6) +
                ", \"max_error\": " + std::to_string(error),
            us, 2.0 * static_cast<double>(rows) * (kNope + kRope + kNope + 2 * kValue), flop);
+}
+
+// As the op chooses.
+void Run(int sequences, int length, int heads) {
+  if (length >= kLongTokens) {
+    Run<ExpandedLong>("mla_expanded_long", mla_expanded_long, sequences, length, heads);
+  } else {
+    Run<ExpandedShort>("mla_expanded_short", mla_expanded_short, sequences, length, heads);
+  }
 }
 
 }  // namespace

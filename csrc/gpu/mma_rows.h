@@ -36,7 +36,9 @@ constexpr int SlotOf(int) { return 0; }
 // Its column in a tile.
 MLA_DEVICE int ColumnInTile(int i) { return Accumulator::Row(i); }
 
-MLA_DEVICE void MmaRows(Accumulator& d, const Fragment& rows, const Fragment& columns) {
+using ColumnFragment = Fragment;
+
+MLA_DEVICE void MmaRows(Accumulator& d, const Fragment& rows, const ColumnFragment& columns) {
   Mma(d, columns, rows);
 }
 
@@ -53,8 +55,19 @@ MLA_DEVICE int HeldRow(int slot) { return Lane() / 4 + 8 * slot; }
 constexpr __device__ int SlotOf(int i) { return (i >> 1) & 1; }
 MLA_DEVICE int ColumnInTile(int i) { return Accumulator::Column(i); }
 
-MLA_DEVICE void MmaRows(Accumulator& d, const Fragment& rows, const Fragment& columns) {
-  Mma(d, rows, columns);
+// Four 8x8 matrices: k 0-7 and 8-15 of vectors 0-7, then of 8-15. In a Fragment's order the two
+// that an instruction takes would not be neighbours, and half of all instructions would move them
+// there.
+struct ColumnFragment {
+  uint32_t at[4];
+};
+
+MLA_DEVICE void MmaRows(Accumulator& d, const Fragment& rows, const ColumnFragment& columns) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    MmaSync(d.halves[half], rows.at[0], rows.at[1], rows.at[2], rows.at[3], columns.at[2 * half],
+            columns.at[2 * half + 1]);
+  }
 }
 
 template <typename Fn>
@@ -71,15 +84,45 @@ MLA_DEVICE int SourceColumn(int tile, int n) {
   return kTilesOfK == 1 ? 16 * tile + n : 32 * (tile / 2) + 8 * (n / 4) + 4 * (tile % 2) + n % 4;
 }
 
+#if defined(__HIP__)
+
 // A tile's columns, vectors in shared memory as LoadFragment has them.
-MLA_DEVICE Fragment LoadTileColumns(const bf16* shared, int stride, int tile) {
-#if defined(__gfx950__)
+MLA_DEVICE ColumnFragment LoadTileColumns(const bf16* shared, int stride, int tile) {
   return BitCast<Fragment>(
       LoadPack<kLaneK>(shared + SourceColumn(tile, Lane() % 16) * stride + kLaneK * (Lane() / 16)));
-#else
-  return LoadFragment(shared + tile * 16 * stride, stride);
-#endif
 }
+
+// kMmaK rows of 64 columns in shared memory, as LoadColumns has them.
+MLA_DEVICE void LoadRowsColumns(const bf16* shared, int stride, ColumnFragment (&fragments)[4]) {
+  LoadColumns(shared, stride, fragments);
+}
+
+#else
+
+MLA_DEVICE ColumnFragment LoadTileColumns(const bf16* shared, int stride, int tile) {
+  ColumnFragment f;
+  const bf16* row =
+      shared + (16 * tile + Lane() % 8 + 8 * (Lane() / 16)) * stride + 8 * (Lane() / 8 % 2);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+  return f;
+}
+
+MLA_DEVICE void LoadRowsColumns(const bf16* shared, int stride, ColumnFragment (&fragments)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    ColumnFragment& f = fragments[j];
+    const bf16* row = shared + (Lane() % 16) * stride + 16 * j + 8 * (Lane() / 16);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+                 : "r"(SharedAddress(row))
+                 : "memory");
+  }
+}
+
+#endif
 
 // Neighbouring tiles of weights as rows of the next product, their columns the contraction.
 MLA_DEVICE Fragment RowsOf(const Accumulator (&tiles)[kTilesOfK]) {

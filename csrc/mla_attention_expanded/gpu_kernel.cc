@@ -10,9 +10,14 @@ extern "C" __shared__ mla::gpu::Chunk mla_expanded_shared[];
 extern __shared__ mla::gpu::Chunk mla_expanded_shared[];
 #endif
 
-MLA_GPU_KERNEL(mla_expanded_tiles, mla::gpu::ExpandedTile::kThreads, ExpandedGpuArgs) {
-  mla::gpu::RunTileExpanded<mla::gpu::ExpandedTile>(args,
+MLA_GPU_KERNEL(mla_expanded_long, mla::gpu::ExpandedLong::kThreads, ExpandedGpuArgs) {
+  mla::gpu::RunTileExpanded<mla::gpu::ExpandedLong>(args,
                                                     reinterpret_cast<char*>(mla_expanded_shared));
+}
+
+MLA_GPU_KERNEL_BLOCKS(mla_expanded_short, mla::gpu::ExpandedShort::kThreads, 2, ExpandedGpuArgs) {
+  mla::gpu::RunTileExpanded<mla::gpu::ExpandedShort>(args,
+                                                     reinterpret_cast<char*>(mla_expanded_shared));
 }
 
 MLA_GPU_KERNEL(mla_expanded_plain_f32, mla::gpu::kPlainThreads, ExpandedGpuArgs) {

@@ -16,19 +16,38 @@ bool Tiled(const ExpandedAttentionArgs& args) {
          args.softmax_scale > 0;
 }
 
+struct Choice {
+  const char* name;
+  int rows, threads, shared_bytes;
+};
+
+template <typename Shape>
+constexpr Choice TilesOf(const char* name) {
+  return {name, Shape::kRows, Shape::kThreads, Shape::kSharedBytes};
+}
+
+Choice Choose(const ExpandedAttentionArgs& args) {
+  if (!Tiled(args)) {
+    const bool f32 = args.io_type == DType::kF32;
+    return {f32 ? "mla_expanded_plain_f32" : "mla_expanded_plain_bf16", kPlainRows, kPlainThreads,
+            0};
+  }
+  return args.tokens >= kLongTokens * args.sequences ? TilesOf<ExpandedLong>("mla_expanded_long")
+                                                     : TilesOf<ExpandedShort>("mla_expanded_short");
+}
+
 }  // namespace
 
 xla::ffi::Error ExpandedAttention(const ExpandedAttentionArgs& args, const Stream& stream) {
   if (args.tokens == 0) return xla::ffi::Error::Success();
-  const bool tiled = Tiled(args), f32 = args.io_type == DType::kF32;
-  const int64_t slots = TileSlots(args, tiled ? ExpandedTile::kRows : kPlainRows);
-  const int64_t parts = tiled || args.v <= kPlainColumns ? 1 : CeilDiv(args.v, kPlainColumns);
-  const ExpandedGpuArgs all = {args, static_cast<int32_t>(slots)};
-  const char* name =
-      tiled ? "mla_expanded_tiles" : (f32 ? "mla_expanded_plain_f32" : "mla_expanded_plain_bf16");
-  return Launch({&kImage_mla_attention_expanded, name}, slots * args.heads * parts,
-                tiled ? ExpandedTile::kThreads : kPlainThreads,
-                static_cast<size_t>(tiled ? ExpandedTile::kSharedBytes : 0), stream, &all);
+  const Choice choice = Choose(args);
+  const int64_t slots = TileSlots(args, choice.rows);
+  const int64_t parts = Tiled(args) || args.v <= kPlainColumns ? 1 : CeilDiv(args.v, kPlainColumns);
+  constexpr double kLog2OfE = 1.4426950408889634;
+  const ExpandedGpuArgs all = {args, static_cast<int32_t>(slots),
+                               static_cast<float>(args.softmax_scale * kLog2OfE)};
+  return Launch({&kImage_mla_attention_expanded, choice.name}, slots * args.heads * parts,
+                choice.threads, static_cast<size_t>(choice.shared_bytes), stream, &all);
 }
 
 }  // namespace gpu

@@ -1,71 +1,61 @@
-// Attention of a tile of queries of one head on matrix cores, for bf16 of MLA's own widths.
-//
-// Every wave has rows of its own and keeps queries, scores, weights and sums in registers; keys and
-// values come through shared memory, once for all waves.
+// Attention of a tile of queries of one head on matrix cores, for bf16 of MLA's own widths. Keys
+// and values come through shared memory, once for all waves; each wave has rows of its own.
 #ifndef MLA_MLA_ATTENTION_EXPANDED_GPU_TILES_H_
 #define MLA_MLA_ATTENTION_EXPANDED_GPU_TILES_H_
 
 #include "gpu/copy.h"
-#include "gpu/mma_rows.h"
 #include "mla_attention_expanded/gpu_plan.h"
+#include "mla_attention_expanded/gpu_rows.h"
 
 namespace mla {
 namespace gpu {
 
 template <typename Shape>
 struct TileExpanded {
-  static constexpr int kThreads = Shape::kThreads, kRowTiles = Shape::kRowTiles;
-  static constexpr int kKeys = Shape::kKeys, kStride = Shape::kStride;
-  static constexpr int kKeyTiles = kKeys / 16;
-  static constexpr int kSteps = (kNope + kRope) / kMmaK;  // Of the scores' contraction.
-  static constexpr int kGroups = kValue / 64;
+  static constexpr int kThreads = Shape::kThreads, kKeys = Shape::kKeys, kStride = Shape::kStride;
+  using Rows = WaveRows<Shape>;
 #if defined(__HIP__)
-  template <int width>
-  using Copy = RegisterCopy<bf16, width, kKeys, kThreads, kStride>;
+  template <int width, int rows = kKeys, int stride = kStride>
+  using Copy = RegisterCopy<bf16, width, rows, kThreads, stride>;
 #else
-  template <int width>
-  using Copy = AsyncCopy<bf16, width, kKeys, kThreads, kStride>;
+  template <int width, int rows = kKeys, int stride = kStride>
+  using Copy = AsyncCopy<bf16, width, rows, kThreads, stride>;
 #endif
 
-  struct Rows {
-    Fragment query[kRowTiles][kSteps];
-    Accumulator out[kRowTiles][kGroups][4];
-    // Of each row the highest score so far and this lane's part of the weights' sum.
-    float peak[kRowTiles][kHeldRows], total[kRowTiles][kHeldRows];
-  };
-  using Scores = Accumulator[kRowTiles][kKeyTiles];
-
   const ExpandedAttentionArgs& args;
+  const float& scale;  // Of scores, to base-2 logarithms.
   char* shared;
-  int64_t head;
   QueryTile tile;
 
   template <typename T>
   MLA_DEVICE T* Part(int offset) const {
     return reinterpret_cast<T*>(shared + offset);
   }
-  MLA_DEVICE int WaveToken() const { return tile.begin + ThreadX() / kWave * Shape::kWaveRows; }
-  MLA_DEVICE int Token(int r, int slot) const { return WaveToken() + 16 * r + HeldRow(slot); }
+  // From shared memory: it would occupy a register all the time, and the loop has none left.
+  MLA_DEVICE int64_t Head() const { return *Part<int32_t>(Shape::kHead); }
 
+  // Queries into registers or, of a shape that needs these for its sums, into shared memory.
   MLA_DEVICE void ReadQuery(Rows& rows) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        rows.query[r][s] = MakeFragment([&](int vector, int k) {
-          Pack<bf16, kFragmentRun> run = {};
-          const int64_t token = WaveToken() + 16 * r + vector;
-          const int column = s * kMmaK + k;
-          if (token < tile.end) {
-            const int64_t row = token * args.heads + head;
-            run = LoadPack<kFragmentRun>(
-                s * kMmaK < kNope
-                    ? static_cast<const bf16*>(args.q) + row * args.q_width + column
-                    : static_cast<const bf16*>(args.q_rope) + row * kRope + column - kNope);
-          }
-          return run;
-        });
-      }
+    const auto* nope = static_cast<const bf16*>(args.q);
+    const auto* rope = static_cast<const bf16*>(args.q_rope);
+    const int64_t first = tile.begin * args.heads + Head();
+    const EvenRows nope_rows = {first * args.q_width, args.heads * args.q_width,
+                                tile.end - tile.begin};
+    const EvenRows rope_rows = {first * kRope, args.heads * kRope, tile.end - tile.begin};
+    if constexpr (Shape::kShared) {
+      bf16* query = Part<bf16>(Shape::kQuery);
+      Copy<kNope, Shape::kRows, Shape::kQueryStride>().Start(nope, nope_rows, query, 0);
+      Copy<kRope, Shape::kRows, Shape::kQueryStride>().Start(rope, rope_rows, query + kNope, 0);
+    } else {
+      rows.ReadQuery([&](int row, int column) {
+        const bool rotated = column >= kNope;
+        const int64_t offset = rotated ? rope_rows[row] : nope_rows[row];
+        Pack<bf16, kFragmentRun> run = {};
+        if (offset >= 0) {
+          run = LoadPack<kFragmentRun>((rotated ? rope - kNope : nope) + offset + column);
+        }
+        return run;
+      });
     }
   }
 
@@ -73,122 +63,23 @@ struct TileExpanded {
   MLA_DEVICE void StartKeys(Copy<kNope + kValue>& kv, Copy<kRope>& rope, int key0, int turn) const {
     bf16* tiles = Part<bf16>(Shape::kTile);
     const int64_t width = args.heads * (kNope + kValue);
+    const int count = tile.end - key0;
     kv.Start(static_cast<const bf16*>(args.kv),
-             EvenRows{key0 * width + head * (kNope + kValue), width, tile.end - key0}, tiles, turn);
+             EvenRows{key0 * width + Head() * (kNope + kValue), width, count}, tiles, turn);
     rope.Start(static_cast<const bf16*>(args.rows),
-               EvenRows{(key0 + 1) * args.row_width - kRope, args.row_width, tile.end - key0},
+               EvenRows{(key0 + 1) * args.row_width - kRope, args.row_width, count},
                tiles + Shape::kKeyRope, turn);
-  }
-
-  MLA_DEVICE void Score(const bf16* keys, const Rows& rows, Scores& scores) const {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int column = s * kMmaK < kNope ? s * kMmaK : s * kMmaK - kNope + Shape::kKeyRope;
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        const Fragment key = LoadTileColumns(keys + column, kStride, t);
-#pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) MmaRows(scores[r][t], rows.query[r][s], key);
-      }
-    }
-  }
-
-  // Keys from `key0` on that a row does not see.
-  MLA_DEVICE void Mask(int key0, Scores& scores) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < Accumulator::kValues; ++i) {
-          const bool seen = key0 + SourceColumn(t, ColumnInTile(i)) <= Token(r, SlotOf(i));
-          if (!seen) scores[r][t].set(i, -__builtin_inff());
-        }
-      }
-    }
-  }
-
-  // Scores become weights relative to the new peak; what the row had before shrinks.
-  MLA_DEVICE void Softmax(float scale, Scores& scores, Rows& rows) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      float highest[kHeldRows], base[kHeldRows], shrink[kHeldRows];
-#pragma unroll
-      for (int slot = 0; slot < kHeldRows; ++slot) highest[slot] = rows.peak[r][slot];
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < Accumulator::kValues; ++i) {
-          highest[SlotOf(i)] = __builtin_fmaxf(highest[SlotOf(i)], scores[r][t].at(i));
-        }
-      }
-#pragma unroll
-      for (int slot = 0; slot < kHeldRows; ++slot) {
-        highest[slot] =
-            OverLanesOfRow(highest[slot], [](float a, float b) { return __builtin_fmaxf(a, b); });
-        // Where no score is above minus infinity every weight is 0, and not the NaN of inf - inf.
-        base[slot] = highest[slot] == -__builtin_inff() ? 0.0f : highest[slot] * scale;
-        shrink[slot] = Exp2(rows.peak[r][slot] * scale - base[slot]);
-        rows.peak[r][slot] = highest[slot];
-        rows.total[r][slot] *= shrink[slot];
-      }
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < Accumulator::kValues; ++i) {
-          const float weight = Exp2(__builtin_fmaf(scores[r][t].at(i), scale, -base[SlotOf(i)]));
-          scores[r][t].set(i, weight);
-          rows.total[r][SlotOf(i)] += weight;
-        }
-      }
-      ScaleRow(rows.out[r], shrink);
-    }
-  }
-
-  MLA_DEVICE static void ScaleRow(Accumulator (&out)[kGroups][4],
-                                  const float (&factor)[kHeldRows]) {
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int i = 0; i < Accumulator::kValues; ++i)
-          out[g][j].set(i, out[g][j].at(i) * factor[SlotOf(i)]);
-      }
-    }
-  }
-
-  MLA_DEVICE void Values(const bf16* keys, const Scores& weights, Rows& rows) const {
-#pragma unroll
-    for (int k = 0; k < kKeys; k += kMmaK) {
-      Fragment operand[kRowTiles];
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        Accumulator tiles[kTilesOfK];
-#pragma unroll
-        for (int t = 0; t < kTilesOfK; ++t) tiles[t] = weights[r][k / 16 + t];
-        operand[r] = RowsOf(tiles);
-      }
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        Fragment columns[4];
-        LoadColumns(keys + k * kStride + Shape::kValues + 64 * g, kStride, columns);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-#pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) MmaRows(rows.out[r][g][j], operand[r], columns[j]);
-        }
-      }
-    }
   }
 
   // Weight 0 times a value that is not finite would be NaN, in rows that do not see it. Such values
   // become 0 here, and their column becomes NaN in the rows from theirs on, in the end.
   MLA_DEVICE void RemoveBroken(bf16* keys, int key0) const {
+    constexpr int kRowRuns = kValue / 8;
     int32_t* broken = Part<int32_t>(Shape::kBroken);
-    for (int i = ThreadX(); i < kKeys * (kValue / 8); i += kThreads) {
+    const int thread = ThreadXAnew();
+    for (int i = thread; i < kKeys * kRowRuns; i += kThreads) {
       const auto words = BitCast<Pack<uint32_t, 4>>(
-          LoadPack<8>(keys + i / (kValue / 8) * kStride + Shape::kValues + i % (kValue / 8) * 8));
+          LoadPack<8>(keys + i / kRowRuns * kStride + Shape::kValues + i % kRowRuns * 8));
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const uint32_t low = words.at[w] & 0x7f80u, high = words.at[w] & 0x7f800000u;
@@ -197,7 +88,7 @@ struct TileExpanded {
     }
     Barrier();
     if (*broken == 0) return;
-    for (int c = ThreadX(); c < kValue; c += kThreads) {
+    for (int c = thread; c < kValue; c += kThreads) {
       for (int k = 0; k < kKeys; ++k) {
         bf16* value = keys + k * kStride + Shape::kValues + c;
         if ((value->bits & 0x7f80u) != 0x7f80u) continue;
@@ -212,13 +103,11 @@ struct TileExpanded {
   MLA_DEVICE void Loop(Rows& rows) const {
     Copy<kNope + kValue> kv;
     Copy<kRope> rope;
-    const float scale = args.softmax_scale * kLog2E;
-    const int wave_begin = WaveToken();
-    const int wave_end =
-        wave_begin + Shape::kWaveRows < tile.end ? wave_begin + Shape::kWaveRows : tile.end;
+
+    const int wave_begin = tile.begin + Rows::First();
     bf16* tiles = Part<bf16>(Shape::kTile);
-    StartKeys(kv, rope, tile.token0, 0);
     ReadQuery(rows);
+    StartKeys(kv, rope, tile.token0, 0);
     int turn = 0;
     for (int key0 = tile.token0; key0 < tile.end; key0 += kKeys) {
       if (!kv.kTakesTurns) Barrier();  // Until everybody is done with the tile before.
@@ -229,98 +118,100 @@ struct TileExpanded {
       turn ^= 1;
       if (key0 + kKeys < tile.end) StartKeys(kv, rope, key0 + kKeys, turn);
       if (key0 + kKeys > tile.begin) RemoveBroken(keys, key0);
-      if (wave_begin >= wave_end || key0 >= wave_end) continue;
-      Scores scores;
-      Score(keys, rows, scores);
-      if (key0 + kKeys - 1 > wave_begin) Mask(key0, scores);
-      Softmax(scale, scores, rows);
-      Values(keys, scores, rows);
+      if (wave_begin >= tile.end || key0 >= wave_begin + Shape::kWaveRows) continue;
+      typename Rows::Scores scores;
+      rows.Score(keys, scores);
+      if (key0 + kKeys - 1 > wave_begin) Rows::Mask(key0 - tile.begin, scores);
+      rows.Relate(scale, scores);
+      rows.Add(keys, scores);
+    }
+  }
+
+  // NaN where a row sees a value that is not finite.
+  MLA_DEVICE void Break(int r, Rows& rows) const {
+#pragma unroll
+    for (int g = 0; g < Rows::kGroups; ++g) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int i = 0; i < Accumulator::kValues; ++i) {
+          const int column = 64 * g + ColumnOf(j, ColumnInTile(i));
+          const int token = tile.begin + Rows::Row(r, SlotOf(i));
+          if (token >= Part<int32_t>(Shape::kFirstBroken)[column])
+            rows.out[r][g][j].set(i, __builtin_nanf(""));
+        }
+      }
     }
   }
 
   template <int n>
-  MLA_DEVICE void StoreRun(int64_t token, int column, const float (&run)[n]) const {
-    const bool broken = *Part<int32_t>(Shape::kBroken) != 0;
+  MLA_DEVICE void StoreRun(int row, int column, const float (&run)[n]) const {
+    const int64_t token = tile.begin + row;
+    if (token >= tile.end) return;
     Pack<bf16, n> pack;
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const bool nan = broken && token >= Part<int32_t>(Shape::kFirstBroken)[column + i];
-      pack.at[i] = FromFloat<bf16>(nan ? __builtin_nanf("") : run[i]);
-    }
-    StorePack(static_cast<bf16*>(args.out) + (token * args.heads + head) * kValue + column, pack);
+    for (int i = 0; i < n; ++i) pack.at[i] = FromFloat<bf16>(run[i]);
+    StorePack(static_cast<bf16*>(args.out) + (token * args.heads + Head()) * kValue + column, pack);
   }
 
-  MLA_DEVICE void Store(Rows& rows) const {
+  MLA_DEVICE void Store(int r, const Rows& rows) const {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      float inverse[kHeldRows];
-#pragma unroll
-      for (int slot = 0; slot < kHeldRows; ++slot) {
-        const float total =
-            OverLanesOfRow(rows.total[r][slot], [](float a, float b) { return a + b; });
-        inverse[slot] = total == 0.0f ? 0.0f : 1.0f / total;
-        const int64_t token = Token(r, slot);
-        if (token < tile.end && ColumnInTile(2 * slot) == 0) {
-          args.lse[token * args.heads + head] =
-              total == 0.0f
-                  ? -__builtin_inff()
-                  : (rows.peak[r][slot] * (args.softmax_scale * kLog2E) + Log2(total)) * kLn2;
-        }
-      }
-      ScaleRow(rows.out[r], inverse);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const Accumulator(&columns)[4] = rows.out[r][g];
+    for (int g = 0; g < Rows::kGroups; ++g) {
+      const Accumulator(&columns)[4] = rows.out[r][g];
 #if defined(__HIP__)
 #pragma unroll
-        for (int i = 0; i < Accumulator::kValues; ++i) {
-          const float run[4] = {columns[0].at(i), columns[1].at(i), columns[2].at(i),
-                                columns[3].at(i)};
-          if (Token(r, 0) < tile.end)
-            StoreRun(Token(r, 0), 64 * g + ColumnOf(0, ColumnInTile(i)), run);
-        }
+      for (int i = 0; i < Accumulator::kValues; ++i) {
+        const float run[4] = {columns[0].at(i), columns[1].at(i), columns[2].at(i),
+                              columns[3].at(i)};
+        StoreRun(Rows::Row(r, 0), 64 * g + ColumnOf(0, ColumnInTile(i)), run);
+      }
 #else
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 4; ++j) {
 #pragma unroll
-          for (int i = 0; i < Accumulator::kValues; i += 2) {
-            const float run[2] = {columns[j].at(i), columns[j].at(i + 1)};
-            const int token = Token(r, SlotOf(i));
-            if (token < tile.end) StoreRun(token, 64 * g + ColumnOf(j, ColumnInTile(i)), run);
-          }
+        for (int i = 0; i < Accumulator::kValues; i += 2) {
+          const float run[2] = {columns[j].at(i), columns[j].at(i + 1)};
+          StoreRun(Rows::Row(r, SlotOf(i)), 64 * g + ColumnOf(j, ColumnInTile(i)), run);
         }
-#endif
       }
+#endif
     }
   }
 
-  MLA_DEVICE void Run() const {
+  MLA_DEVICE void Run(int head) const {
     if (tile.begin >= tile.end) return;
     for (int c = ThreadX(); c < kValue; c += kThreads)
       Part<int32_t>(Shape::kFirstBroken)[c] = INT32_MAX;
-    if (ThreadX() == 0) *Part<int32_t>(Shape::kBroken) = 0;
-    Rows rows;
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int slot = 0; slot < kHeldRows; ++slot) {
-        rows.peak[r][slot] = -__builtin_inff();
-        rows.total[r][slot] = 0;
-      }
+    if (ThreadX() == 0) {
+      *Part<int32_t>(Shape::kBroken) = 0;
+      *Part<int32_t>(Shape::kHead) = head;
     }
+    Barrier();
+    Rows rows(shared);
     if (tile.owned) Loop(rows);
     Barrier();
-    Store(rows);
+#pragma unroll
+    for (int r = 0; r < Rows::kRowTiles; ++r) {
+      rows.Finish(r, scale, [&](int slot, float lse) {
+        const int64_t token = tile.begin + Rows::Row(r, slot);
+        if (token < tile.end && ColumnInTile(0) == 0) args.lse[token * args.heads + Head()] = lse;
+      });
+      if (*Part<int32_t>(Shape::kBroken) != 0) Break(r, rows);
+      Store(r, rows);
+    }
   }
 };
 
-// Block x: tiles first, the longest first, then heads; blocks of one head share its keys in the
-// caches.
+// Block x: heads in groups; of a group the longest tiles first. Blocks of one head run at the same
+// time and share its keys in the caches, and the last ones to start are short.
 template <typename Shape>
 MLA_DEVICE void RunTileExpanded(const ExpandedGpuArgs& all, char* shared) {
-  const int head = BlockX() / all.slots;
-  const QueryTile tile = FindTile<Shape::kRows>(all.args, (head + 1) * all.slots - 1 - BlockX());
-  TileExpanded<Shape>{all.args, shared, head, tile}.Run();
+  const int heads = static_cast<int>(all.args.heads), group_blocks = kHeadGroup * all.slots;
+  const int group = BlockX() / group_blocks, at = BlockX() - group * group_blocks;
+  const int left = heads - group * kHeadGroup, size = left < kHeadGroup ? left : kHeadGroup;
+  const int slot = at / size;
+  const QueryTile tile = FindTile<Shape::kRows>(all.args, all.slots - 1 - slot);
+  TileExpanded<Shape>{all.args, all.scale, shared, tile}.Run(group * kHeadGroup + at - slot * size);
 }
 
 }  // namespace gpu
