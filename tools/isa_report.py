@@ -123,9 +123,7 @@ def _dynamic_lds() -> dict[str, int]:
         prints = "".join(
             f'std::printf("{name} %d\\n", mla::gpu::{shape}::kSharedBytes);' for name, shape in shapes.items()
         )
-        source = (
-            f'#define MLA_GPU_ROCM\n#include <cstdio>\n#include "{op}/gpu_shape.h"\nint main() {{ {prints} }}\n'
-        )
+        source = f'#define MLA_GPU_ROCM\n#include <cstdio>\n#include "{op}/gpu_shape.h"\nint main() {{ {prints} }}\n'
         with tempfile.TemporaryDirectory() as folder:
             file, program = Path(folder, "lds.cc"), Path(folder, "lds")
             file.write_text(source)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
-from op_base import KERNELS, Builder, Call, OpTests, Rng, normal, poison, same_bits
+from op_base import KERNELS, Builder, Call, OpTests, Rng, check, normal, poison, same_bits
 
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 
@@ -175,7 +175,7 @@ def test_a_nan_row_reaches_only_later_rows_of_its_sequence(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("build", "broken"), [(SMALL, 2), (TILES, 3), (TILES, 149), (LONG_TILES, 300)])
+@pytest.mark.parametrize(("build", "broken"), [(SMALL, 2), (TILES, 3), (TILES, 148), (LONG_TILES, 300)])
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_value_that_is_not_finite_reaches_only_its_column_of_later_rows(
     kernels: str, build: Builder, broken: int, bad: float, rng: Rng
@@ -184,6 +184,7 @@ def test_a_value_that_is_not_finite_reaches_only_its_column_of_later_rows(
     kv, nope, v = call.arrays["kv"].copy(), call.static["nope"], call.static["v"]
     kv[broken, nope + 1] = bad
     kv[broken, nope + v - 1] = bad
+    kv[broken + 1, nope + 1] = bad
     out, lse = map(np.asarray, TestMlaAttentionExpanded.call(call.changed(kv=kv), kernels))
     clean, clean_lse = map(np.asarray, TestMlaAttentionExpanded.call(call, kernels))
     assert same_bits(lse, clean_lse)
@@ -193,6 +194,34 @@ def test_a_value_that_is_not_finite_reaches_only_its_column_of_later_rows(
     reached[broken:last, 0, [1, v - 1]] = True
     assert not np.isfinite(out[reached].astype(np.float32)).any()
     assert same_bits(out[~reached], clean[~reached])
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype"), [(SMALL, "float32"), (TILES, "bfloat16"), (LONG_TILES, "bfloat16")]
+)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_scores_of_minus_infinity_weigh_nothing(kernels: str, build: Builder, dtype: str, rng: Rng) -> None:
+    """Rows that see nothing else give 0 and -inf; the others are as if their sequence began behind such keys."""
+    call = build(rng, dtype)
+    length = int(call.arrays["query_start_loc"][1])
+    hidden = length // 2
+    q, kv = call.arrays["q"].copy(), call.arrays["kv"].copy()
+    q[:, 0, 0] = 3e38
+    kv[:, 0] = 0
+    kv[:hidden, 0] = -3e38
+    call = call.changed(q=q, kv=kv)
+    got = [np.asarray(value)[:length, 0] for value in TestMlaAttentionExpanded.call(call, kernels)]
+    assert np.array_equal(got[0][:hidden], np.zeros_like(got[0][:hidden]))
+    assert np.array_equal(got[1][:hidden], np.full(hidden, -np.inf, np.float32))
+    later = {name: call.arrays[name][hidden:length] for name in ROWED}
+    start = np.array([0, length - hidden], np.int32)
+    wanted = TestMlaAttentionExpanded.expected(call.changed(**later, query_start_loc=start))
+    for value, want in zip(got, wanted, strict=True):
+        check(
+            value[hidden:],
+            oracle.Bounded(want.value[:, 0], want.error[:, 0], want.scale),
+            f"{kernels} result",
+        )
 
 
 @pytest.mark.parametrize("scale", [-0.05, 0.0])
