@@ -25,10 +25,10 @@ MLA_DEVICE QueryTile FindTile(const ExpandedAttentionArgs& args, int slot) {
     if (i <= 0) return 0;
     if (i > sequences + 1) return tokens;
     const int32_t start = args.query_start_loc[i - 1];
-    return start < 0 ? 0 : (start > tokens ? tokens : start);
+    return start > tokens ? tokens : start;
   };
-  // A bound below an earlier one is moved up to it: ranges are ordered and disjoint, whatever the
-  // array holds.
+  // A bound below an earlier one, or below 0, is moved up to it: ranges are ordered and disjoint,
+  // whatever the array holds.
   int before = 0, range = -1, begin = 0, end = 0;
   for (int first = 0; first < sequences + 2; first += kWave) {
     const int i = first + Lane();
