@@ -5,7 +5,7 @@
 
 set(MLA_GPU_OPS
   rope_append_latent rope_append_kv
-  mla_attention
+  mla_attention mla_attention_expanded
   rmsnorm fused_qk_rmsnorm rmsnorm_quantize
   mxfp4_quantize mxfp4_dequantize flatten_quantize
   linear_quantized linear_mxfp4 absorb_quantized

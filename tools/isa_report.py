@@ -104,21 +104,34 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
+# Op -> kernel -> the shape whose bytes its launch asks for; only the attention tiles ask.
+_DYNAMIC_LDS = {
+    "mla_attention": {
+        f"mla_attention_{heads}{kind}": f"Heads{heads}" for heads in (16, 32, 64) for kind in ("", "_f8")
+    },
+    "mla_attention_expanded": {
+        "mla_expanded_long": "ExpandedLong",
+        "mla_expanded_short": "ExpandedShort",
+    },
+}
+
+
 def _dynamic_lds() -> dict[str, int]:
-    """Kernel name -> bytes that its launch asks for; only the attention tiles ask."""
-    source = (
-        '#define MLA_GPU_ROCM\n#include <cstdio>\n#include "mla_attention/gpu_shape.h"\n'
-        "using namespace mla::gpu;\n"
-        'int main() { std::printf("16 %d 32 %d 64 %d", Heads16::kSharedBytes, Heads32::kSharedBytes,'
-        " Heads64::kSharedBytes); }\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        file, program = Path(folder, "lds.cc"), Path(folder, "lds")
-        file.write_text(source)
-        _run("clang++-22", "-std=c++17", "-Icsrc", str(file), "-o", str(program))
-        words = _run(str(program)).split()
-    sizes = {words[i]: int(words[i + 1]) for i in range(0, len(words), 2)}
-    return {f"mla_attention_{heads}{kind}": size for heads, size in sizes.items() for kind in ("", "_f8")}
+    """Kernel name -> bytes that its launch asks for."""
+    sizes: dict[str, int] = {}
+    for op, shapes in _DYNAMIC_LDS.items():
+        prints = "".join(
+            f'std::printf("{name} %d\\n", mla::gpu::{shape}::kSharedBytes);' for name, shape in shapes.items()
+        )
+        source = f'#define MLA_GPU_ROCM\n#include <cstdio>\n#include "{op}/gpu_shape.h"\nint main() {{ {prints} }}\n'
+        with tempfile.TemporaryDirectory() as folder:
+            file, program = Path(folder, "lds.cc"), Path(folder, "lds")
+            file.write_text(source)
+            _run("clang++-22", "-std=c++17", "-Icsrc", str(file), "-o", str(program))
+            for line in _run(str(program)).splitlines():
+                name, size = line.split()
+                sizes[name] = int(size)
+    return sizes
 
 
 def kernels() -> list[Kernel]:

@@ -117,6 +117,10 @@ struct RowState {
   float exact_sum;
 };
 
+// What scores are relative to. Where none is above minus infinity every weight is 0, and not the
+// NaN of inf - inf.
+inline float Base(float max) { return max == -__builtin_inff() ? 0.0f : max; }
+
 // Turns n > 0 scores into weights e^(s - max).
 template <typename P>
 inline RowState SoftmaxRow(float* scores, int64_t n, P* weights) {
@@ -124,10 +128,10 @@ inline RowState SoftmaxRow(float* scores, int64_t n, P* weights) {
   for (int64_t i = n; i < padded; ++i) scores[i] = -__builtin_inff();
   vf top = Load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = Max(top, Load(scores + i));
-  const float max = LaneMax(top);
+  const float max = LaneMax(top), base = Base(max);
   vf total = {}, exact = {};
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const vf e = Exp(Load(scores + i) - max);
+    const vf e = Exp(Load(scores + i) - base);
     Store(weights + i, e);
     total += Load(weights + i);
     exact += e;
@@ -202,7 +206,8 @@ inline __attribute__((noinline)) void MergeRow(const RowState& state, const floa
     return;
   }
   const float top = state.max > run->max ? state.max : run->max;
-  const vf factors = Exp(vf{run->max - top, state.max - top});
+  const float base = Base(top);
+  const vf factors = Exp(vf{run->max - base, state.max - base});
   const float old_factor = factors[0], new_factor = factors[1];
   run->max = top;
   run->sum = run->sum * old_factor + state.sum * new_factor;
@@ -219,7 +224,7 @@ inline __attribute__((noinline)) void MergeRow(const RowState& state, const floa
 template <typename Y>
 inline void FinishRow(const RowState& state, const float* acc, int64_t width, float value_scale,
                       Y* out, float* lse) {
-  const float factor = value_scale / state.sum;
+  const float factor = state.sum == 0.0f ? 0.0f : value_scale / state.sum;
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) Store(out + i, Load(acc + i) * factor);
   for (; i < width; ++i) StoreOne(out + i, acc[i] * factor);

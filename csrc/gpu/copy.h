@@ -19,6 +19,8 @@ typedef uint4 Chunk;
 // Rows one after the other, padded to `stride`.
 template <int stride>
 struct PaddedRows {
+  static constexpr bool kForProducts = false;  // Whether matrix cores read it by themselves.
+  static constexpr int Size(int rows, int) { return rows * stride; }
   static MLA_DEVICE int At(int row, int column) { return row * stride + column; }
 };
 // Panels of 64 columns one after the other, in each of them rows of 128 bytes, whose runs are
@@ -26,6 +28,8 @@ struct PaddedRows {
 // swizzle.
 template <int rows>
 struct SwizzledPanels {
+  static constexpr bool kForProducts = true;
+  static constexpr int Size(int, int width) { return rows * width; }
   static constexpr int kColumns = 64, kBytes = rows * kColumns * 2;
   static MLA_DEVICE int At(int row, int column) {
     return column / kColumns * (rows * kColumns) + row * kColumns + ((column / 8 ^ row) % 8) * 8 +
@@ -50,9 +54,16 @@ MLA_DEVICE void StoreChunk(bf16* tile, int row, int column, const Chunk& chunk, 
   }
 }
 
+// Offsets of rows that lie `step` apart, `count` of them.
+struct EvenRows {
+  int64_t first, step;
+  int count;
+  MLA_DEVICE int64_t operator[](int row) const { return row < count ? first + row * step : -1; }
+};
+
 // A tile of `rows` rows of `width` values on its way into shared memory. Row r begins at element
-// offsets[r] of the source; a negative offset makes it zeros. T is bf16 or f8e4m3fn. Start(), then
-// work on the tile before, then Finish() and a barrier.
+// offsets[r] of the source, an array or what can be asked like one; a negative offset makes it
+// zeros. T is bf16 or f8e4m3fn. Start(), then work on the tile before, then Finish() and a barrier.
 //
 // Through registers: there is one tile, and Finish() overwrites it.
 template <typename T, int width, int rows, int threads, typename Layout>
@@ -68,7 +79,8 @@ struct RegisterCopy {
 
   MLA_DEVICE static bf16* Tile(bf16* tiles, int) { return tiles; }
 
-  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16*, int) {
+  template <typename Offsets>
+  MLA_DEVICE void Start(const T* source, const Offsets& offsets, bf16*, int) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = ThreadX() + i * threads;
@@ -133,10 +145,14 @@ struct AsyncCopy {
   static constexpr bool kTakesTurns = sizeof(T) == 2;
   static constexpr int kChunkValues = 16 / sizeof(T);
   static constexpr int kRowChunks = width / kChunkValues;
-  static constexpr int kTile = rows * width;
-  // 8 threads share a row, an eighth of each 128 bytes: few addresses to keep.
-  static constexpr int kRowThreads = 8;
+  static constexpr int kTile = Layout::Size(rows, width);
+  // Few addresses to keep: a wave takes whole rows. Of swizzled rows 8 threads share one, an eighth
+  // of each 128 bytes.
+  static constexpr int kRowThreads =
+      Layout::kForProducts ? 8 : (kRowChunks < kWave ? kRowChunks : kWave);
   static constexpr int kRowsAtOnce = threads / kRowThreads;
+  // Whoever multiplies from registers has none left for more addresses.
+  static constexpr int kUnrolled = Layout::kForProducts ? rows / kRowsAtOnce : 2;
   static_assert(width % kChunkValues == 0, "rows are whole chunks");
   static_assert(rows % kRowsAtOnce == 0, "threads share the rows evenly");
 
@@ -147,7 +163,7 @@ struct AsyncCopy {
   // Calls row_fn(row) for this thread's rows and what it returns for the columns of the chunks.
   template <typename Fn>
   MLA_DEVICE static void ForMine(const Fn& row_fn) {
-#pragma unroll
+#pragma unroll kUnrolled
     for (int r = 0; r < rows; r += kRowsAtOnce) {
       const auto chunk_fn = row_fn(r + ThreadX() / kRowThreads);
       const int mine = ThreadX() % kRowThreads;
@@ -160,7 +176,8 @@ struct AsyncCopy {
     }
   }
 
-  MLA_DEVICE void Start(const T* source, const int64_t* offsets, bf16* tiles, int turn) {
+  template <typename Offsets>
+  MLA_DEVICE void Start(const T* source, const Offsets& offsets, bf16* tiles, int turn) {
     ForMine([&](int row) {
       const int64_t offset = offsets[row];
       const T* from = source + (offset < 0 ? 0 : offset);
@@ -191,7 +208,7 @@ struct AsyncCopy {
         };
       });
     }
-    ShowToProducts();
+    if constexpr (Layout::kForProducts) ShowToProducts();
   }
 };
 #endif

@@ -60,6 +60,17 @@ MLA_DEVICE void Barrier() { __syncthreads(); }
 MLA_DEVICE int ShuffleBits(int value, int lane) { return __shfl_sync(~0u, value, lane); }
 #endif
 
+// The same, read anew: nothing that follows from it was computed before and kept in a register.
+MLA_DEVICE int ThreadXAnew() {
+#if defined(__HIP__)
+  return ThreadX();
+#else
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+#endif
+}
+
 MLA_DEVICE int Lane() { return ThreadX() & (kWave - 1); }
 
 template <typename To, typename From>

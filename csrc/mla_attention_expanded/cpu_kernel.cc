@@ -1,13 +1,12 @@
 // Expanded attention: one head and a tile of kTileTokens queries a task. The head's keys and values
 // are copied split by split into compact rows: in place they lie a power of two apart, where they
 // would evict each other from the caches. Memory stays linear in the number of tokens.
-#include "mla_attention_expanded/cpu_kernel.h"
-
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/scratch.h"
 #include "common/sequences.h"
 #include "common/tasks.h"
+#include "mla_attention_expanded/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {

@@ -1,13 +1,13 @@
 // FFI binding of mla_jax.mla_attention_expanded.v1.
+#include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "common/parallel_for.h"
-#include "mla_attention_expanded/cpu_kernel.h"
+#include "mla_attention_expanded/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
 namespace {
 
-ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer q_rope, ffi::AnyBuffer kv,
+ffi::Error Call(Backend backend, ffi::AnyBuffer q, ffi::AnyBuffer q_rope, ffi::AnyBuffer kv,
                 ffi::AnyBuffer rows, ffi::AnyBuffer query_start_loc, int64_t nope, int64_t v,
                 float softmax_scale, ffi::Result<ffi::AnyBuffer> out,
                 ffi::Result<ffi::AnyBuffer> lse) {
@@ -54,8 +54,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer q_rope, f
   args.query_start_loc = static_cast<const int32_t*>(query_start_loc.untyped_data());
   args.out = out->untyped_data();
   args.lse = static_cast<float*>(lse->untyped_data());
-  MLA_KERNEL(ExpandedAttention, ExpandedAttentionArgs)(args, PoolExecutor(pool));
-  return ffi::Error::Success();
+  return MLA_RUN(ExpandedAttention, ExpandedAttentionArgs, args, backend);
 }
 
 }  // namespace
@@ -63,7 +62,7 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer q_rope, f
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_expanded_v1, mla::Call,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -73,4 +72,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_mla_attention_expanded_v1, mla::Call,
                                   .Attr<int64_t>("v")
                                   .Attr<float>("softmax_scale")
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              MLA_TRAITS);

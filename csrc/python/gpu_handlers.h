@@ -9,6 +9,7 @@
   target(rope_append_latent, 1) \
   target(rope_latent_rows, 1) \
   target(mla_attention, 2) \
+  target(mla_attention_expanded, 1) \
   target(mxfp4_quantize, 1) \
   target(mxfp4_dequantize, 1) \
   target(linear_quantized, 1) \

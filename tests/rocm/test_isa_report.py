@@ -61,6 +61,17 @@ def test_codes_are_multiplied_as_they_are(kernels: list[isa_report.Kernel]) -> N
         assert k.instructions["global_load_dwordx4"] > 0
 
 
+def test_expanded_attention_multiplies_on_matrix_cores(kernels: list[isa_report.Kernel]) -> None:
+    tiles = [k for k in kernels if k.name in ("mla_expanded_long", "mla_expanded_short")]
+    assert len(tiles) == 4
+    for k in tiles:
+        # Scores of 192 columns and sums of 128, for a wave's rows and 32 keys, each in the code once.
+        rows, steps = (2 if k.name.endswith("long") else 1), {"gfx942": 12, "gfx950": 6}[k.architecture]
+        assert k.matrix == {MATRIX[k.architecture]: rows * (2 * steps + 8 * steps // 6)}, k.name
+        assert k.instructions["global_load_dwordx4"] > 0, "rows come in chunks of 16 bytes"
+        assert k.dynamic_lds > 0
+
+
 def test_every_kernel_knows_its_address_spaces(kernels: list[isa_report.Kernel]) -> None:
     for k in kernels:
         assert not any(name.startswith(("flat_", "scratch_")) for name in k.instructions), k.name

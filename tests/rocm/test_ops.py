@@ -15,6 +15,7 @@ SHARED = Path(__file__).resolve().parents[1] / "custom_calls"
 OPS = {
     "test_rope_append_latent.py": ("mla_jax.rope_append_latent", "mla_jax.rope_latent_rows"),
     "test_mla_attention.py": ("mla_jax.mla_attention",),
+    "test_mla_attention_expanded.py": ("mla_jax.mla_attention_expanded",),
     "test_mxfp4_quantize.py": ("mla_jax.mxfp4_quantize",),
     "test_linear_quantized.py": (
         "mla_jax.linear_quantized",

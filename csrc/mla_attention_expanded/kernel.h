@@ -1,6 +1,6 @@
 // Causal attention of new tokens over themselves, with keys and values expanded per head.
-#ifndef MLA_MLA_ATTENTION_EXPANDED_CPU_KERNEL_H_
-#define MLA_MLA_ATTENTION_EXPANDED_CPU_KERNEL_H_
+#ifndef MLA_MLA_ATTENTION_EXPANDED_KERNEL_H_
+#define MLA_MLA_ATTENTION_EXPANDED_KERNEL_H_
 
 #include <cstdint>
 
@@ -9,6 +9,7 @@
 
 namespace mla {
 
+// Plain data, which device code reads as it is.
 struct ExpandedAttentionArgs {
   const void* q;                   // (tokens, heads, q_width), the first `nope` columns are used
   const void* q_rope;              // (tokens, heads, rope)
@@ -26,4 +27,4 @@ MLA_DECLARE_KERNEL(ExpandedAttention, ExpandedAttentionArgs)
 
 }  // namespace mla
 
-#endif  // MLA_MLA_ATTENTION_EXPANDED_CPU_KERNEL_H_
+#endif  // MLA_MLA_ATTENTION_EXPANDED_KERNEL_H_
