@@ -88,7 +88,9 @@ class Kernel:
             size = _MATRIX.match(name)
             assert size is not None, f"a matrix instruction of unknown size: {name}"
             m, n, k = map(int, size.groups())
-            total += count * 2 * m * n * k / flop_per_cycle
+            # Four-bit codes go at four times the rate of bf16 ("AMD Instinct MI355X", peak MXFP4).
+            faster = 4 if name.endswith("f8f6f4") else 1
+            total += count * 2 * m * n * k / flop_per_cycle / faster
         return round(total)
 
 
@@ -104,26 +106,51 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-# Op -> kernel -> the shape whose bytes its launch asks for; only the attention tiles ask.
+_FORMATS = ("e2m1", "e4m3", "int4", "bf16")
+_PRODUCTS = (
+    "stream8", "stream16", "narrow8", "narrow16", "wide8", "tile32", "tile64", "low16", "low32", "high16", "high32",
+)  # fmt: skip
+
+# Header -> kernel -> the bytes that its launch asks for, as the header says them.
 _DYNAMIC_LDS = {
-    "mla_attention": {
-        f"mla_attention_{heads}{kind}": f"Heads{heads}" for heads in (16, 32, 64) for kind in ("", "_f8")
+    "mla_attention/gpu_shape.h": {
+        f"mla_attention_{heads}{kind}": f"Heads{heads}::kSharedBytes"
+        for heads in (16, 32, 64)
+        for kind in ("", "_f8")
     },
-    "mla_attention_expanded": {
-        "mla_expanded_long": "ExpandedLong",
-        "mla_expanded_short": "ExpandedShort",
+    "mla_attention_expanded/gpu_shape.h": {
+        f"mla_expanded_{kind}": f"Expanded{kind.capitalize()}::kSharedBytes" for kind in ("long", "short")
     },
+    "linear_mxfp4/gpu_shape.h": {
+        f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
+    },
+    "absorb_quantized/gpu_shape.h": {
+        f"mla_absorb_{way}_{format_}_{tokens}": f"AcrossSharedBytes({tokens})"
+        for way in ("across", "along")
+        for format_ in ("e2m1", "e4m3")
+        for tokens in (16, 64)
+    },
+    "gpu/product.h": {
+        f"mla_product_{format_}_{shape}": re.sub(
+            r"([A-Za-z]+)(\d+)", r"\1Shape\2::SharedBytes(1)", shape.capitalize()
+        )
+        for format_ in _FORMATS
+        for shape in _PRODUCTS
+    },
+    # With the 256 experts of DeepSeek-V3.
+    "expert_mlp/gpu_shape.h": {"mla_expert_plan": "PlanInts(256) * 4"},
 }
 
 
 def _dynamic_lds() -> dict[str, int]:
     """Kernel name -> bytes that its launch asks for."""
     sizes: dict[str, int] = {}
-    for op, shapes in _DYNAMIC_LDS.items():
+    for header, kernels in _DYNAMIC_LDS.items():
         prints = "".join(
-            f'std::printf("{name} %d\\n", mla::gpu::{shape}::kSharedBytes);' for name, shape in shapes.items()
+            f'std::printf("{name} %d\\n", static_cast<int>(mla::gpu::{size}));'
+            for name, size in kernels.items()
         )
-        source = f'#define MLA_GPU_ROCM\n#include <cstdio>\n#include "{op}/gpu_shape.h"\nint main() {{ {prints} }}\n'
+        source = f'#define MLA_GPU_ROCM\n#include <cstdio>\n#include "{header}"\nint main() {{ {prints} }}\n'
         with tempfile.TemporaryDirectory() as folder:
             file, program = Path(folder, "lds.cc"), Path(folder, "lds")
             file.write_text(source)
@@ -207,7 +234,7 @@ def document(found: list[Kernel]) -> str:
         "VGPR counts both kinds of vector registers. Spills go to memory; scalar registers spill to lanes of vector",
         "registers. LDS is static + what a launch adds. Waves: what registers and LDS let one of a compute unit's four",
         "SIMDs hold, of at most 8. Matrix: instructions in the code, each counted once; cycles: these at the published",
-        "bf16 rate of one SIMD.",
+        "rate of one SIMD for bf16, and for codes of four bits.",
         "",
         "| kernel | arch | VGPR | AGPR | SGPR | LDS | scratch | spills | SGPR spills | waves | matrix | cycles |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
