@@ -10,28 +10,8 @@ import emulated_cpu
 import pytest
 
 SHARED = Path(__file__).resolve().parents[1] / "custom_calls"
-
-# Test file: the ops whose native form it runs.
-OPS = {
-    "test_rope_append_latent.py": ("mla_jax.rope_append_latent", "mla_jax.rope_latent_rows"),
-    "test_mla_attention.py": ("mla_jax.mla_attention",),
-    "test_mla_attention_expanded.py": ("mla_jax.mla_attention_expanded",),
-    "test_mxfp4_quantize.py": ("mla_jax.mxfp4_quantize",),
-    "test_linear_quantized.py": (
-        "mla_jax.linear_quantized",
-        "mla_jax.linear_quantized_bias",
-        "mla_jax.mxfp4_dequantize",
-    ),
-    "test_linear_mxfp4.py": ("mla_jax.linear_mxfp4",),
-    "test_absorb_quantized.py": ("mla_jax.absorb_quantized",),
-    "test_expert_mlp.py": ("mla_jax.expert_mlp",),
-    "test_expert_mlp_quantized.py": ("mla_jax.expert_mlp_quantized",),
-    "test_rmsnorm.py": ("mla_jax.rmsnorm", "mla_jax.rmsnorm_residual"),
-    "test_rmsnorm_quantize.py": ("mla_jax.rmsnorm_quantize",),
-    "test_flatten_quantize.py": ("mla_jax.flatten_quantize",),
-    "test_fused_qk_rmsnorm.py": ("mla_jax.fused_qk_rmsnorm",),
-    "test_rope_append_kv.py": ("mla_jax.rope_append_kv", "mla_jax.rope_append_kv_mapped"),
-}
+sys.path.append(str(SHARED))
+from native_forms import CHOSEN, OPS  # noqa: E402
 
 
 def test_every_op_of_the_library_is_run() -> None:
@@ -41,8 +21,6 @@ def test_every_op_of_the_library_is_run() -> None:
 
 @pytest.mark.parametrize("file", OPS)
 def test_shared_tests(file: str, architecture: str) -> None:
-    # Another platform's lowering is not what this process has a library for.
-    chosen = "native and not refused_where_there_is_none"
     command = [
         sys.executable,
         "-m",
@@ -53,7 +31,7 @@ def test_shared_tests(file: str, architecture: str) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        chosen,
+        CHOSEN,
     ]
     environment = {
         **os.environ,
