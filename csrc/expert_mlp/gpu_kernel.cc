@@ -76,20 +76,26 @@ MLA_DEVICE void Plan(const ExpertGpuArgs& all, int* shared) {
   const Before* before = SumsBefore(buffers, experts, [&](int e) {
     return Before{count[e], {Tiles(plan, 0, count[e]), Tiles(plan, 1, count[e])}};
   });
-  for (int e = ThreadX(); e <= experts; e += kPlanThreads) {
+  for (int e = ThreadX(); e < experts; e += kPlanThreads) {
     const int start = before[e].pairs;
-    plan.start[e] = start;
+    plan.start[e] = count[e] = start;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      // Behind the last expert's tiles there are none.
-      const int first = before[e].tiles[j];
-      const int end = e == experts ? plan.tiles[j] : before[e + 1].tiles[j];
+      const int first = before[e].tiles[j], end = before[e + 1].tiles[j];
       for (int tile = first; tile < end; ++tile) {
-        plan.tile_expert[j][tile] = e == experts ? -1 : e;
+        plan.tile_expert[j][tile] = e;
         plan.tile_first[j][tile] = start + (tile - first) * plan.tile_tokens[j];
       }
     }
-    if (e < experts) count[e] = start;
+  }
+  if (ThreadX() == 0) plan.start[experts] = before[experts].pairs;
+  // Behind the last expert's tiles there are none.
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    for (int tile = before[experts].tiles[j] + ThreadX(); tile < plan.tiles[j];
+         tile += kPlanThreads) {
+      plan.tile_expert[j][tile] = -1;
+    }
   }
   Barrier();
   for (int64_t p = ThreadX(); p < pairs; p += kPlanThreads) {
