@@ -1,4 +1,4 @@
-// Tokens of several heads, flattened and quantised in groups.
+// Rows, such as tokens whose heads lie side by side, quantised in groups.
 #ifndef MLA_FLATTEN_QUANTIZE_KERNEL_H_
 #define MLA_FLATTEN_QUANTIZE_KERNEL_H_
 
@@ -9,7 +9,7 @@
 namespace mla {
 
 struct FlattenQuantizeArgs {
-  const void* x;  // (out.rows, heads, head width), f32 or bf16; out.k is heads * head width
+  const void* x;  // (out.rows, out.k), f32 or bf16; out.k is heads * head width
   DType x_type;
   QuantizedRows out;
 };

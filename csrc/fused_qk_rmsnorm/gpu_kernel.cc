@@ -11,11 +11,11 @@ MLA_DEVICE void NormRows(const NormInput& in, void* values, int64_t block) {
   if constexpr (runs > 0) {
     NormHeldRow<T, threads, runs>(
         in, block, [&](int64_t row, int64_t at, const float (&normed)[kRunValues], bool exists) {
-          if (exists) StoreFloats(RowOf<T>(values, row * in.width + at), normed);
+          if (exists) StoreFloats(At<T>(values, row * in.width + at), normed);
         });
   } else {
     NormRowTwice<T, threads>(in, block, [&](int64_t row, int64_t at, float value) {
-      *RowOf<T>(values, row * in.width + at) = FromFloat<T>(value);
+      *At<T>(values, row * in.width + at) = FromFloat<T>(value);
     });
   }
 }

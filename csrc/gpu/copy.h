@@ -112,7 +112,7 @@ struct RegisterCopy {
 // 16 bytes, past the first-level cache, or 4, to shared memory; zeros where `exists` is false.
 template <int bytes>
 MLA_DEVICE void CopyAsync(void* shared, const void* from, bool exists) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t to = SharedAddress(shared);
   if constexpr (bytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :

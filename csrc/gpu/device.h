@@ -58,6 +58,10 @@ MLA_DEVICE int ThreadX() { return static_cast<int>(threadIdx.x); }
 MLA_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
 MLA_DEVICE void Barrier() { __syncthreads(); }
 MLA_DEVICE int ShuffleBits(int value, int lane) { return __shfl_sync(~0u, value, lane); }
+// Where something lies in shared memory, as instructions of that memory take it.
+MLA_DEVICE uint32_t SharedAddress(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
 #endif
 
 // The same, read anew: nothing that follows from it was computed before and kept in a register.
@@ -81,54 +85,55 @@ MLA_DEVICE To BitCast(const From& from) {
   return to;
 }
 
+// The element `offset` elements of T into an array.
+template <typename T>
+MLA_DEVICE const T* At(const void* base, int64_t offset) {
+  return static_cast<const T*>(base) + offset;
+}
+template <typename T>
+MLA_DEVICE T* At(void* base, int64_t offset) {
+  return static_cast<T*>(base) + offset;
+}
+
 MLA_DEVICE float Shuffle(float value, int lane) {
   return BitCast<float>(ShuffleBits(BitCast<int>(value), lane));
 }
 
-// Over the lanes of a wave that differ in the bits below `width`; every lane has the result. The
-// order of the sum depends on `width` alone.
-template <int width>
-MLA_DEVICE float LanesSum(float value) {
-#pragma unroll
-  for (int mask = width / 2; mask > 0; mask /= 2) value += Shuffle(value, Lane() ^ mask);
-  return value;
+MLA_DEVICE uint32_t Shuffle(uint32_t value, int lane) {
+  return static_cast<uint32_t>(ShuffleBits(static_cast<int>(value), lane));
 }
-template <int width>
-MLA_DEVICE float LanesMax(float value) {
+
+template <typename T>
+MLA_DEVICE T LargerOf(T value, T other) {
+  return value > other ? value : other;
+}
+
+// Over the lanes of a wave that differ in the bits from `low` to below `high`; every lane has the
+// result. The order depends on these two alone.
+template <int low, int high, typename T, typename Fn>
+MLA_DEVICE T OverLanes(T value, const Fn& combine) {
 #pragma unroll
-  for (int mask = width / 2; mask > 0; mask /= 2) {
-    const float other = Shuffle(value, Lane() ^ mask);
-    value = value > other ? value : other;
+  for (int mask = high / 2; mask >= low; mask /= 2) {
+    value = combine(value, Shuffle(value, Lane() ^ mask));
   }
   return value;
 }
-
-// The same over the lanes that differ in the bits from `width` on.
+template <int width>
+MLA_DEVICE float LanesSum(float value) {
+  return OverLanes<1, width>(value, [](float a, float b) { return a + b; });
+}
 template <int width>
 MLA_DEVICE float LanesSumAbove(float value) {
-#pragma unroll
-  for (int mask = kWave / 2; mask >= width; mask /= 2) value += Shuffle(value, Lane() ^ mask);
-  return value;
+  return OverLanes<width, kWave>(value, [](float a, float b) { return a + b; });
+}
+// Of floats or of unsigned bits.
+template <int width, typename T>
+MLA_DEVICE T LanesMax(T value) {
+  return OverLanes<1, width>(value, LargerOf<T>);
 }
 template <int width>
 MLA_DEVICE float LanesMaxAbove(float value) {
-#pragma unroll
-  for (int mask = kWave / 2; mask >= width; mask /= 2) {
-    const float other = Shuffle(value, Lane() ^ mask);
-    value = value > other ? value : other;
-  }
-  return value;
-}
-
-// The largest of unsigned numbers.
-template <int width>
-MLA_DEVICE uint32_t LanesMaxBits(uint32_t bits) {
-#pragma unroll
-  for (int mask = width / 2; mask > 0; mask /= 2) {
-    const auto other = static_cast<uint32_t>(ShuffleBits(static_cast<int>(bits), Lane() ^ mask));
-    bits = bits > other ? bits : other;
-  }
-  return bits;
+  return OverLanes<width, kWave>(value, LargerOf<float>);
 }
 
 // a * b rounded by itself: the compiler fuses it with no sum behind it.

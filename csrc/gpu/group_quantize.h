@@ -101,7 +101,7 @@ MLA_DEVICE void QuantizeRun(const QuantizedRows& out, int64_t row, int at,
     const uint32_t counted = Counted<format>(BitCast<uint32_t>(values[i]));
     largest = counted > largest ? counted : largest;
   }
-  largest = LanesMaxBits<(1 << kShift) / kRunValues>(exists ? largest : 0);
+  largest = LanesMax<(1 << kShift) / kRunValues>(exists ? largest : 0);
   if (!exists) return;
   const GroupCode<format> code(out, largest);
   if (at % (1 << kShift) == 0) {
@@ -124,7 +124,7 @@ MLA_DEVICE void QuantizeGroup(const QuantizedRows& out, int64_t row, int64_t gro
     const uint32_t counted = Counted<format>(BitCast<uint32_t>(value(at)));
     largest = counted > largest ? counted : largest;
   }
-  const GroupCode<format> code(out, LanesMaxBits<lanes>(largest));
+  const GroupCode<format> code(out, LanesMax<lanes>(largest));
   if (lane == 0) code.StoreScale(out, ScaleAt(out, row, group, groups));
   for (int64_t at = begin + 2 * lane; at < end; at += 2 * lanes) {
     const bool two = at + 1 < end;

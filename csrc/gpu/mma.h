@@ -126,10 +126,6 @@ MLA_DEVICE void Mma(Accumulator& d, const Fragment& a, const Fragment& b) {
   }
 }
 
-MLA_DEVICE uint32_t SharedAddress(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
-
 MLA_DEVICE Fragment LoadFragment(const bf16* shared, int stride) {
   Fragment f;
   const bf16* row = shared + (Lane() % 16) * stride + 8 * (Lane() / 16);

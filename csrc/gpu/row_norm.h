@@ -23,15 +23,6 @@ struct NormInput {
   float weight_offset;  // -0 is what leaves every weight as it is.
 };
 
-template <typename T>
-MLA_DEVICE const T* RowOf(const void* base, int64_t offset) {
-  return static_cast<const T*>(base) + offset;
-}
-template <typename T>
-MLA_DEVICE T* RowOf(void* base, int64_t offset) {
-  return static_cast<T*>(base) + offset;
-}
-
 template <int threads>
 MLA_DEVICE int64_t BlockRow(int64_t block) {
   return block * (kRowBlock / threads) + ThreadX() / threads;
@@ -94,21 +85,21 @@ struct RawRun {
 };
 
 MLA_DEVICE uint32_t FirstWord(const NormInput& in, int at) {
-  return in.weight_type == DType::kF32 ? *RowOf<uint32_t>(in.weight, at)
-                                       : *RowOf<uint32_t>(in.weight, at / 2);
+  return in.weight_type == DType::kF32 ? *At<uint32_t>(in.weight, at)
+                                       : *At<uint32_t>(in.weight, at / 2);
 }
 // A run of weights whose first word is there already.
 MLA_DEVICE void ReadWeights(const NormInput& in, int at, uint32_t first,
                             float (&weight)[kRunValues]) {
   if (in.weight_type == DType::kF32) {
     RawRun<float> run;
-    run.Load(true, RowOf<float>(in.weight, at));
+    run.Load(true, At<float>(in.weight, at));
     run.words.at[0] = first;
 #pragma unroll
     for (int i = 0; i < kRunValues; ++i) weight[i] = run.Value(i);
   } else {
     RawRun<bf16> run;
-    run.Load(true, RowOf<bf16>(in.weight, at));
+    run.Load(true, At<bf16>(in.weight, at));
     run.words.at[0] = first;
 #pragma unroll
     for (int i = 0; i < kRunValues; ++i) weight[i] = run.Value(i);
@@ -125,7 +116,7 @@ MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink
   const int64_t row = BlockRow<threads>(block);
   const int n = static_cast<int>(in.n), end = row < in.rows ? n : 0;
   const int first = ThreadX() % threads * kRunValues;
-  const T* x = RowOf<T>(in.x, row * in.width + in.offset + first);
+  const T* x = At<T>(in.x, row * in.width + in.offset + first);
   const bool adds = in.residual != nullptr;
   RawRun<T> read[runs], more[runs];
   uint32_t weight_words[runs];
@@ -142,7 +133,7 @@ MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink
   }
   float held[runs][kRunValues];
   if (adds) {
-    const T* residual = RowOf<T>(in.residual, row * in.n + first);
+    const T* residual = At<T>(in.residual, row * in.n + first);
 #pragma unroll
     for (int i = 0; i < runs; ++i) {
       const int turn = i * threads * kRunValues;
@@ -167,7 +158,7 @@ MLA_DEVICE void NormHeldRow(const NormInput& in, int64_t block, const Sink& sink
     for (int j = 0; j < kRunValues; ++j) sum = __builtin_fmaf(held[i][j], held[i][j], sum);
   }
   const float scale = InverseRms(RowSum<threads>(sum), 1.0f / static_cast<float>(in.n), in.eps);
-  T* sums = RowOf<T>(in.sum, row * in.n + first);
+  T* sums = At<T>(in.sum, row * in.n + first);
 #pragma unroll
   for (int i = 0; i < runs; ++i) {
     const int turn = i * threads * kRunValues;
@@ -192,9 +183,8 @@ struct TwiceRow {
   float scale;
 
   MLA_DEVICE float Read(int64_t at) const {
-    const float value = ToFloat(*RowOf<T>(in.x, row * in.width + in.offset + at));
-    return in.residual == nullptr ? value
-                                  : value + ToFloat(*RowOf<T>(in.residual, row * in.n + at));
+    const float value = ToFloat(*At<T>(in.x, row * in.width + in.offset + at));
+    return in.residual == nullptr ? value : value + ToFloat(*At<T>(in.residual, row * in.n + at));
   }
   MLA_DEVICE float Normed(int64_t at) const {
     return Read(at) * scale * (ReadOne(in.weight, in.weight_type, at) + in.weight_offset);
@@ -224,7 +214,7 @@ MLA_DEVICE void NormRowTwice(const NormInput& in, int64_t block, const Sink& sin
   for (int64_t at = ThreadX() % threads; at < in.n; at += threads) {
     const float normed = values.Normed(at);
     if (in.residual != nullptr)
-      *RowOf<T>(in.sum, values.row * in.n + at) = FromFloat<T>(values.Read(at));
+      *At<T>(in.sum, values.row * in.n + at) = FromFloat<T>(values.Read(at));
     sink(values.row, at, normed);
   }
 }

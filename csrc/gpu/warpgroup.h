@@ -14,10 +14,6 @@ namespace gpu {
 
 constexpr int kWarpgroup = 4 * kWave;
 
-MLA_DEVICE uint32_t SharedByte(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
-
 // A matrix in a panel, from byte `address` of shared memory on. Groups of 8 rows are 1024 bytes
 // apart; within a row, addresses move on by whole steps of the contraction.
 struct SharedMatrix {
@@ -94,7 +90,7 @@ MLA_DEVICE void WarpgroupMma(float (&sums)[values], SharedMatrix a, SharedMatrix
 // into shared memory with rows and columns exchanged: lane i < 8 says where column i goes.
 MLA_DEVICE void StoreTransposed(bf16* column, const Pack<bf16, 2>& pair) {
   asm volatile(
-      "stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(SharedByte(column)),
+      "stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(SharedAddress(column)),
       "r"(BitCast<uint32_t>(pair))
       : "memory");
 }

@@ -84,8 +84,9 @@ struct WarpgroupAttention {
   template <typename Fn>
   MLA_DEVICE void Scores(const bf16* tile, float rope_ratio, float (&scores)[kScoreHeads / 2],
                          const Fn& beside) const {
-    const SharedMatrix keys(SharedByte(tile));
-    const SharedMatrix query(SharedByte(Part<char>(Shape::kQuery) + Group() * kScoreHeads * 128));
+    const SharedMatrix keys(SharedAddress(tile));
+    const SharedMatrix query(
+        SharedAddress(Part<char>(Shape::kQuery) + Group() * kScoreHeads * 128));
     constexpr int kLatentPanels = kRank / 64, kPanels = kWidth / 64;
     BeginProducts();
     // The rope part comes first and is brought to the latent part's scale.
@@ -200,8 +201,8 @@ struct WarpgroupAttention {
   }
 
   MLA_DEVICE void Values(const bf16* tile, Sums& sums) const {
-    const SharedMatrix values(SharedByte(tile) + Group() * kColumnTiles * KeyPanel::kBytes);
-    const SharedMatrix weights(SharedByte(Part<char>(Shape::kWeights)));
+    const SharedMatrix values(SharedAddress(tile) + Group() * kColumnTiles * KeyPanel::kBytes);
+    const SharedMatrix weights(SharedAddress(Part<char>(Shape::kWeights)));
     BeginProducts();
 #pragma unroll
     for (int k = 0; k < Shape::kKeys / 16; ++k) {

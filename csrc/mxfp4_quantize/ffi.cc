@@ -1,7 +1,8 @@
-// FFI binding of mla_jax.mxfp4_quantize.v1.
+// FFI binding of mla_jax.mxfp4_quantize.v1: flatten_quantize of rows without heads, whose last
+// group need not be whole.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
-#include "mxfp4_quantize/kernel.h"
+#include "flatten_quantize/kernel.h"
 #include "python/handlers.h"
 
 namespace mla {
@@ -10,7 +11,7 @@ namespace {
 ffi::Error Mxfp4QuantizeCall(Backend backend, ffi::AnyBuffer x, int64_t rounding,
                              ffi::Result<ffi::AnyBuffer> data, ffi::Result<ffi::AnyBuffer> scale) {
   Checker check("mla_jax.mxfp4_quantize");
-  Mxfp4QuantizeArgs args = {};
+  FlattenQuantizeArgs args = {};
   args.x_type = check.Type("x", x, {DType::kF32, DType::kBF16});
   check.Type("data", *data, {DType::kU8});
   check.Type("scale", *scale, {DType::kU8});
@@ -34,7 +35,7 @@ ffi::Error Mxfp4QuantizeCall(Backend backend, ffi::AnyBuffer x, int64_t rounding
   args.out.rows = rows;
   args.out.k = k;
   args.out.group = kMxfp4Group;
-  return MLA_RUN(Mxfp4QuantizeRows, Mxfp4QuantizeArgs, args, backend);
+  return MLA_RUN(FlattenQuantize, FlattenQuantizeArgs, args, backend);
 }
 
 }  // namespace

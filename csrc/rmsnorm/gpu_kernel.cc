@@ -14,11 +14,11 @@ MLA_DEVICE void NormRows(const RmsNormArgs& args) {
   if constexpr (runs > 0) {
     NormHeldRow<T, threads, runs>(
         in, BlockX(), [&](int64_t row, int64_t at, const float (&values)[kRunValues], bool exists) {
-          if (exists) StoreFloats(RowOf<T>(args.y, row * args.n + at), values);
+          if (exists) StoreFloats(At<T>(args.y, row * args.n + at), values);
         });
   } else {
     NormRowTwice<T, threads>(in, BlockX(), [&](int64_t row, int64_t at, float value) {
-      *RowOf<T>(args.y, row * args.n + at) = FromFloat<T>(value);
+      *At<T>(args.y, row * args.n + at) = FromFloat<T>(value);
     });
   }
 }

@@ -18,7 +18,7 @@ MLA_DEVICE void NormAndQuantize(const RmsNormQuantizeArgs& args) {
       InputOf(args), BlockX(),
       [&](int64_t row, int at, const float (&values)[kRunValues], bool exists) {
         if (exists && args.unquantized != nullptr)
-          StoreFloats(RowOf<T>(args.unquantized, row * args.out.k + at), values);
+          StoreFloats(At<T>(args.unquantized, row * args.out.k + at), values);
         QuantizeRun<format>(args.out, row, at, values, exists);
       });
 }
@@ -32,9 +32,8 @@ MLA_DEVICE void NormAndQuantizeTwice(const RmsNormQuantizeArgs& args) {
   if (values.row >= in.rows) return;
   for (int64_t at = ThreadX() % threads; at < in.n; at += threads) {
     const int64_t to = values.row * in.n + at;
-    if (in.residual != nullptr) *RowOf<T>(in.sum, to) = FromFloat<T>(values.Read(at));
-    if (args.unquantized != nullptr)
-      *RowOf<T>(args.unquantized, to) = FromFloat<T>(values.Normed(at));
+    if (in.residual != nullptr) *At<T>(in.sum, to) = FromFloat<T>(values.Read(at));
+    if (args.unquantized != nullptr) *At<T>(args.unquantized, to) = FromFloat<T>(values.Normed(at));
   }
   QuantizeGroups<threads>(args.out, values.row, 0, threads < kWave ? 1 : threads / kWave,
                           [&](int64_t at) { return values.Normed(at); });

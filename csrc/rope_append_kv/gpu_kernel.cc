@@ -8,11 +8,6 @@ namespace mla {
 namespace gpu {
 namespace {
 
-template <typename T>
-MLA_DEVICE const T* At(const void* base, int64_t offset) {
-  return static_cast<const T*>(base) + offset;
-}
-
 // Where a token is stored: the page counts from the first one of the first layer.
 struct Slot {
   bool live;

@@ -8,15 +8,6 @@ namespace mla {
 namespace gpu {
 namespace {
 
-template <typename T>
-MLA_DEVICE T* At(void* base, int64_t offset) {
-  return static_cast<T*>(base) + offset;
-}
-template <typename T>
-MLA_DEVICE const T* At(const void* base, int64_t offset) {
-  return static_cast<const T*>(base) + offset;
-}
-
 MLA_DEVICE int64_t RowOfTable(const RopeAppendArgs& args, int64_t token) {
   return TableRow(args.positions[token], args.table_rows) * (args.rope / 2);
 }
