@@ -81,14 +81,14 @@ def bench(
         raise RequestError(f"bench: {needed} tokens of one sequence: {settings.context_reason}")
     cost = decode_cost(settings, table, batch, depth + decode // 2, settings.dtype)
     whole = prefill_cost(settings, table, batch, prompt)
+    prefill_s, prefill_compile = _time_prefill(frozen, prompt, batch)
+    decode_s, decode_compile = _time_decode(frozen, decode, batch, depth)
+    peak_host, peak_device = peak_bytes()  # before the ceilings, whose arrays are not the model's
     read, product = read_rate(), product_rate(settings.dtype)
 
     def share(cost: StepCost, seconds: float) -> float | None:
         return (cost.bytes / read + cost.flop / product) / seconds if seconds else None
 
-    prefill_s, prefill_compile = _time_prefill(frozen, prompt, batch)
-    decode_s, decode_compile = _time_decode(frozen, decode, batch, depth)
-    peak_host, peak_device = peak_bytes()
     return {
         "model": model or config,
         "weights": "checkpoint" if model else weights or "bf16",

@@ -115,3 +115,13 @@ def test_refusals(monkeypatch, config):
         RequestError, match=r"deepseek-v3 with mxfp4 weights needs \d+\.\d GB, 1.0 GB are available"
     ):
         bench(config="deepseek-v3", weights="mxfp4")
+
+
+def test_the_peak_is_the_models_and_not_the_ceilings(monkeypatch):
+    order = []
+    for name, answer in (("peak_bytes", (7, None)), ("read_rate", 1.0), ("product_rate", 1.0)):
+        monkeypatch.setattr(
+            bench_module, name, lambda *_, name=name, answer=answer: (order.append(name), answer)[1]
+        )
+    found = bench(str(CASE), prompt=0, decode=0)
+    assert found["peak_rss_bytes"] == 7 and order[0] == "peak_bytes" and len(order) == 3
