@@ -3,7 +3,7 @@
 
 #include "common/axpy_tile.h"
 #include "common/bfloat16.h"
-#include "common/dot_block.h"
+#include "common/product.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 
@@ -58,13 +58,16 @@ void Run(const AbsorbArgs& args, const Executor& executor) {
     }
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
-      DotBlock(x, count, w, args.rows_used, args.rank,
-               [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                 for (int i = 0; i < mv; ++i) {
-                   T* row = y + ((t0 + m + i) * args.heads + h) * args.rows_used + n;
-                   for (int j = 0; j < nv; ++j) StoreOne(row + j, tile[i * ld + j]);
-                 }
-               });
+      using C = typename ProductType<T, T>::T;
+      const PackedRows<C> packed = PackHere<C>(x, count, args.rank, Order::kPlain);
+      const PlainWeights<T, T> weights = {w[0], args.rank};
+      Product(packed, 0, packed.Tiles(), weights, 0, args.rows_used,
+              [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                for (int i = 0; i < mv; ++i) {
+                  T* row = y + ((t0 + m + i) * args.heads + h) * args.rows_used + n;
+                  for (int j = 0; j < nv; ++j) StoreOne(row + j, tile[i * ld + j]);
+                }
+              });
     } else {
       ContractRows(args, h, x, w, t0, count, acc);
     }

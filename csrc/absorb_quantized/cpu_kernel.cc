@@ -3,7 +3,7 @@
 #include "absorb_quantized/kernel.h"
 #include "common/axpy_tile.h"
 #include "common/bfloat16.h"
-#include "common/quantized_dot.h"
+#include "common/quantized_product.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 
@@ -15,10 +15,10 @@ constexpr int64_t kMaxTokens = 64;
 
 // Rows [row0, row0 + count) as T, for products across the groups.
 inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16* work, float* dst) {
-  DecodeRow(w, row, work, dst);
+  DecodeRow(w, row, 0, w.k, work, dst);
 }
 inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16*, bf16* dst) {
-  DecodeRow(w, row, dst);
+  DecodeRow(w, row, 0, w.k, dst);
 }
 
 // y[t, h, :] from sums of weight rows, held as W.
@@ -76,13 +76,19 @@ void Run(const AbsorbQuantizedArgs& args, const Executor& executor) {
     }
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
-      QuantizedDotBlock(x, count, args.w, h * args.w_rows + args.row_offset, args.rows_used,
-                        [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                          for (int i = 0; i < mv; ++i) {
-                            T* row = y + ((t0 + m + i) * args.heads + h) * args.rows_used + n;
-                            for (int j = 0; j < nv; ++j) StoreOne(row + j, tile[i * ld + j]);
-                          }
-                        });
+      using C = typename ProductType<T, T>::T;
+      const PackedRows<C> packed =
+          PackHere<C>(x, count, args.w.k, OrderFor<T>(args.w));
+      WithWeights<T>(args.w, [&](const auto& weights) {
+        Product(packed, 0, packed.Tiles(), weights, h * args.w_rows + args.row_offset,
+                args.rows_used,
+                [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                  for (int i = 0; i < mv; ++i) {
+                    T* row = y + ((t0 + m + i) * args.heads + h) * args.rows_used + n;
+                    for (int j = 0; j < nv; ++j) StoreOne(row + j, tile[i * ld + j]);
+                  }
+                });
+      });
     } else if (args.w.code == Code::kE2M1) {
       ContractRows<T>(args, h, x, t0, count);
     } else {

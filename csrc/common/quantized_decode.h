@@ -64,33 +64,38 @@ struct RowScales {
   }
 };
 
-// Values of MXFP4, codes of the others.
-inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* dst) {
+// Columns [k0, k0 + n) of a row, k0 even: values of MXFP4, codes of the others.
+inline void DecodeRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t n, bf16* dst) {
   const uint8_t* src = m.data + row * m.RowBytes();
   if (m.code == Code::kE4M3) {
-    DecodeF8Row(reinterpret_cast<const f8e4m3fn*>(src), m.k, dst);
+    DecodeF8Row(reinterpret_cast<const f8e4m3fn*>(src + k0), n, dst);
   } else if (m.code == Code::kInt4) {
-    LookupRow(src, m.k, kInt4Values, dst);
+    LookupRow(src + k0 / 2, n, kInt4Values, dst);
   } else {
     const uint8_t* scale = static_cast<const uint8_t*>(m.scale) + row * m.ScaleCols();
     const Mxfp4Row* table = Mxfp4Table();
-    for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k) {
-      LookupRow(src + k0 / 2, Min(m.block_k, m.k - k0), table[scale[k0 / m.block_k]], dst + k0);
+    int64_t block = k0 / m.block_k;
+    for (int64_t i = k0; i < k0 + n; ++block) {
+      const int64_t end = Min(k0 + n, (block + 1) * m.block_k);
+      LookupRow(src + i / 2, end - i, table[scale[block]], dst + i - k0);
+      i = end;
     }
   }
 }
 
-// Values, rounded once to f32. `work`: k elements.
-inline void DecodeRow(const QuantizedMatrix& m, int64_t row, bf16* work, float* dst) {
-  DecodeRow(m, row, work);
+// Values, rounded once to f32. `work`: n elements.
+inline void DecodeRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t n, bf16* work,
+                      float* dst) {
+  DecodeRow(m, row, k0, n, work);
   const RowScales scales(m, row);
-  int64_t block = 0;
-  for (int64_t k0 = 0; k0 < m.k; k0 += m.block_k, ++block) {
-    const int64_t n = Min(m.block_k, m.k - k0);
+  int64_t block = k0 / m.block_k;
+  for (int64_t from = k0; from < k0 + n; ++block) {
+    const int64_t end = Min(k0 + n, (block + 1) * m.block_k) - k0;
     const float scale = m.code == Code::kE2M1 ? 1.0f : scales[block];
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) Store(dst + k0 + i, Load(work + k0 + i) * scale);
-    for (; i < n; ++i) dst[k0 + i] = ToFloat(work[k0 + i]) * scale;
+    int64_t i = from - k0;
+    for (; i + kLanes <= end; i += kLanes) Store(dst + i, Load(work + i) * scale);
+    for (; i < end; ++i) dst[i] = ToFloat(work[i]) * scale;
+    from = k0 + end;
   }
 }
 

@@ -1,5 +1,5 @@
 // Experts whose weights are stored as they are multiplied.
-#include "common/dot_block.h"
+#include "common/product.h"
 #include "expert_mlp/experts.h"
 #include "expert_mlp/kernel.h"
 
@@ -14,12 +14,13 @@ struct DenseWeights {
 
   static constexpr double Bytes() { return sizeof(T); }
 
-  template <typename Sink>
-  void Dot(const T* const* x, int64_t rows, int64_t expert, int64_t row0, int64_t cols,
-           const Sink& sink) const {
-    const T* w[kMaxOutBlock] = {};
-    for (int64_t j = 0; j < cols; ++j) w[j] = data + (expert * n + row0 + j) * k;
-    DotBlock(x, rows, w, cols, k, sink);
+  template <typename X>
+  Order OrderOf() const {
+    return Order::kPlain;
+  }
+  template <typename X, typename F>
+  void With(int64_t expert, const F& f) const {
+    f(PlainWeights<T, T>{data + expert * n * k, k});
   }
 };
 

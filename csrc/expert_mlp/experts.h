@@ -8,6 +8,8 @@
 #define MLA_EXPERT_MLP_EXPERTS_H_
 
 #include "common/bfloat16.h"
+#include "common/packed_rows.h"
+#include "common/product.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 #include "expert_mlp/kernel.h"
@@ -15,7 +17,8 @@
 namespace mla {
 namespace MLA_ISA {
 
-constexpr int64_t kMaxExpertRows = 128;  // (token, slot) pairs a tile of work.
+constexpr int64_t kMaxExpertTiles = 21;  // Tiles of (token, slot) pairs a turn of work ...
+constexpr int64_t kMaxExpertRows = kMaxExpertTiles * kManyRows;  // ... and their rows.
 constexpr int64_t kInnerBlock = 32;      // Gate rows (and as many up rows) a task.
 constexpr int64_t kMaxOutBlock = 64;     // Output columns a task.
 // Sums of one second-pass task, in f32, should stay near the second-level cache.
@@ -76,11 +79,26 @@ inline void Gate(float* gate, const float* up, int64_t n) {
   }
 }
 
+// The activations of every group, packed one group after the other.
+template <typename C>
+struct PackedGroups {
+  C* data;
+  int64_t width;
+  const Groups* groups;
+  const int64_t* offset;  // (count): rows of tiles before each group.
+
+  PackedRows<C> At(int64_t group) const {
+    return {data + offset[group] * width, groups->start[group + 1] - groups->start[group], width};
+  }
+};
+
 // Weights: `gate_up` and `down` with
-//   Dot(x, rows, expert, row0, cols, sink): products of x rows with weight rows
-//   [row0, row0 + cols) of an expert, as DotBlock; and Bytes(), of one weight.
+//   With<T>(expert, f): calls f(weights) with the expert's, as Product takes them;
+//   OrderOf<T>(): the order in which they want their activations; Bytes(), of one weight.
 template <typename T, typename Weights>
 struct Experts {
+  using C = typename ProductType<T, T>::T;
+
   const ExpertMlpArgs& args;
   const Weights gate_up;
   const Weights down;
@@ -89,62 +107,78 @@ struct Experts {
     return static_cast<const T*>(args.x) + pair / args.slots * args.hidden;
   }
 
-  // Inner columns [c0, c0 + cols) of pairs x[0..rows).
-  void GateUp(const T* const* x, T* const* inner, int64_t rows, int64_t expert, int64_t c0,
-              int64_t cols) const {
+  // Copies rows of k columns, `row(pair)` of each, into `memory`.
+  template <typename Row>
+  void PackGroups(const PackedGroups<C>& to, int64_t k, Order order, const Executor& executor,
+                  const Row& row) const {
+    const Groups& g = *to.groups;
+    ForEach(executor, g.count, PackCost(g.pairs, k), [&](int64_t group) {
+      const PackedRows<C> packed = to.At(group);
+      for (int64_t tile = 0; tile < packed.Tiles(); ++tile) {
+        PackTile(packed, tile, k, order,
+                 [&](int64_t i) { return row(g.order[g.start[group] + i]); });
+      }
+    });
+  }
+
+  // Inner columns [c0, c0 + cols) of tiles [tile0, tile0 + tiles) of a group, into rows `inner`
+  // of the group's pairs.
+  void GateUp(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const int64_t* pairs,
+              int64_t expert, int64_t c0, int64_t cols, T* inner) const {
     alignas(64) float gate[kMaxExpertRows * kInnerBlock];
     alignas(64) float up[kMaxExpertRows * kInnerBlock];
+    const int64_t row0 = x.At(tile0).row0;
     const auto keep = [&](float* to) {
       return [=](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
         for (int i = 0; i < mv; ++i) {
-          float* row = to + (m + i) * kInnerBlock + n;
+          float* row = to + (m - row0 + i) * kInnerBlock + n;
           for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
         }
       };
     };
-    gate_up.Dot(x, rows, expert, c0, cols, keep(gate));
-    gate_up.Dot(x, rows, expert, args.inner + c0, cols, keep(up));
-    for (int64_t i = 0; i < rows; ++i) {
+    gate_up.template With<T>(expert, [&](const auto& weights) {
+      Product(x, tile0, tiles, weights, c0, cols, keep(gate));
+      Product(x, tile0, tiles, weights, args.inner + c0, cols, keep(up));
+    });
+    const int64_t rows = Min(x.rows - row0, tiles * Max64(kManyRows, kFewRows));
+    for (int64_t i = 0; i < Min(rows, kMaxExpertRows); ++i) {
       Gate(gate + i * kInnerBlock, up + i * kInnerBlock, cols);
-      RowFromFloat(gate + i * kInnerBlock, cols, inner[i] + c0);
+      RowFromFloat(gate + i * kInnerBlock, cols, inner + pairs[row0 + i] * args.inner + c0);
     }
   }
 
-  void FirstPass(const Groups& g, T* inner, const Executor& executor, double cost) const {
+  void FirstPass(const Groups& g, const PackedGroups<C>& x, T* inner, const Executor& executor,
+                 double cost) const {
     const int64_t blocks = CeilDiv(args.inner, kInnerBlock);
     ForEach(executor, g.count * blocks, cost, [&](int64_t task) {
       const int64_t group = task / blocks;
       const int64_t c0 = task % blocks * kInnerBlock;
       const int64_t cols = Min(kInnerBlock, args.inner - c0);
-      for (int64_t p0 = g.start[group]; p0 < g.start[group + 1]; p0 += kMaxExpertRows) {
-        const int64_t rows = Min(kMaxExpertRows, g.start[group + 1] - p0);
-        const T* x[kMaxExpertRows];
-        T* out[kMaxExpertRows];
-        for (int64_t i = 0; i < rows; ++i) {
-          x[i] = X(g.order[p0 + i]);
-          out[i] = inner + g.order[p0 + i] * args.inner;
-        }
-        GateUp(x, out, rows, g.expert[group], c0, cols);
+      const PackedRows<C> packed = x.At(group);
+      for (int64_t tile = 0; tile < packed.Tiles(); tile += kMaxExpertTiles) {
+        GateUp(packed, tile, Min(kMaxExpertTiles, packed.Tiles() - tile), g.order + g.start[group],
+               g.expert[group], c0, cols, inner);
       }
     });
   }
 
   // Output columns [c0, c0 + cols) of every token. sums: (tokens * slots, cols).
-  void SecondPassTask(const Groups& g, const T* inner, int64_t c0, int64_t cols,
+  void SecondPassTask(const Groups& g, const PackedGroups<C>& inner, int64_t c0, int64_t cols,
                       float* sums) const {
     for (int64_t group = 0; group < g.count; ++group) {
-      for (int64_t p0 = g.start[group]; p0 < g.start[group + 1]; p0 += kMaxExpertRows) {
-        const int64_t rows = Min(kMaxExpertRows, g.start[group + 1] - p0);
-        const T* x[kMaxExpertRows];
-        for (int64_t i = 0; i < rows; ++i) x[i] = inner + g.order[p0 + i] * args.inner;
-        down.Dot(x, rows, g.expert[group], c0, cols,
-                 [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                   for (int i = 0; i < mv; ++i) {
-                     float* row = sums + g.order[p0 + m + i] * cols + n;
-                     for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
-                   }
-                 });
-      }
+      const PackedRows<C> packed = inner.At(group);
+      const int64_t* pairs = g.order + g.start[group];
+      down.template With<T>(g.expert[group], [&](const auto& weights) {
+        for (int64_t tile0 = 0; tile0 < packed.Tiles(); tile0 += kMaxExpertTiles) {
+          Product(packed, tile0, Min(kMaxExpertTiles, packed.Tiles() - tile0), weights, c0, cols,
+                  [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                    for (int i = 0; i < mv; ++i) {
+                      float* row = sums + pairs[m + i] * cols + n;
+                      for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
+                    }
+                  });
+        }
+      });
     }
     for (int64_t t = 0; t < args.tokens; ++t) {
       float total[kMaxOutBlock] = {};
@@ -165,16 +199,38 @@ struct Experts {
     const double weights = static_cast<double>(args.inner) * static_cast<double>(args.hidden);
     const double cost = weights * (static_cast<double>(g.count) * gate_up.Bytes() / 20.0 +
                                    static_cast<double>(g.pairs) / 100.0);
-    T* inner =
-        static_cast<T*>(Scratch(kCallScratch2, all * args.inner * static_cast<int64_t>(sizeof(T))));
-    FirstPass(g, inner, executor, 2 * cost);
+    const Order x_order = gate_up.template OrderOf<T>(), inner_order = down.template OrderOf<T>();
+    PackedGroups<C> x = {nullptr, PackedRows<C>::Width(args.hidden, x_order), &g, nullptr};
+    PackedGroups<C> gated = {nullptr, PackedRows<C>::Width(args.inner, inner_order), &g, nullptr};
+    // Tiles may have a row more than the pairs of their group.
+    const int64_t rows = g.pairs + g.count;
+    T* inner;
+    int64_t* offset;
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      inner = carver.Take<T>(all * args.inner);
+      offset = carver.Take<int64_t>(g.count);
+      // The second pass packs where the first one's activations were.
+      x.data = gated.data = carver.Take<C>(rows * Max64(x.width, gated.width));
+      return carver.used();
+    };
+    carve(Scratch(kCallScratch2, carve(nullptr)));
+    x.offset = gated.offset = offset;
+    for (int64_t group = 0, before = 0; group < g.count; ++group) {
+      offset[group] = before;
+      before += PackedRows<C>::Count(g.start[group + 1] - g.start[group], 1);
+    }
+    PackGroups(x, args.hidden, x_order, executor, [&](int64_t pair) { return X(pair); });
+    FirstPass(g, x, inner, executor, 2 * cost);
+    PackGroups(gated, args.inner, inner_order, executor,
+               [&](int64_t pair) { return inner + pair * args.inner; });
     int64_t block = Clamp(kSumBytes / Max64(1, all * 4), 16, kMaxOutBlock) / 4 * 4;
     block = Clamp(CeilDiv(args.hidden, 4 * executor.Threads()), 4, block);
     ForEach(executor, CeilDiv(args.hidden, block), cost + static_cast<double>(args.hidden),
             [&](int64_t task) {
               const int64_t cols = Min(block, args.hidden - task * block);
               auto* sums = static_cast<float*>(Scratch(kTaskScratch, all * cols * 4));
-              SecondPassTask(g, inner, task * block, cols, sums);
+              SecondPassTask(g, gated, task * block, cols, sums);
             });
   }
 };

@@ -1,5 +1,5 @@
 // Experts whose weights are decoded next to the core.
-#include "common/quantized_dot.h"
+#include "common/quantized_product.h"
 #include "expert_mlp/experts.h"
 #include "expert_mlp_quantized/kernel.h"
 
@@ -12,10 +12,14 @@ struct QuantizedWeights {
 
   double Bytes() const { return first.code == Code::kE4M3 ? 1.0 : 0.5; }
 
-  template <typename T, typename Sink>
-  void Dot(const T* const* x, int64_t rows, int64_t expert, int64_t row0, int64_t cols,
-           const Sink& sink) const {
-    QuantizedDotBlock(x, rows, first.At(expert), row0, cols, sink);
+  template <typename X>
+  Order OrderOf() const {
+    return OrderFor<X>(first);
+  }
+  template <typename X, typename F>
+  void With(int64_t expert, const F& f) const {
+    const QuantizedMatrix m = first.At(expert);
+    WithWeights<X>(m, f);
   }
 };
 

@@ -1,41 +1,28 @@
 // Dense layer over a quantised matrix: blocks of weight rows times blocks of tokens.
 #include "common/bfloat16.h"
-#include "common/quantized_dot.h"
-#include "common/tasks.h"
+#include "common/product_blocks.h"
+#include "common/quantized_product.h"
 #include "linear_quantized/kernel.h"
 
 namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 512;  // Tokens a task: a decoded panel should serve many.
-constexpr int64_t kMaxCols = 128;  // Weight rows a task.
-
 template <typename X, typename Y>
 void Run(const LinearQuantizedArgs& args, const Executor& executor) {
   const QuantizedMatrix& w = args.w;
-  const int64_t cols = Max64(4, Min(kMaxCols, CeilDiv(w.n, 4 * executor.Threads()))) / 4 * 4;
-  const int64_t n_blocks = CeilDiv(w.n, cols);
-  const int64_t m_blocks = CeilDiv(args.m, kMaxRows);
-  const double work = static_cast<double>(w.n) * static_cast<double>(w.k);
-  const double cost = work * (0.05 + static_cast<double>(args.m) / 100.0);
-  ForEach(executor, n_blocks * m_blocks, cost, [&](int64_t task) {
-    const int64_t n0 = task / m_blocks * cols;
-    const int64_t m0 = task % m_blocks * kMaxRows;
-    const int64_t nc = Min(cols, w.n - n0);
-    const int64_t mc = Min(kMaxRows, args.m - m0);
-    const X* x[kMaxRows];
-    for (int64_t i = 0; i < mc; ++i) x[i] = static_cast<const X*>(args.x) + (m0 + i) * w.k;
-    float bias[kMaxCols] = {};
-    if (args.bias != nullptr) ReadRow(args.bias, args.bias_type, n0, nc, bias);
-    QuantizedDotBlock(x, mc, w, n0, nc,
-                      [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                        for (int i = 0; i < mv; ++i) {
-                          Y* y = static_cast<Y*>(args.y) + (m0 + m + i) * w.n + n0 + n;
-                          for (int j = 0; j < nv; ++j)
-                            StoreOne(y + j, tile[i * ld + j] + bias[n + j]);
-                        }
-                      });
+  const double bytes = static_cast<double>(w.RowBytes()) / static_cast<double>(Max64(1, w.k));
+  WithWeights<X>(w, [&](const auto& weights) {
+    ProductBlocks<X>(static_cast<const X*>(args.x), args.m, w.k, OrderFor<X>(w), weights, w.n,
+                     bytes, executor,
+                     [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                       float bias[Max64(kMaxTileCols, kLanes)] = {};
+                       if (args.bias != nullptr) ReadRow(args.bias, args.bias_type, n, nv, bias);
+                       for (int i = 0; i < mv; ++i) {
+                         Y* y = static_cast<Y*>(args.y) + (m + i) * w.n + n;
+                         for (int j = 0; j < nv; ++j) StoreOne(y + j, tile[i * ld + j] + bias[j]);
+                       }
+                     });
   });
 }
 

@@ -1,0 +1,250 @@
+// Products of packed rows of activations with rows of a weight matrix, for any way of storing the
+// weights.
+//
+// The columns are cut into chunks that fit the first-level cache. Within a chunk every output owns
+// one vector accumulator that walks the columns in order and is then summed by a fixed tree; chunks
+// are added in order. So it is whatever the tile and whichever way the weights come (straight from
+// memory for few rows, from a panel copied next to the core for many): the result of a row does not
+// depend on how many rows came with it.
+#ifndef MLA_COMMON_PRODUCT_H_
+#define MLA_COMMON_PRODUCT_H_
+
+#include "common/packed_rows.h"
+#include "common/scratch.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// Columns of a chunk, of what is multiplied.
+template <typename C>
+constexpr int64_t kChunk = 4096 / static_cast<int64_t>(sizeof(C));
+
+// Activations of one tile that leave room for weights in the first-level cache.
+template <typename C>
+constexpr int64_t kFewElements = 32768 / static_cast<int64_t>(sizeof(C));
+
+// Weight rows that are asked for ahead of their use.
+constexpr int64_t kRowsAhead = 8;
+
+// Weight rows of a panel (second-level cache), and the most that a tile of products has.
+constexpr int64_t kPanelRows = 64;
+constexpr int kMaxTileCols = 8;
+constexpr int64_t kMaxTile = 32;
+
+// Accumulators of n products, filled up to as many as LaneSums takes.
+template <int n>
+constexpr int kWholeSums = (n + 3) / 4 * 4;
+
+// Panel rows a multiple of 4096 bytes apart would evict each other.
+template <typename C>
+constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C));
+
+// `Weights` holds rows of k columns:
+//   using C: what is multiplied.
+//   static constexpr int FewCols(int height): weight rows a tile of few products.
+//   static constexpr int ManyCols(): the same for tiles of a panel and for several tiles.
+//   bool UsesPanel(int64_t rows) const: whether that many activations are worth a panel.
+//   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width,
+//       float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width` columns from k0.
+//   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const
+//   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
+//       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
+//       j to min(j + N, last) of a panel whose first row is weight row n0.
+
+// Weight rows of one chunk, decoded.
+template <typename C>
+struct Panel {
+  alignas(64) C rows[kPanelRows * kPanelPitch<C>];
+};
+
+// Adds up the chunks of a tile of products and hands on the finished ones.
+template <typename Sink>
+struct ChunkSums {
+  const Sink& sink;
+  float* saved;  // kMaxTile for every tile; null where there is one chunk.
+
+  MLA_INLINE void Take(int64_t tile, bool first, bool last, int64_t m, int mv, int64_t n, int nv,
+                       float* out, int ld) const {
+    if (saved != nullptr) {
+      float* before = saved + tile * kMaxTile;
+      if (!first) {
+        for (int64_t i = 0; i < kMaxTile; i += kLanes) Store(out + i, Load(before + i) + Load(out + i));
+      }
+      if (!last) __builtin_memcpy(before, out, kMaxTile * sizeof(float));
+    }
+    if (last) sink(m, mv, n, nv, out, ld);
+  }
+};
+
+// One tile of activations, straight from the weights: whole weight rows while the activations fit
+// the first-level cache beside them, else chunk by chunk.
+template <int M, int N, typename C, typename Weights, typename Sink>
+inline void FewProducts(const PackedRows<C>& x, const Weights& w, int64_t n0, int64_t cols,
+                        const ChunkSums<Sink>& sums) {
+  const auto tile = x.At(0);
+  const int64_t chunks = CeilDiv(x.width, kChunk<C>), groups = CeilDiv(cols, N);
+  const bool by_rows = M * x.width <= kFewElements<C>;
+  alignas(64) float out[kMaxTile] = {};
+  for (int64_t i = 0; i < chunks * groups; ++i) {
+    const int64_t group = by_rows ? i / chunks : i % groups;
+    const int64_t k0 = (by_rows ? i % chunks : i / groups) * kChunk<C>;
+    const int64_t width = Min(kChunk<C>, x.width - k0), n = group * N;
+    w.template Few<M, N>(tile.data + k0 * M, n0 + n, n0 + cols - 1, k0, width, out);
+    sums.Take(by_rows ? 0 : group, k0 == 0, k0 + width == x.width, 0, tile.rows, n,
+              static_cast<int>(Min(N, cols - n)), out, N);
+  }
+}
+
+// Products of tiles [tile0, tile0 + tiles) with weight rows [n0, n0 + cols). Calls
+// sink(m, mv, n, nv, out, ld): out[i * ld + j] is the product of row m + i of the call and weight
+// row n0 + n + j, for i < mv, j < nv <= kMaxTileCols.
+template <typename C, typename Weights, typename Sink>
+inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const Weights& w,
+                    int64_t n0, int64_t cols, const Sink& sink) {
+  constexpr int kN = Weights::ManyCols();
+  const int64_t chunks = CeilDiv(Max64(x.width, 1), kChunk<C>);
+  const bool single = x.rows <= kFewRows;
+  const int64_t rows = single ? x.rows : tiles * kManyRows;
+  const bool panels = w.UsesPanel(rows);
+  const int64_t groups = CeilDiv(panels ? Min(cols, kPanelRows) : cols, Min(kN, 2));
+  Carver carver(nullptr);
+  const auto carve = [&](Carver* at, float** saved, Panel<C>** panel) {
+    *saved = at->Take<float>(chunks > 1 ? tiles * groups * kMaxTile : 0);
+    *panel = at->Take<Panel<C>>(panels ? 1 : 0);
+  };
+  float* saved;
+  Panel<C>* panel;
+  carve(&carver, &saved, &panel);
+  Carver carved(Scratch(kPanelScratch, carver.used()));
+  carve(&carved, &saved, &panel);
+  const ChunkSums<Sink> sums = {sink, chunks > 1 ? saved : nullptr};
+  if (single && !panels) {
+    WithHeight(x.At(0).height, [&](auto height) {
+      constexpr int kM = decltype(height)::value;
+      FewProducts<kM, Weights::FewCols(kM)>(x, w, n0, cols, sums);
+    });
+    return;
+  }
+  const int64_t step = panels ? kPanelRows : cols;
+  for (int64_t p0 = 0; p0 < cols; p0 += step) {
+    const int64_t count = Min(step, cols - p0);
+    for (int64_t k0 = 0; k0 < x.width; k0 += kChunk<C>) {
+      const int64_t width = Min(kChunk<C>, x.width - k0);
+      const bool first = k0 == 0, last = k0 + width >= x.width;
+      if (panels) w.Fill(n0 + p0, count, k0, width, panel);
+      alignas(64) float out[kMaxTile] = {};
+      const auto tiles_of = [&](int64_t t, int64_t n) {
+        const auto tile = x.At(tile0 + t);
+        WithHeight(tile.height, [&](auto height) {
+          constexpr int kM = decltype(height)::value;
+          if (panels) {
+            w.template FromPanel<kM, kN>(tile.data + k0 * kM, *panel, n, count - 1, n0 + p0, k0,
+                                         width, out);
+          } else if constexpr (kM <= kManyRows) {
+            w.template Few<kM, kN>(tile.data + k0 * kM, n0 + n, n0 + cols - 1, k0, width, out);
+          }
+        });
+        sums.Take(t * groups + n / kN, first, last, tile.row0, tile.rows, p0 + n,
+                  static_cast<int>(Min(kN, count - n)), out, kN);
+      };
+      if (panels) {
+        // A tile of activations stays in the first-level cache while the panel passes.
+        for (int64_t t = 0; t < tiles; ++t) {
+          for (int64_t n = 0; n < count; n += kN) tiles_of(t, n);
+        }
+      } else {
+        // A few weight rows stay there while the activations pass.
+        for (int64_t n = 0; n < count; n += kN) {
+          for (int64_t t = 0; t < tiles; ++t) tiles_of(t, n);
+        }
+      }
+    }
+  }
+}
+
+// --- Weights that are stored as they are multiplied, or as bf16 that meets f32 ---
+
+// out[m * N + n] = x[m] . w[n] over `width` columns of packed x. Asks for the weights from `ahead` on,
+// unless that is null, in the order of memory and at the pace at which its own are used up.
+template <int M, int N, typename C, typename W>
+inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, int64_t width,
+                                                const W* ahead, float* out) {
+  using Step = DotStep<C, W>;
+  constexpr int64_t kStep = PackedRows<C>::kStep;
+  vf acc[kWholeSums<M * N>] = {};
+  const W* ws[N];
+  MLA_UNROLL
+  for (int n = 0; n < N; ++n) ws[n] = w[n];
+  const auto add = [&](int64_t i, const auto* b) __attribute__((always_inline)) {
+    MLA_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const auto a = DotStep<C, C>::Get(x + i * M + m * kStep);
+      MLA_UNROLL
+      for (int n = 0; n < N; ++n) acc[m * N + n] = Step::Add(acc[m * N + n], a, b[n]);
+    }
+  };
+  decltype(Step::Get(ws[0])) b[N];
+  int64_t i = 0;
+  for (; i + kStep <= width; i += kStep) {
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) {
+      if (ahead != nullptr) __builtin_prefetch(ahead + i * N + n * kStep);
+      b[n] = Step::Get(ws[n] + i);
+    }
+    add(i, b);
+  }
+  if (i < width) {
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) b[n] = Step::GetPart(ws[n] + i, width - i);
+    add(i, b);
+  }
+  LaneSums<kWholeSums<M * N>>(acc, out);
+}
+
+// As PlainTile, of rows j to j + N of a panel, none past `last`.
+template <int M, int N, typename C>
+inline void PanelTile(const C* x, const Panel<C>& panel, int64_t j, int64_t last, int64_t width,
+                      float* out) {
+  const C* w[N];
+  for (int n = 0; n < N; ++n) w[n] = panel.rows + Min(j + n, last) * kPanelPitch<C>;
+  PlainTile<M, N>(x, w, width, static_cast<const C*>(nullptr), out);
+}
+
+template <typename X, typename W>
+struct PlainWeights {
+  using C = typename ProductType<X, W>::T;
+  const W* data;  // (rows, k)
+  int64_t k;
+
+  static constexpr int FewCols(int height) {
+    return height == 1 ? 8 : (height == 8 ? 2 : kTileN);
+  }
+  static constexpr int ManyCols() { return kTileN; }
+  // Copies pay for themselves sooner where they also save a conversion in every tile.
+  bool UsesPanel(int64_t rows) const { return rows >= (sizeof(C) == sizeof(W) ? 48 : 16); }
+
+  template <int M, int N>
+  void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {
+    const W* w[N];
+    for (int j = 0; j < N; ++j) w[j] = data + Min(n + j, last) * k + k0;
+    PlainTile<M, N>(x, w, Min(width, k - k0), data + (n + kRowsAhead) * k + N * k0, out);
+  }
+
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const {
+    for (int64_t j = 0; j < count; ++j) {
+      PackRow(data + (n + j) * k + k0, Min(width, k - k0), width, Order::kPlain, 1,
+              panel->rows + j * kPanelPitch<C>);
+    }
+  }
+
+  template <int M, int N>
+  void FromPanel(const C* x, const Panel<C>& panel, int64_t j, int64_t last, int64_t, int64_t,
+                 int64_t width, float* out) const {
+    PanelTile<M, N>(x, panel, j, last, width, out);
+  }
+};
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_PRODUCT_H_

@@ -1,0 +1,52 @@
+// A whole product of activations with a weight matrix, cut into tasks.
+#ifndef MLA_COMMON_PRODUCT_BLOCKS_H_
+#define MLA_COMMON_PRODUCT_BLOCKS_H_
+
+#include "common/product.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// Tasks a thread, so that a late one does not leave the others idle for long.
+constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kMaxTaskCols = 128;   // Weight rows a task of a few activations.
+constexpr int64_t kMaxTaskTiles = 84;   // Tiles of activations a task.
+constexpr int64_t kLeastTaskTiles = 8;  // As few share a decoded panel.
+
+// All of x (rows, k), row major, times all n rows of `weights`, of `bytes` bytes each element.
+// sink as that of Product, with n counted from the first weight row; tasks call it at once.
+template <typename X, typename Weights, typename Sink>
+inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Order order, const Weights& weights,
+                          int64_t n, double bytes, const Executor& executor, const Sink& sink) {
+  using C = typename Weights::C;
+  const int64_t width = PackedRows<C>::Width(k, order);
+  const int64_t packed_bytes = PackedRows<C>::Count(rows, width) * static_cast<int64_t>(sizeof(C));
+  const PackedRows<C> packed = {static_cast<C*>(Scratch(kCallScratch, packed_bytes)), rows, width};
+  Pack(packed, k, order, executor, [&](int64_t i) { return x + i * k; });
+
+  const int64_t tasks = kTasksPerThread * executor.Threads();
+  const bool few = rows <= kFewRows;
+  const int64_t cols =
+      few ? Clamp(CeilDiv(n, tasks * kMaxTileCols) * kMaxTileCols, kMaxTileCols, kMaxTaskCols)
+          : kPanelRows;
+  const int64_t n_blocks = CeilDiv(n, cols);
+  const int64_t tiles = few ? 1
+                            : Clamp(packed.Tiles() * n_blocks / tasks, kLeastTaskTiles,
+                                    kMaxTaskTiles);
+  const int64_t m_blocks = CeilDiv(packed.Tiles(), tiles);
+  const double work = static_cast<double>(n) * static_cast<double>(k);
+  const double cost = work * (bytes / 20.0 + static_cast<double>(rows) / 100.0);
+  ForEach(executor, n_blocks * m_blocks, cost, [&](int64_t task) {
+    const int64_t n0 = task / m_blocks * cols;
+    const int64_t tile0 = task % m_blocks * tiles;
+    Product(packed, tile0, Min(tiles, packed.Tiles() - tile0), weights, n0, Min(cols, n - n0),
+            [&](int64_t m, int mv, int64_t j, int nv, const float* tile, int ld) {
+              sink(m, mv, n0 + j, nv, tile, ld);
+            });
+  });
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_PRODUCT_BLOCKS_H_

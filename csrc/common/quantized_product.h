@@ -1,0 +1,446 @@
+// A quantised matrix as the weights of Product.
+//
+// f32 activations meet values rounded to f32, in panels. bf16 ones meet exact bf16: MXFP4 values,
+// or codes whose scale multiplies each block's f32 sum. Both are decoded in registers for a few
+// activations and into a panel for many.
+#ifndef MLA_COMMON_QUANTIZED_PRODUCT_H_
+#define MLA_COMMON_QUANTIZED_PRODUCT_H_
+
+#include "common/product.h"
+#include "common/quantized_decode.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// Every format, decoded to values.
+struct DecodedWeights {
+  using C = float;
+  const QuantizedMatrix& m;
+
+  static constexpr int FewCols(int height) { return PlainWeights<float, float>::FewCols(height); }
+  static constexpr int ManyCols() { return kTileN; }
+  bool UsesPanel(int64_t) const { return true; }
+
+  template <int M, int N>
+  void Few(const float*, int64_t, int64_t, int64_t, int64_t, float*) const {}
+
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<float>* panel) const {
+    bf16 work[kChunk<float>];
+    const int64_t left = Min(width, m.k - k0);
+    for (int64_t j = 0; j < count; ++j) {
+      float* row = panel->rows + j * kPanelPitch<float>;
+      DecodeRow(m, n + j, k0, left, work, row);
+      for (int64_t i = left; i < width; ++i) row[i] = 0.0f;
+    }
+  }
+
+  template <int M, int N>
+  void FromPanel(const float* x, const Panel<float>& panel, int64_t j, int64_t last, int64_t,
+                 int64_t, int64_t width, float* out) const {
+    PanelTile<M, N>(x, panel, j, last, width, out);
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+MLA_INLINE vf DotPairs(vf acc, __m512i a, __m512i b) { return DotStep<bf16, bf16>::Add(acc, a, b); }
+
+// --- MXFP4 ---
+
+// e2m1 codes times 2^(scale - 127) as bf16 by integer arithmetic: the bits of a value are those of
+// the code's, moved by the scale's exponent. kMxfp4Bits holds the code's bits plus kMxfp4Bias; a
+// saturating subtraction of kMxfp4Bias - (scale - 127) * 2^7 gives the value's bits, and leaves the
+// zeros of the codes for zero. Correct for scales whose every product is a normal number.
+constexpr uint16_t kMxfp4Bias = 0x3e80;
+constexpr uint8_t kMxfp4LeastScale = 2, kMxfp4MostScale = 252;
+alignas(64) constexpr uint16_t kMxfp4Bits[32] = {
+    0,      0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
+    0,      0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40,  //
+    0,      0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
+    0,      0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40};
+// Lanes 4 b to 4 b + 3 hold the codes of block b of four.
+alignas(64) constexpr uint8_t kScaleOfLane[64] = {
+    0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128,  //
+    1, 128, 1, 128, 1, 128, 1, 128, 1, 128, 1, 128, 1, 128, 1, 128,  //
+    2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128,  //
+    3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128};
+
+// 128 columns of one row: 64 bytes of codes and four scales.
+struct Mxfp4Group {
+  __m512i codes, bias;
+
+  MLA_INLINE Mxfp4Group() = default;
+  MLA_INLINE Mxfp4Group(__m512i the_codes, uint32_t scales) : codes(the_codes) {
+    const __m512i spread = _mm512_maskz_shuffle_epi8(~uint64_t{0},
+                                                     _mm512_set1_epi32(static_cast<int>(scales)),
+                                                     _mm512_load_si512(kScaleOfLane));
+    bias = _mm512_sub_epi16(_mm512_set1_epi16(kMxfp4Bias + (127 << 7)),
+                            _mm512_slli_epi16(spread, 7));
+  }
+  MLA_INLINE Mxfp4Group(const uint8_t* data, const uint8_t* scale) {
+    uint32_t four;
+    __builtin_memcpy(&four, scale, sizeof(four));
+    *this = Mxfp4Group(_mm512_loadu_si512(data), four);
+  }
+  // Vector j of the order by nibble. A table of 32 needs no mask: its halves are equal, so the
+  // fifth bit of an index, which belongs to the next code, does not matter.
+  template <int j>
+  MLA_INLINE __m512i Vector() const {
+    const __m512i index =
+        j == 0 ? codes : _mm512_maskz_srli_epi32(static_cast<__mmask16>(~0u), codes, 4 * j);
+    const __m512i bits =
+        _mm512_maskz_permutexvar_epi16(~0u, index, _mm512_load_si512(kMxfp4Bits));
+    return _mm512_subs_epu16(bits, bias);
+  }
+};
+
+// Products with `groups` groups of 128 columns, and with `rest` of 32 more. Asks for the codes from
+// `ahead` on, in the order of memory and at the pace at which its own are used up.
+template <int M, int N>
+inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* const* data,
+                                                const uint8_t* const* scale, int64_t groups,
+                                                int64_t rest, const uint8_t* ahead, float* out) {
+  vf acc[kWholeSums<M * N>] = {};
+  const uint8_t* ds[N];
+  const uint8_t* ss[N];
+  MLA_UNROLL
+  for (int n = 0; n < N; ++n) ds[n] = data[n];
+  MLA_UNROLL
+  for (int n = 0; n < N; ++n) ss[n] = scale[n];
+  // Of several weight rows the vectors j are multiplied together, so that a vector of x is loaded
+  // once for all of them.
+  constexpr int kTogether = M == 1 ? 1 : N;
+  const auto add = [&](int64_t g, const Mxfp4Group* group, int n0) __attribute__((always_inline)) {
+    const auto one = [&](auto vector) __attribute__((always_inline)) {
+      constexpr int j = decltype(vector)::value;
+      __m512i b[kTogether];
+      MLA_UNROLL
+      for (int n = 0; n < kTogether; ++n) b[n] = group[n].template Vector<j>();
+      MLA_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const __m512i a = _mm512_loadu_si512(x + (g * 4 + j) * (M * 32) + m * 32);
+        MLA_UNROLL
+        for (int n = 0; n < kTogether; ++n) {
+          acc[m * N + n0 + n] = DotPairs(acc[m * N + n0 + n], a, b[n]);
+        }
+      }
+    };
+    one(Constant<0>());
+    one(Constant<1>());
+    one(Constant<2>());
+    one(Constant<3>());
+  };
+  for (int64_t g = 0; g < groups; ++g) {
+    MLA_UNROLL
+    for (int n0 = 0; n0 < N; n0 += kTogether) {
+      Mxfp4Group group[kTogether];
+      MLA_UNROLL
+      for (int n = 0; n < kTogether; ++n) {
+        __builtin_prefetch(ahead + (g * N + n0 + n) * 64);
+        group[n] = Mxfp4Group(ds[n0 + n] + g * 64, ss[n0 + n] + g * 4);
+      }
+      add(g, group, n0);
+    }
+  }
+  if (rest > 0) {
+    MLA_UNROLL
+    for (int n0 = 0; n0 < N; n0 += kTogether) {
+      Mxfp4Group group[kTogether];
+      for (int n = 0; n < kTogether; ++n) {
+        uint32_t four = 0;
+        __builtin_memcpy(&four, ss[n0 + n] + groups * 4, static_cast<size_t>(rest));
+        const auto mask = static_cast<__mmask16>((1u << (4 * rest)) - 1);
+        group[n] = Mxfp4Group(_mm512_maskz_loadu_epi32(mask, ds[n0 + n] + groups * 64), four);
+      }
+      add(groups, group, n0);
+    }
+  }
+  LaneSums<kWholeSums<M * N>>(acc, out);
+}
+
+// MXFP4 rows of whole blocks of 32.
+struct Mxfp4Weights {
+  using C = bf16;
+  const QuantizedMatrix& m;
+
+  static bool Takes(const QuantizedMatrix& m) {
+    return m.code == Code::kE2M1 && m.block_k == 32 && m.k % 32 == 0;
+  }
+  static constexpr int FewCols(int height) { return height == 1 ? 8 : (height <= 4 ? 4 : 2); }
+  static constexpr int ManyCols() { return kTileN; }
+  bool UsesPanel(int64_t rows) const { return rows > kFewRows; }
+
+  const uint8_t* Data(int64_t row, int64_t k0) const {
+    return m.data + row * m.RowBytes() + k0 / 2;
+  }
+  const uint8_t* Scales(int64_t row, int64_t k0) const {
+    return static_cast<const uint8_t*>(m.scale) + row * m.ScaleCols() + k0 / 32;
+  }
+  int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
+
+  // Whether integer arithmetic may move all of `count` scales.
+  static bool Regular(const uint8_t* scales, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64) {
+      const uint64_t mask = count - i >= 64 ? ~uint64_t{0} : (uint64_t{1} << (count - i)) - 1;
+      const __m512i s = _mm512_maskz_loadu_epi8(mask, scales + i);
+      const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
+      const __m512i most = _mm512_set1_epi8(static_cast<char>(kMxfp4MostScale));
+      const uint64_t bad = _mm512_mask_cmplt_epu8_mask(mask, s, least) |
+                           _mm512_mask_cmpgt_epu8_mask(mask, s, most);
+      if (bad != 0) return false;
+    }
+    return true;
+  }
+
+  // `width` columns of a row in the order by nibble; zeros past the last one.
+  void DecodeChunk(int64_t row, int64_t k0, int64_t width, bf16* dst) const {
+    const uint8_t* data = Data(row, k0);
+    const uint8_t* scale = Scales(row, k0);
+    const int64_t left = Left(k0, width);
+    if (!Regular(scale, left / 32)) {
+      alignas(64) bf16 values[kChunk<bf16>];
+      DecodeRow(m, row, k0, left, values);
+      PackRow(values, left, width, Order::kByNibble, 1, dst);
+      return;
+    }
+    const auto store = [&](const Mxfp4Group& group, bf16* to) __attribute__((always_inline)) {
+      _mm512_storeu_si512(to, group.Vector<0>());
+      _mm512_storeu_si512(to + 32, group.Vector<1>());
+      _mm512_storeu_si512(to + 64, group.Vector<2>());
+      _mm512_storeu_si512(to + 96, group.Vector<3>());
+    };
+    int64_t i = 0;
+    for (; i + kNibbleColumns <= left; i += kNibbleColumns) {
+      store(Mxfp4Group(data + i / 2, scale + i / 32), dst + i);
+    }
+    if (i < left) {
+      uint32_t four = 0;
+      __builtin_memcpy(&four, scale + i / 32, static_cast<size_t>((left - i) / 32));
+      const auto mask = static_cast<__mmask16>((1u << ((left - i) / 8)) - 1);
+      store(Mxfp4Group(_mm512_maskz_loadu_epi32(mask, data + i / 2), four), dst + i);
+    }
+  }
+
+  template <int M, int N>
+  void Few(const bf16* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {
+    const uint8_t* data[N];
+    const uint8_t* scale[N];
+    const int64_t left = Left(k0, width);
+    bool regular = true;
+    for (int j = 0; j < N; ++j) {
+      const int64_t row = Min(n + j, last);
+      data[j] = Data(row, k0);
+      scale[j] = Scales(row, k0);
+      regular = Regular(scale[j], left / 32) && regular;
+    }
+    if (regular) {
+      Mxfp4Tile<M, N>(x, data, scale, left / kNibbleColumns, left % kNibbleColumns / 32,
+                      Data(n + kRowsAhead, 0) + N * k0 / 2, out);
+      return;
+    }
+    alignas(64) bf16 values[N * kChunk<bf16>];
+    const bf16* w[N];
+    for (int j = 0; j < N; ++j) {
+      w[j] = values + j * kChunk<bf16>;
+      DecodeChunk(Min(n + j, last), k0, width, values + j * kChunk<bf16>);
+    }
+    PlainTile<M, N>(x, w, width, static_cast<const bf16*>(nullptr), out);
+  }
+
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
+    for (int64_t j = 0; j < count; ++j) {
+      DecodeChunk(n + j, k0, width, panel->rows + j * kPanelPitch<bf16>);
+    }
+  }
+
+  template <int M, int N>
+  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t,
+                 int64_t, int64_t width, float* out) const {
+    PanelTile<M, N>(x, panel, j, last, width, out);
+  }
+};
+
+// --- Codes with scales of blocks, and MXFP4 of any other shape ---
+
+// out[i * N + n] = sum over blocks of scale[n][block] * (x[i] . w[n] inside the block), over the
+// columns [k0, end), for M rows of a tile of `height`. get(n, k) gives the codes of row n for the 32
+// columns from k, zeros past the last one. Where a block ends inside such a step the others' codes
+// are masked.
+template <int M, int N, int height, typename Get>
+MLA_INLINE void ScaledRows(const bf16* x, const RowScales* scales, int64_t block_k, int64_t k0,
+                           int64_t end, const Get& get, float* out) {
+  vf acc[kWholeSums<M * N>] = {};
+  int64_t block = k0 / block_k;
+  for (int64_t from = k0; from < end; ++block) {
+    const int64_t to = Min(end, (block + 1) * block_k);
+    vf part[M * N] = {};
+    for (int64_t i = from / 32 * 32; i < to; i += 32) {
+      __m512i b[N];
+      MLA_UNROLL
+      for (int n = 0; n < N; ++n) b[n] = get(n, i);
+      if (i < from || i + 32 > to) {
+        const uint64_t below = (uint64_t{1} << Min(32, to - i)) - 1;
+        const uint64_t above = ~((uint64_t{1} << Max64(0, from - i)) - 1);
+        MLA_UNROLL
+        for (int n = 0; n < N; ++n) {
+          b[n] = _mm512_maskz_mov_epi16(static_cast<__mmask32>(below & above), b[n]);
+        }
+      }
+      MLA_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const __m512i a = _mm512_loadu_si512(x + (i - k0) * height + m * 32);
+        MLA_UNROLL
+        for (int n = 0; n < N; ++n) part[m * N + n] = DotPairs(part[m * N + n], a, b[n]);
+      }
+    }
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const float scale = scales[n][block];
+      MLA_UNROLL
+      for (int m = 0; m < M; ++m) acc[m * N + n] += part[m * N + n] * scale;
+    }
+    from = to;
+  }
+  LaneSums<kWholeSums<M * N>>(acc, out);
+}
+
+// With a block's sums beside the accumulators, a tile of eight rows takes two turns.
+template <int M, int N, typename Get>
+MLA_INLINE void ScaledTile(const bf16* x, const RowScales* scales, int64_t block_k, int64_t k0,
+                           int64_t end, const Get& get, float* out) {
+  constexpr int kRows = M == 8 ? 4 : M;
+  for (int m = 0; m < M; m += kRows) {
+    ScaledRows<kRows, N, M>(x + m * 32, scales, block_k, k0, end, get, out + m * N);
+  }
+}
+
+template <Code code>
+struct CodeWeights {
+  using C = bf16;
+  const QuantizedMatrix& m;
+
+  static constexpr int FewCols(int height) { return height <= 2 ? 4 : 2; }
+  static constexpr int ManyCols() { return 2; }
+  bool UsesPanel(int64_t rows) const { return rows > 4; }
+
+  static int64_t Bytes(int64_t columns) {
+    return code == Code::kE4M3 ? columns : (columns + 1) / 2;
+  }
+  int64_t End(int64_t k0, int64_t width) const { return Min(m.k, k0 + width); }
+
+  template <int M, int N>
+  inline __attribute__((noinline)) void Few(const bf16* x, int64_t n, int64_t last, int64_t k0,
+                                            int64_t width, float* out) const {
+    const __m512i table = Table16(kInt4Values);
+    const uint8_t* data[N];
+    RowScales scales[N];
+    for (int j = 0; j < N; ++j) {
+      data[j] = m.data + Min(n + j, last) * m.RowBytes();
+      scales[j] = RowScales(m, Min(n + j, last));
+    }
+    const int64_t ahead = kRowsAhead * m.RowBytes();
+    const auto get = [&](int j, int64_t i) __attribute__((always_inline)) {
+      const uint8_t* src = data[j] + Bytes(i);
+      alignas(64) uint8_t rest[32];
+      if (m.k - i < 32) {
+        // Zero bytes are zero codes of e4m3, and x is zero there for int4.
+        __builtin_memset(rest, 0, sizeof(rest));
+        __builtin_memcpy(rest, src, static_cast<size_t>(Bytes(m.k - i)));
+        src = rest;
+      } else {
+        __builtin_prefetch(src + ahead);
+      }
+      return code == Code::kE4M3 ? DecodeF8x32(src) : Lookup32(src, table);
+    };
+    ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
+  }
+
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
+    const int64_t left = Min(width, m.k - k0);
+    for (int64_t j = 0; j < count; ++j) {
+      bf16* row = panel->rows + j * kPanelPitch<bf16>;
+      DecodeRow(m, n + j, k0, left, row);
+      for (int64_t i = left; i < width; ++i) row[i].bits = 0;
+    }
+  }
+
+  template <int M, int N>
+  inline __attribute__((noinline)) void FromPanel(const bf16* x, const Panel<bf16>& panel,
+                                                  int64_t j, int64_t last, int64_t n0, int64_t k0,
+                                                  int64_t width, float* out) const {
+    const bf16* w[N];
+    RowScales scales[N];
+    for (int i = 0; i < N; ++i) {
+      w[i] = panel.rows + Min(j + i, last) * kPanelPitch<bf16> - k0;
+      scales[i] = RowScales(m, n0 + Min(j + i, last));
+    }
+    const auto get = [&](int i, int64_t k) __attribute__((always_inline)) {
+      return _mm512_loadu_si512(w[i] + k);
+    };
+    ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
+  }
+};
+
+// MXFP4 whose columns are no whole blocks of 32: values in panels.
+struct Mxfp4PanelWeights {
+  using C = bf16;
+  const QuantizedMatrix& m;
+
+  static constexpr int FewCols(int height) { return PlainWeights<bf16, bf16>::FewCols(height); }
+  static constexpr int ManyCols() { return kTileN; }
+  bool UsesPanel(int64_t) const { return true; }
+
+  template <int M, int N>
+  void Few(const bf16*, int64_t, int64_t, int64_t, int64_t, float*) const {}
+
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
+    const int64_t left = Min(width, m.k - k0);
+    for (int64_t j = 0; j < count; ++j) {
+      bf16* row = panel->rows + j * kPanelPitch<bf16>;
+      DecodeRow(m, n + j, k0, left, row);
+      for (int64_t i = left; i < width; ++i) row[i].bits = 0;
+    }
+  }
+
+  template <int M, int N>
+  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t,
+                 int64_t, int64_t width, float* out) const {
+    PanelTile<M, N>(x, panel, j, last, width, out);
+  }
+};
+#endif
+
+// The order in which those weights want the activations.
+template <typename X>
+inline Order OrderFor(const QuantizedMatrix& m) {
+#if defined(__AVX512BF16__)
+  if (sizeof(X) == 2 && Mxfp4Weights::Takes(m)) return Order::kByNibble;
+#endif
+  (void)m;
+  return Order::kPlain;
+}
+
+// Calls f(weights) with what multiplies activations of type X by m.
+template <typename X, typename F>
+inline void WithWeights(const QuantizedMatrix& m, const F& f) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(X) == 2) {
+    if (Mxfp4Weights::Takes(m)) {
+      f(Mxfp4Weights{m});
+    } else if (m.code == Code::kE2M1) {
+      f(Mxfp4PanelWeights{m});
+    } else if (m.code == Code::kE4M3) {
+      f(CodeWeights<Code::kE4M3>{m});
+    } else {
+      f(CodeWeights<Code::kInt4>{m});
+    }
+    return;
+  }
+#endif
+  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights{m});
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_QUANTIZED_PRODUCT_H_
