@@ -19,12 +19,13 @@ void ContractRows(const AbsorbArgs& args, int64_t h, const T* const* x, const T*
                   int64_t t0, int64_t count, float* acc) {
   T* y = static_cast<T*>(args.y);
   for (int64_t i = 0; i < count;) {
-    const int64_t rows = count - i >= kAxpyM ? kAxpyM : 1;
-    if (rows == kAxpyM) {
-      AxpyRows<kAxpyM>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
-    } else {
-      AxpyRows<1>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
-    }
+    const int rows = HeightWithin(count - i);
+    WithHeight(rows, [&](auto height) {
+      constexpr int kM = decltype(height)::value;
+      if constexpr (kM <= kManyRows) {
+        AxpyRows<kM>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
+      }
+    });
     for (int64_t j = 0; j < rows; ++j) {
       RowFromFloat(acc + j * args.rank, args.rank, y + ((t0 + i + j) * args.heads + h) * args.rank);
     }
@@ -44,10 +45,10 @@ void Run(const AbsorbArgs& args, const Executor& executor) {
     const int64_t count = Min(kMaxTokens, args.tokens - t0);
     Carver size(nullptr);
     size.Take<const T*>(args.rows_used);
-    size.Take<float>(kAxpyM * args.rank);
+    size.Take<float>(kManyRows * args.rank);
     Carver carver(Scratch(kTaskScratch, size.used()));
     const T** w = carver.Take<const T*>(args.rows_used);
-    float* acc = carver.Take<float>(kAxpyM * args.rank);
+    float* acc = carver.Take<float>(kManyRows * args.rank);
     const T* x[kMaxTokens];
     for (int64_t i = 0; i < count; ++i) {
       x[i] = static_cast<const T*>(args.x) + ((t0 + i) * args.heads + h) * args.x_width +

@@ -31,7 +31,7 @@ void ContractRows(const AbsorbQuantizedArgs& args, int64_t h, const T* const* x,
     *work = carver->Take<bf16>(rank);
     *values = carver->Take<W>(args.rows_used * rank);
     *w = carver->Take<const W*>(args.rows_used);
-    *acc = carver->Take<float>(kAxpyM * rank);
+    *acc = carver->Take<float>(kManyRows * rank);
   };
   bf16* work;
   W* values;
@@ -46,12 +46,13 @@ void ContractRows(const AbsorbQuantizedArgs& args, int64_t h, const T* const* x,
   }
   T* y = static_cast<T*>(args.y);
   for (int64_t i = 0; i < count;) {
-    const int64_t rows = count - i >= kAxpyM ? kAxpyM : 1;
-    if (rows == kAxpyM) {
-      AxpyRows<kAxpyM>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
-    } else {
-      AxpyRows<1>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
-    }
+    const int rows = HeightWithin(count - i);
+    WithHeight(rows, [&](auto height) {
+      constexpr int kM = decltype(height)::value;
+      if constexpr (kM <= kManyRows) {
+        AxpyRows<kM>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
+      }
+    });
     for (int64_t j = 0; j < rows; ++j) {
       RowFromFloat(acc + j * rank, rank, y + ((t0 + i + j) * args.heads + h) * rank);
     }
@@ -77,8 +78,7 @@ void Run(const AbsorbQuantizedArgs& args, const Executor& executor) {
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
       using C = typename ProductType<T, T>::T;
-      const PackedRows<C> packed =
-          PackHere<C>(x, count, args.w.k, OrderFor<T>(args.w));
+      const PackedRows<C> packed = PackHere<C>(x, count, args.w.k, OrderFor<T>(args.w));
       WithWeights<T>(args.w, [&](const auto& weights) {
         Product(packed, 0, packed.Tiles(), weights, h * args.w_rows + args.row_offset,
                 args.rows_used,

@@ -51,7 +51,7 @@ template <int M, int N, bool kTwoScales, typename X, typename W>
 inline __attribute__((noinline)) void ScoreTile(const X* const* qa, const X* const* qb,
                                                 const W* const* ka, const W* const* kb,
                                                 const Keys<W>& keys, float* out) {
-  vf acc[M * N] = {};
+  vf acc[kWholeSums<M * N>] = {};
   DotAccumulate<M, N>(qa, ka, keys.a_width, acc);
   if (kTwoScales) {
     vf acc_b[M * N] = {};
@@ -63,23 +63,47 @@ inline __attribute__((noinline)) void ScoreTile(const X* const* qa, const X* con
     MLA_UNROLL
     for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a;
   }
-  LaneSums<M * N>(acc, out);
+  LaneSums<kWholeSums<M * N>>(acc, out);
 }
 
+// Asks for a row that will soon be multiplied.
+template <typename T>
+MLA_INLINE void PrefetchRow(const T* row, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(row + i);
+}
+
+// Scores of M rows (the last of them repeated where there are fewer) and the N keys from n on.
 template <int M, int N, typename X, typename W>
+inline void ScoreKeys(const X* const* qa, const X* const* qb, int64_t rows, const W* const* ka,
+                      const W* const* kb, const Keys<W>& keys, float* scores) {
+  alignas(64) float tile[kWholeSums<M * N>];
+  const X* xa[M];
+  const X* xb[M];
+  for (int i = 0; i < M; ++i) {
+    xa[i] = qa[Min(i, rows - 1)];
+    xb[i] = qb[Min(i, rows - 1)];
+  }
+  if (keys.scale_a != keys.scale_b) {
+    ScoreTile<M, N, true>(xa, xb, ka, kb, keys, tile);
+  } else {
+    ScoreTile<M, N, false>(xa, xb, ka, kb, keys, tile);
+  }
+  for (int64_t i = 0; i < Min(M, rows); ++i) {
+    __builtin_memcpy(scores + i * kSplitKeys, tile + i * N, N * sizeof(float));
+  }
+}
+
+template <int N, typename X, typename W>
 inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, const int32_t* visible,
                       const Keys<W>& keys, float* scores) {
-  int32_t most[kAttendRows];  // Keys that any row of the tile sees.
+  int32_t most[CeilDiv(kAttendRows, kManyRows)] = {};  // Keys that any row of the tile sees.
   int32_t limit = 0;
-  for (int64_t m = 0; m < rows; m += M) {
-    most[m / M] = 0;
-    for (int64_t i = m; i < m + M && i < rows; ++i) {
-      if (visible[i] > most[m / M]) most[m / M] = visible[i];
-    }
-    if (most[m / M] > limit) limit = most[m / M];
+  for (int64_t i = 0; i < rows; ++i) {
+    int32_t& tile = most[i / kManyRows];
+    if (visible[i] > tile) tile = visible[i];
+    if (tile > limit) limit = tile;
   }
-  const bool two_scales = keys.scale_a != keys.scale_b;
-  alignas(64) float tile[M * N];
   for (int32_t n = 0; n < limit; n += N) {
     const W* ka[N];
     const W* kb[N];
@@ -87,24 +111,21 @@ inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, cons
       const int32_t key = n + j < limit ? n + j : limit - 1;
       ka[j] = keys.a[key];
       kb[j] = keys.b[key];
+      const int32_t next = n + 2 * N + j;
+      if (next < limit) {
+        PrefetchRow(keys.a[next], keys.a_width);
+        PrefetchRow(keys.b[next], keys.b_width);
+      }
     }
-    for (int64_t m = 0; m < rows; m += M) {
-      if (most[m / M] <= n) continue;
-      const X* xa[M];
-      const X* xb[M];
-      for (int i = 0; i < M; ++i) {
-        const int64_t row = m + i < rows ? m + i : rows - 1;
-        xa[i] = qa[row];
-        xb[i] = qb[row];
-      }
-      if (two_scales) {
-        ScoreTile<M, N, true>(xa, xb, ka, kb, keys, tile);
-      } else {
-        ScoreTile<M, N, false>(xa, xb, ka, kb, keys, tile);
-      }
-      for (int i = 0; i < M && m + i < rows; ++i) {
-        __builtin_memcpy(scores + (m + i) * kSplitKeys + n, tile + i * N, N * sizeof(float));
-      }
+    for (int64_t m = 0; m < rows; m += kManyRows) {
+      if (most[m / kManyRows] <= n) continue;
+      const int64_t left = Min(kManyRows, rows - m);
+      WithHeight(TileHeight(left), [&](auto height) {
+        constexpr int kM = decltype(height)::value;
+        if constexpr (kM <= kManyRows) {
+          ScoreKeys<kM, N>(qa + m, qb + m, left, ka, kb, keys, scores + m * kSplitKeys + n);
+        }
+      });
     }
   }
 }
@@ -149,9 +170,9 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         RowState* state, float* acc) {
   using P = typename WeightType<X, W>::T;
   if (rows == 1) {
-    ScoreRows<1, 4>(qa, qb, rows, visible, keys, scratch->scores);
+    ScoreRows<4>(qa, qb, rows, visible, keys, scratch->scores);
   } else {
-    ScoreRows<kTileM, kTileN>(qa, qb, rows, visible, keys, scratch->scores);
+    ScoreRows<kTileN>(qa, qb, rows, visible, keys, scratch->scores);
   }
   const P* p[kAttendRows];
   for (int64_t r = 0; r < rows; ++r) {
@@ -162,35 +183,39 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                             scratch->weights + r * kSplitKeys);
     }
   }
-  // Keys that every row of a tile of kAxpyM rows sees, in whole pairs.
+  // Keys that every row of a tile sees, in whole pairs.
   const int64_t width = keys.v_width;
-  int64_t shared[kAttendRows / kAxpyM] = {};
+  int64_t shared[kAttendRows] = {};  // By the tile's first row.
   int64_t most_shared = 0;
-  for (int64_t m = 0; m + kAxpyM <= rows; m += kAxpyM) {
-    int64_t& s = shared[m / kAxpyM];
-    s = visible[m];
-    for (int64_t i = 1; i < kAxpyM; ++i) s = Min(s, visible[m + i]);
-    s &= ~int64_t{1};
-    most_shared = Max64(most_shared, s);
+  for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
+    shared[m] = visible[m];
+    for (int i = 1; i < HeightWithin(rows - m); ++i) shared[m] = Min(shared[m], visible[m + i]);
+    shared[m] &= ~int64_t{1};
+    most_shared = Max64(most_shared, shared[m]);
   }
   // A block of keys and a range of columns stay in the first-level cache for all tiles.
   for (int64_t begin = 0; begin < most_shared; begin += kValueBlock) {
     for (int64_t col = 0; col < width; col += kStripsM * kStrip) {
       const int64_t cols = Min(kStripsM * kStrip, width - col);
-      for (int64_t m = 0; m + kAxpyM <= rows; m += kAxpyM) {
-        const int64_t end = Min(shared[m / kAxpyM], begin + kValueBlock);
-        if (end > begin) {
-          AxpyRows<kAxpyM>(p + m, keys.v, begin, end, col, col + cols, begin > 0, acc + m * width,
-                           width);
-        }
+      for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
+        const int64_t end = Min(shared[m], begin + kValueBlock);
+        if (end <= begin) continue;
+        WithHeight(HeightWithin(rows - m), [&](auto height) {
+          constexpr int kM = decltype(height)::value;
+          if constexpr (kM <= kManyRows) {
+            AxpyRows<kM>(p + m, keys.v, begin, end, col, col + cols, begin > 0, acc + m * width,
+                         width);
+          }
+        });
       }
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t tile = r / kAxpyM;
-    const int64_t done = tile * kAxpyM + kAxpyM <= rows ? shared[tile] : 0;
-    if (visible[r] > done) {
-      AxpyRows<1>(p + r, keys.v, done, visible[r], 0, width, done > 0, acc + r * width, width);
+  for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
+    for (int64_t r = m; r < m + HeightWithin(rows - m); ++r) {
+      if (visible[r] > shared[m]) {
+        AxpyRows<1>(p + r, keys.v, shared[m], visible[r], 0, width, shared[m] > 0, acc + r * width,
+                    width);
+      }
     }
   }
 }

@@ -6,12 +6,11 @@
 #ifndef MLA_COMMON_AXPY_TILE_H_
 #define MLA_COMMON_AXPY_TILE_H_
 
+#include "common/dot_tile.h"
 #include "common/simd.h"
 
 namespace mla {
 namespace MLA_ISA {
-
-constexpr int kAxpyM = 4;  // Rows of x a tile.
 
 // One step of d for a strip of 2 * kLanes columns held in two accumulators. In general one d a
 // step.
@@ -152,7 +151,7 @@ inline __attribute__((noinline)) void AxpyTail(const X* x, const W* const* w, in
   }
 }
 
-// Strips a tile for kAxpyM rows and for one row.
+// Strips a tile for several rows and for one.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kStripsM = 2;
 #else

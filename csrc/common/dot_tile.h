@@ -1,5 +1,5 @@
-// Tiles of dot products between rows that are contiguous along the summed axis: the inner kernel of
-// linear, absorb (columns), expert_mlp and the attention scores.
+// Tiles of dot products between rows that are contiguous along the summed axis: their sizes, and
+// the steps that the products of matrices and the attention scores share.
 //
 // Every output owns one vector accumulator that walks the axis in order and is then summed by a
 // fixed tree, whatever the tile: a row's result does not depend on how many rows came with it.
@@ -11,13 +11,63 @@
 namespace mla {
 namespace MLA_ISA {
 
-// Tile height and width. With 16 vector registers only 4x2 accumulators fit.
-constexpr int kTileM = 4;
+// Width of a tile. With 16 vector registers only 4x2 accumulators fit.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileN = 4;
 #else
 constexpr int kTileN = 2;
 #endif
+
+// Rows of a tile among many, and the most that one tile alone may have.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kManyRows = 6;
+constexpr int kFewRows = 8;
+#else
+constexpr int kManyRows = 4;
+constexpr int kFewRows = 4;
+#endif
+
+// The height of a tile for n <= kFewRows rows: one of those that kernels exist for.
+constexpr int TileHeight(int64_t n) {
+  return n <= 2 ? static_cast<int>(n) : (n <= 4 ? 4 : (n <= 6 ? 6 : 8));
+}
+
+// A number that a template may use, as an argument.
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+// The height of a tile that takes some of n rows and none besides.
+constexpr int HeightWithin(int64_t n) {
+  return n >= kManyRows ? kManyRows : (n >= 4 ? 4 : (n >= 2 ? 2 : 1));
+}
+
+// Calls f(Constant<height>()).
+template <typename F>
+MLA_INLINE void WithHeight(int height, const F& f) {
+  switch (height) {
+    case 1:
+      return f(Constant<1>());
+    case 2:
+      return f(Constant<2>());
+    case 4:
+      return f(Constant<4>());
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 6:
+      return f(Constant<6>());
+    default:
+      return f(Constant<8>());
+#else
+    default:
+      return;
+#endif
+  }
+}
+
+// Accumulators of n products, filled up to as many as LaneSums takes.
+template <int n>
+constexpr int kWholeSums = (n + 3) / 4 * 4;
 
 // How one step of the axis multiplies: f32 lanes in general ...
 template <typename X, typename W>
@@ -76,21 +126,6 @@ MLA_INLINE void DotAccumulate(const X* const* x, const W* const* w, int64_t k, v
       for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
     }
   }
-}
-
-// out[m * N + n] = x[m] . w[n]
-template <int M, int N, typename X, typename W>
-inline __attribute__((noinline)) void DotTile(const X* const* x, const W* const* w, int64_t k,
-                                              float* out) {
-  vf acc[M * N] = {};
-  const X* xs[M];
-  const W* ws[N];
-  MLA_UNROLL
-  for (int m = 0; m < M; ++m) xs[m] = x[m];
-  MLA_UNROLL
-  for (int n = 0; n < N; ++n) ws[n] = w[n];
-  DotAccumulate<M, N>(xs, ws, k, acc);
-  LaneSums<M * N>(acc, out);
 }
 
 }  // namespace MLA_ISA

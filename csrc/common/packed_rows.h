@@ -24,54 +24,12 @@ struct ProductType<bf16, bf16> {
 };
 #endif
 
-// Rows of a tile among many, and the most that one tile alone may have.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kManyRows = 6;
-constexpr int kFewRows = 8;
-#else
-constexpr int kManyRows = 4;
-constexpr int kFewRows = 4;
-#endif
-
 // The order of the columns inside 128 of them. By nibble: 32-bit lane i of vector j holds columns
 // 8 i + j and 8 i + 4 + j, as shifts take them out of a lane of eight 4-bit codes.
 enum class Order { kPlain, kByNibble };
 
 // Columns of one group in the order by nibble.
 constexpr int64_t kNibbleColumns = 128;
-
-// The height of a tile for n <= kFewRows rows: one of those that kernels exist for.
-constexpr int TileHeight(int64_t n) {
-  return n <= 2 ? static_cast<int>(n) : (n <= 4 ? 4 : (n <= 6 ? 6 : 8));
-}
-
-// A number that a template may use, as an argument.
-template <int n>
-struct Constant {
-  static constexpr int value = n;
-};
-
-// Calls f(Constant<height>()).
-template <typename F>
-MLA_INLINE void WithHeight(int height, const F& f) {
-  switch (height) {
-    case 1:
-      return f(Constant<1>());
-    case 2:
-      return f(Constant<2>());
-    case 4:
-      return f(Constant<4>());
-#if defined(__AVX512F__) || defined(__aarch64__)
-    case 6:
-      return f(Constant<6>());
-    default:
-      return f(Constant<8>());
-#else
-    default:
-      return;
-#endif
-  }
-}
 
 template <typename C>
 struct PackedRows {
@@ -92,9 +50,7 @@ struct PackedRows {
     const int64_t unit = order == Order::kByNibble ? kNibbleColumns : kStep;
     return CeilDiv(Max64(k, 1), unit) * unit;
   }
-  static int64_t Count(int64_t rows, int64_t width) {
-    return (rows + 1) / 2 * 2 * width;
-  }
+  static int64_t Count(int64_t rows, int64_t width) { return (rows + 1) / 2 * 2 * width; }
   int64_t Tiles() const { return rows <= kFewRows ? 1 : CeilDiv(rows, kManyRows); }
   Tile At(int64_t tile) const {
     const int64_t row0 = tile * kManyRows;
@@ -138,8 +94,8 @@ inline void CopyNibbleGroup(const bf16* src, int64_t stride, bf16* dst) {
                                            0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i low = _mm512_permutex2var_epi32(v[0], even, v[1]);
     const __m512i high = _mm512_permutex2var_epi32(v[2], even, v[3]);
-    _mm512_storeu_si512(dst + j * stride,
-                        _mm512_maskz_inserti64x4(0xff, low, _mm512_castsi512_si256(high), 1));
+    // The lower halves of both.
+    _mm512_storeu_si512(dst + j * stride, _mm512_maskz_shuffle_i64x2(0xff, low, high, 0x44));
   }
 }
 #endif

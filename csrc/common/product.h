@@ -31,10 +31,6 @@ constexpr int64_t kPanelRows = 64;
 constexpr int kMaxTileCols = 8;
 constexpr int64_t kMaxTile = 32;
 
-// Accumulators of n products, filled up to as many as LaneSums takes.
-template <int n>
-constexpr int kWholeSums = (n + 3) / 4 * 4;
-
 // Panel rows a multiple of 4096 bytes apart would evict each other.
 template <typename C>
 constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C));
@@ -44,8 +40,10 @@ constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C))
 //   static constexpr int FewCols(int height): weight rows a tile of few products.
 //   static constexpr int ManyCols(): the same for tiles of a panel and for several tiles.
 //   bool UsesPanel(int64_t rows) const: whether that many activations are worth a panel.
-//   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width,
-//       float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width` columns from k0.
+//   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t
+//   width,
+//       float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width` columns from
+//       k0.
 //   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const
 //   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
@@ -68,7 +66,8 @@ struct ChunkSums {
     if (saved != nullptr) {
       float* before = saved + tile * kMaxTile;
       if (!first) {
-        for (int64_t i = 0; i < kMaxTile; i += kLanes) Store(out + i, Load(before + i) + Load(out + i));
+        for (int64_t i = 0; i < kMaxTile; i += kLanes)
+          Store(out + i, Load(before + i) + Load(out + i));
       }
       if (!last) __builtin_memcpy(before, out, kMaxTile * sizeof(float));
     }
@@ -164,8 +163,8 @@ inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const 
 
 // --- Weights that are stored as they are multiplied, or as bf16 that meets f32 ---
 
-// out[m * N + n] = x[m] . w[n] over `width` columns of packed x. Asks for the weights from `ahead` on,
-// unless that is null, in the order of memory and at the pace at which its own are used up.
+// out[m * N + n] = x[m] . w[n] over `width` columns of packed x. Asks for the weights from `ahead`
+// on, unless that is null, in the order of memory and at the pace at which its own are used up.
 template <int M, int N, typename C, typename W>
 inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, int64_t width,
                                                 const W* ahead, float* out) {
@@ -216,9 +215,7 @@ struct PlainWeights {
   const W* data;  // (rows, k)
   int64_t k;
 
-  static constexpr int FewCols(int height) {
-    return height == 1 ? 8 : (height == 8 ? 2 : kTileN);
-  }
+  static constexpr int FewCols(int height) { return height == 1 ? 8 : (height == 8 ? 2 : kTileN); }
   static constexpr int ManyCols() { return kTileN; }
   // Copies pay for themselves sooner where they also save a conversion in every tile.
   bool UsesPanel(int64_t rows) const { return rows >= (sizeof(C) == sizeof(W) ? 48 : 16); }

@@ -10,8 +10,23 @@ namespace MLA_ISA {
 // Tasks a thread, so that a late one does not leave the others idle for long.
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kMaxTaskCols = 128;   // Weight rows a task of a few activations.
-constexpr int64_t kMaxTaskTiles = 84;   // Tiles of activations a task.
+constexpr int64_t kMaxTaskTiles = 96;   // Tiles of activations a task.
 constexpr int64_t kLeastTaskTiles = 8;  // As few share a decoded panel.
+
+// Rounds a tile of products into rows `ld_y` apart.
+template <typename Y>
+inline void StoreTile(const float* tile, int ld, int rows, int cols, Y* y, int64_t ld_y) {
+  static_assert(kMaxTile % kLanes == 0, "tiles are whole vectors");
+  alignas(64) Y rounded[kMaxTile];
+  for (int64_t i = 0; i < kMaxTile; i += kLanes) Store(rounded + i, Load(tile + i));
+  for (int i = 0; i < rows; ++i) {
+    if (cols == 4) {
+      __builtin_memcpy(y + i * ld_y, rounded + i * ld, 4 * sizeof(Y));
+    } else {
+      for (int j = 0; j < cols; ++j) y[i * ld_y + j] = rounded[i * ld + j];
+    }
+  }
+}
 
 // All of x (rows, k), row major, times all n rows of `weights`, of `bytes` bytes each element.
 // sink as that of Product, with n counted from the first weight row; tasks call it at once.
@@ -30,10 +45,9 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Order order, cons
       few ? Clamp(CeilDiv(n, tasks * kMaxTileCols) * kMaxTileCols, kMaxTileCols, kMaxTaskCols)
           : kPanelRows;
   const int64_t n_blocks = CeilDiv(n, cols);
-  const int64_t tiles = few ? 1
-                            : Clamp(packed.Tiles() * n_blocks / tasks, kLeastTaskTiles,
-                                    kMaxTaskTiles);
-  const int64_t m_blocks = CeilDiv(packed.Tiles(), tiles);
+  const int64_t most = Clamp(packed.Tiles() * n_blocks / tasks, kLeastTaskTiles, kMaxTaskTiles);
+  const int64_t m_blocks = CeilDiv(packed.Tiles(), most);
+  const int64_t tiles = CeilDiv(packed.Tiles(), m_blocks);
   const double work = static_cast<double>(n) * static_cast<double>(k);
   const double cost = work * (bytes / 20.0 + static_cast<double>(rows) / 100.0);
   ForEach(executor, n_blocks * m_blocks, cost, [&](int64_t task) {

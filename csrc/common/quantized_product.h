@@ -54,10 +54,10 @@ MLA_INLINE vf DotPairs(vf acc, __m512i a, __m512i b) { return DotStep<bf16, bf16
 constexpr uint16_t kMxfp4Bias = 0x3e80;
 constexpr uint8_t kMxfp4LeastScale = 2, kMxfp4MostScale = 252;
 alignas(64) constexpr uint16_t kMxfp4Bits[32] = {
-    0,      0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
-    0,      0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40,  //
-    0,      0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
-    0,      0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40};
+    0, 0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
+    0, 0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40,  //
+    0, 0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
+    0, 0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40};
 // Lanes 4 b to 4 b + 3 hold the codes of block b of four.
 alignas(64) constexpr uint8_t kScaleOfLane[64] = {
     0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128,  //
@@ -71,11 +71,10 @@ struct Mxfp4Group {
 
   MLA_INLINE Mxfp4Group() = default;
   MLA_INLINE Mxfp4Group(__m512i the_codes, uint32_t scales) : codes(the_codes) {
-    const __m512i spread = _mm512_maskz_shuffle_epi8(~uint64_t{0},
-                                                     _mm512_set1_epi32(static_cast<int>(scales)),
-                                                     _mm512_load_si512(kScaleOfLane));
-    bias = _mm512_sub_epi16(_mm512_set1_epi16(kMxfp4Bias + (127 << 7)),
-                            _mm512_slli_epi16(spread, 7));
+    const __m512i spread = _mm512_maskz_shuffle_epi8(
+        ~uint64_t{0}, _mm512_set1_epi32(static_cast<int>(scales)), _mm512_load_si512(kScaleOfLane));
+    bias =
+        _mm512_sub_epi16(_mm512_set1_epi16(kMxfp4Bias + (127 << 7)), _mm512_slli_epi16(spread, 7));
   }
   MLA_INLINE Mxfp4Group(const uint8_t* data, const uint8_t* scale) {
     uint32_t four;
@@ -88,8 +87,7 @@ struct Mxfp4Group {
   MLA_INLINE __m512i Vector() const {
     const __m512i index =
         j == 0 ? codes : _mm512_maskz_srli_epi32(static_cast<__mmask16>(~0u), codes, 4 * j);
-    const __m512i bits =
-        _mm512_maskz_permutexvar_epi16(~0u, index, _mm512_load_si512(kMxfp4Bits));
+    const __m512i bits = _mm512_maskz_permutexvar_epi16(~0u, index, _mm512_load_si512(kMxfp4Bits));
     return _mm512_subs_epu16(bits, bias);
   }
 };
@@ -185,8 +183,8 @@ struct Mxfp4Weights {
       const __m512i s = _mm512_maskz_loadu_epi8(mask, scales + i);
       const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
       const __m512i most = _mm512_set1_epi8(static_cast<char>(kMxfp4MostScale));
-      const uint64_t bad = _mm512_mask_cmplt_epu8_mask(mask, s, least) |
-                           _mm512_mask_cmpgt_epu8_mask(mask, s, most);
+      const uint64_t bad =
+          _mm512_mask_cmplt_epu8_mask(mask, s, least) | _mm512_mask_cmpgt_epu8_mask(mask, s, most);
       if (bad != 0) return false;
     }
     return true;
@@ -254,8 +252,8 @@ struct Mxfp4Weights {
   }
 
   template <int M, int N>
-  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t,
-                 int64_t, int64_t width, float* out) const {
+  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t, int64_t,
+                 int64_t width, float* out) const {
     PanelTile<M, N>(x, panel, j, last, width, out);
   }
 };
@@ -263,9 +261,9 @@ struct Mxfp4Weights {
 // --- Codes with scales of blocks, and MXFP4 of any other shape ---
 
 // out[i * N + n] = sum over blocks of scale[n][block] * (x[i] . w[n] inside the block), over the
-// columns [k0, end), for M rows of a tile of `height`. get(n, k) gives the codes of row n for the 32
-// columns from k, zeros past the last one. Where a block ends inside such a step the others' codes
-// are masked.
+// columns [k0, end), for M rows of a tile of `height`. get(n, k) gives the codes of row n for the
+// 32 columns from k, zeros past the last one. Where a block ends inside such a step the others'
+// codes are masked.
 template <int M, int N, int height, typename Get>
 MLA_INLINE void ScaledRows(const bf16* x, const RowScales* scales, int64_t block_k, int64_t k0,
                            int64_t end, const Get& get, float* out) {
@@ -374,9 +372,8 @@ struct CodeWeights {
       w[i] = panel.rows + Min(j + i, last) * kPanelPitch<bf16> - k0;
       scales[i] = RowScales(m, n0 + Min(j + i, last));
     }
-    const auto get = [&](int i, int64_t k) __attribute__((always_inline)) {
-      return _mm512_loadu_si512(w[i] + k);
-    };
+    const auto get = [&](int i, int64_t k)
+                         __attribute__((always_inline)) { return _mm512_loadu_si512(w[i] + k); };
     ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
   }
 };
@@ -403,8 +400,8 @@ struct Mxfp4PanelWeights {
   }
 
   template <int M, int N>
-  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t,
-                 int64_t, int64_t width, float* out) const {
+  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t, int64_t,
+                 int64_t width, float* out) const {
     PanelTile<M, N>(x, panel, j, last, width, out);
   }
 };

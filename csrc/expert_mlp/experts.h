@@ -19,8 +19,8 @@ namespace MLA_ISA {
 
 constexpr int64_t kMaxExpertTiles = 21;  // Tiles of (token, slot) pairs a turn of work ...
 constexpr int64_t kMaxExpertRows = kMaxExpertTiles * kManyRows;  // ... and their rows.
-constexpr int64_t kInnerBlock = 32;      // Gate rows (and as many up rows) a task.
-constexpr int64_t kMaxOutBlock = 64;     // Output columns a task.
+constexpr int64_t kInnerBlock = 32;   // Gate rows (and as many up rows) a task.
+constexpr int64_t kMaxOutBlock = 64;  // Output columns a task.
 // Sums of one second-pass task, in f32, should stay near the second-level cache.
 constexpr int64_t kSumBytes = 512 * 1024;
 

@@ -18,29 +18,19 @@ float Bias(const LinearArgs& args, int64_t n) {
   return ToFloat(static_cast<const bf16*>(args.bias)[n]);
 }
 
-template <typename Y>
-void StoreTile(const LinearArgs& args, int64_t m0, int mv, int64_t n0, int nv, const float* tile,
-               int ld) {
-  float bias[kMaxTileCols] = {};
-  for (int j = 0; j < nv; ++j) bias[j] = Bias(args, n0 + j);
-  for (int i = 0; i < mv; ++i) {
-    Y* y = static_cast<Y*>(args.y) + (m0 + i) * args.n + n0;
-    const float* row = tile + i * ld;
-    if (args.bias != nullptr) {
-      for (int j = 0; j < nv; ++j) StoreOne(y + j, row[j] + bias[j]);
-    } else {
-      for (int j = 0; j < nv; ++j) StoreOne(y + j, row[j]);
-    }
-  }
-}
-
 template <typename X, typename W, typename Y>
 void Run(const LinearArgs& args, const Executor& executor) {
   const PlainWeights<X, W> weights = {static_cast<const W*>(args.w), args.k};
   ProductBlocks<X>(static_cast<const X*>(args.x), args.m, args.k, Order::kPlain, weights, args.n,
                    sizeof(W), executor,
                    [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                     StoreTile<Y>(args, m, mv, n, nv, tile, ld);
+                     Y* y = static_cast<Y*>(args.y) + m * args.n + n;
+                     if (args.bias == nullptr) return StoreTile(tile, ld, mv, nv, y, args.n);
+                     for (int i = 0; i < mv; ++i) {
+                       for (int j = 0; j < nv; ++j) {
+                         StoreOne(y + i * args.n + j, tile[i * ld + j] + Bias(args, n + j));
+                       }
+                     }
                    });
 }
 

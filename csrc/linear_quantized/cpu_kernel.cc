@@ -16,11 +16,14 @@ void Run(const LinearQuantizedArgs& args, const Executor& executor) {
     ProductBlocks<X>(static_cast<const X*>(args.x), args.m, w.k, OrderFor<X>(w), weights, w.n,
                      bytes, executor,
                      [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                       Y* y = static_cast<Y*>(args.y) + m * w.n + n;
+                       if (args.bias == nullptr) return StoreTile(tile, ld, mv, nv, y, w.n);
                        float bias[Max64(kMaxTileCols, kLanes)] = {};
-                       if (args.bias != nullptr) ReadRow(args.bias, args.bias_type, n, nv, bias);
+                       ReadRow(args.bias, args.bias_type, n, nv, bias);
                        for (int i = 0; i < mv; ++i) {
-                         Y* y = static_cast<Y*>(args.y) + (m + i) * w.n + n;
-                         for (int j = 0; j < nv; ++j) StoreOne(y + j, tile[i * ld + j] + bias[j]);
+                         for (int j = 0; j < nv; ++j) {
+                           StoreOne(y + i * w.n + j, tile[i * ld + j] + bias[j]);
+                         }
                        }
                      });
   });
