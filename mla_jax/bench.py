@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,35 @@ from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import FP8, MXFP4, Storage
 from mla_jax.rope import RopeTable
 
-WEIGHTS: dict[str, Storage | None] = {"mxfp4": MXFP4, "fp8": FP8, "bf16": None}
+
+@dataclass(frozen=True)
+class RandomStorage:
+    """How random weights are stored.
+
+    Attributes:
+      layers: of every linear layer but the experts, the routers and the output head.
+      experts: of the experts.
+      head: of the output head.
+    """
+
+    layers: Storage | None
+    experts: Storage | None
+    head: Storage | None = None
+
+    def of(self, info: ParamInfo) -> Storage | None:
+        name = info.sources[0].name
+        if name.endswith("lm_head.weight"):
+            return self.head
+        return self.experts if ".experts." in name else self.layers
+
+
+WEIGHTS: dict[str, RandomStorage] = {
+    "mxfp4": RandomStorage(MXFP4, MXFP4),
+    "fp8": RandomStorage(FP8, FP8),
+    "bf16": RandomStorage(None, None),
+    "mxfp4-all": RandomStorage(MXFP4, MXFP4, MXFP4),
+    "mxfp4-experts": RandomStorage(FP8, MXFP4, FP8),
+}
 
 
 def bench(
@@ -44,8 +72,9 @@ def bench(
     Args:
       model: a checkpoint; or
       config: a preset's name or a config.json, with random weights.
-      weights: "mxfp4", "fp8" or "bf16" (default) of random weights: of every linear layer but the output head
-        and the routers.
+      weights: one of `WEIGHTS` for random weights: "mxfp4", "fp8" or "bf16" (default) is the storage of every linear
+        layer but the output head and the routers; "mxfp4-all" takes the head in, and "mxfp4-experts" stores experts
+        as MXFP4 and all else, with the head, as FP8.
       prompt: tokens of each sequence's prefill; 0 leaves it out.
       decode: decode steps that are timed; 0 leaves them out.
       batch: sequences.
@@ -72,7 +101,7 @@ def bench(
     if (model is None) == (config is None):
         raise RequestError("bench: expected a MODEL or --config, and not both")
     started = time.perf_counter()
-    frozen, table = _from_checkpoint(model, weights) if model is not None else _random(str(config), weights)
+    frozen, table = _from_checkpoint(model, weights) if model is not None else random_model(str(config), weights)
     jax.block_until_ready(frozen)
     load_s = time.perf_counter() - started
     settings = frozen.config
@@ -81,8 +110,8 @@ def bench(
         raise RequestError(f"bench: {needed} tokens of one sequence: {settings.context_reason}")
     cost = decode_cost(settings, table, batch, depth + decode // 2, settings.dtype)
     whole = prefill_cost(settings, table, batch, prompt)
-    prefill_s, prefill_compile = _time_prefill(frozen, prompt, batch)
-    decode_s, decode_compile = _time_decode(frozen, decode, batch, depth)
+    prefill_s, prefill_compile = time_prefill(frozen, prompt, batch)
+    decode_s, decode_compile = time_decode(frozen, decode, batch, depth)
     peak_host, peak_device = peak_bytes()  # before the ceilings, whose arrays are not the model's
     read, product = read_rate(), product_rate(settings.dtype)
 
@@ -140,7 +169,7 @@ def _table_of(frozen: FrozenModel) -> Tree:
     )
 
 
-def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
+def random_model(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
     if weights is not None and weights not in WEIGHTS:
         raise RequestError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
     if config not in PRESETS and not os.path.isfile(config):
@@ -149,11 +178,7 @@ def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
     settings = replace(ModelConfig.from_file(path), quantization=None)
     if settings.dtype == "float16":
         settings = replace(settings, dtype="float32")
-    storage = WEIGHTS[weights or "bf16"]
-    head = f"{settings.tensor_prefix}lm_head.weight"
-    table = with_storage(
-        parameter_table(settings), lambda info: None if info.sources[0].name == head else storage
-    )
+    table = with_storage(parameter_table(settings), WEIGHTS[weights or "bf16"].of)
     needed, free = weight_bytes(table, settings.dtype), available_bytes()
     if free is not None and needed > free:
         raise RequestError(
@@ -164,7 +189,7 @@ def _random(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
     return freeze(MLAForCausalLM(settings, params, rope)), table
 
 
-def _time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:
+def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:
     if prompt == 0:
         return 0.0, 0.0
     table, cache = _pool(frozen, prompt, batch)
@@ -181,7 +206,7 @@ def _time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, 
     return statistics.median(times), compile_s
 
 
-def _time_decode(frozen: FrozenModel, steps: int, batch: int, depth: int) -> tuple[float, float]:
+def time_decode(frozen: FrozenModel, steps: int, batch: int, depth: int) -> tuple[float, float]:
     if steps == 0:
         return 0.0, 0.0
     table, cache = _pool(frozen, depth + steps + 1, batch)

@@ -149,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "Measure tokens per second beside the rate at which memory is read.")
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a Hugging Face folder or hub id")
     bench.add_argument("--config", help="a preset or a config.json, with random weights")
-    bench.add_argument("--weights", choices=("mxfp4", "fp8", "bf16"), help="of --config (default bf16)")
+    bench.add_argument(
+        "--weights",
+        choices=("mxfp4", "fp8", "bf16", "mxfp4-all", "mxfp4-experts"),
+        help="of --config (default bf16); -all: with the output head, -experts: the rest as FP8",
+    )
     bench.add_argument("--prompt", type=int, default=512, help="tokens of a prefill (default 512; 0: none)")
     bench.add_argument("--decode", type=int, default=32, help="timed decode steps (default 32; 0: none)")
     bench.add_argument("--batch", type=int, default=1, help="sequences (default 1)")

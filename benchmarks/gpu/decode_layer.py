@@ -86,7 +86,7 @@ def launches_of(step: Callable[[Any], Any], state: Any) -> int:
 
 def layer_row(weights: str, batch: int, context: int, read: float, product: float) -> dict[str, Any]:
     config = layer_config()
-    table = with_storage(parameter_table(config), lambda info: WEIGHTS[weights])
+    table = with_storage(parameter_table(config), WEIGHTS[weights].of)
     rope = RopeTable.from_config(config.rope, context + 64)
     params = random_weights(table, "bfloat16")["model"]["layers"][0]
     cache = init_cache(config, num_tokens=batch * (context + 64), page_size=64)

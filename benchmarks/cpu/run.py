@@ -1,0 +1,243 @@
+"""CPU kernels and whole steps against what this machine can do, as a table and as JSON.
+
+    make bench-cpu        or: python benchmarks/cpu/run.py [--only PART ...] [--out FILE]
+
+Ceilings are measured beside every row, in turns with it: bytes that all cores read a second (large pages, no cache),
+and FLOP a second of the library's own best bf16 product. A share is a median over rounds. "of read" is bytes / seconds
+over the first, "of product" FLOP / seconds over the second, "of floor" (bytes / read + FLOP / product) / seconds.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from custom_calls.linear import linear
+from custom_calls.mla_attention import mla_attention
+from custom_calls.mla_attention_expanded import mla_attention_expanded
+from mla_jax.bench import random_model, time_decode, time_prefill
+from mla_jax.cost import decode_cost, prefill_cost
+from mla_jax.machine import product_rate
+from mla_jax.presets import preset_file
+from mla_jax.quant import FP8, MXFP4, Storage, random_scale
+
+HERE = Path(__file__).resolve().parent
+ROUNDS = 7
+READ_BYTES = 256 << 20
+FAR_BYTES = 160 << 20  # Copies of a weight that no cache holds together.
+Row = dict[str, Any]
+
+
+class Ceilings:
+    """ceilings.cc, compiled for this machine."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "ceilings.so"
+            compiler = os.environ.get("CXX", "g++")
+            subprocess.run(
+                [compiler, "-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", HERE / "ceilings.cc", "-o", library],
+                check=True,
+            )
+            self.library = ctypes.CDLL(str(library))
+        self.library.ceilings_allocate.restype = ctypes.c_void_p
+        self.library.ceilings_read_rate.restype = ctypes.c_double
+        self.library.ceilings_product_rate.restype = ctypes.c_double
+        self.memory = ctypes.c_void_p(self.library.ceilings_allocate(ctypes.c_int64(READ_BYTES)))
+        if not self.memory:
+            sys.exit("run.py: no memory for the read rate")
+
+    def read(self) -> float:
+        """Bytes a second."""
+        return float(self.library.ceilings_read_rate(self.memory, ctypes.c_int64(READ_BYTES), self.threads))
+
+    def peak(self) -> float:
+        """FLOP a second of bf16 pairs in registers; 0 where the processor does not multiply them."""
+        return float(self.library.ceilings_product_rate(ctypes.c_int64(1_000_000), self.threads))
+
+
+class Bench:
+    def __init__(self, threads: int) -> None:
+        self.ceilings = Ceilings(threads)
+        self.rng = np.random.default_rng(0)
+        self.product = product_rate("bfloat16")
+
+    def array(self, *shape: int) -> jax.Array:
+        values = self.rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])
+        return jnp.asarray(values).astype(jnp.bfloat16)
+
+    def weight(self, storage: Storage | None, n: int, k: int) -> Any:
+        if storage is None:
+            return self.array(n, k)
+        codes = self.rng.integers(0, 120, storage.data_shape((n, k)), dtype=np.uint8)
+        data = jnp.asarray(codes).view(storage.data_dtype)
+        return storage.tensor(data, random_scale(storage, (n, k), 1.0))
+
+    def row(self, what: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1) -> Row:
+        """`calls` of the same work, in turns with the read rate."""
+        jax.block_until_ready(call())
+        seconds, reads = [], []
+        for _ in range(ROUNDS):
+            reads.append(self.ceilings.read())
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds.append((time.perf_counter() - started) / calls)
+        return self.shares(what, seconds, reads, nbytes, flop)
+
+    def shares(self, what: str, seconds: list[float], reads: list[float], nbytes: float, flop: float) -> Row:
+        return {
+            "what": what,
+            "ms": statistics.median(seconds) * 1e3,
+            "bytes": nbytes,
+            "flop": flop,
+            "read_gb_s": statistics.median(reads) / 1e9,
+            "of_read": statistics.median(nbytes / r / s for r, s in zip(reads, seconds, strict=True)),
+            "of_product": flop / statistics.median(seconds) / self.product,
+            "of_floor": statistics.median(
+                (nbytes / r + flop / self.product) / s for r, s in zip(reads, seconds, strict=True)
+            ),
+        }
+
+    def products(self) -> Iterator[Row]:
+        product = jax.jit(lambda x, weights: [linear(x, w, kernels="native") for w in weights])
+        for name, storage in (("mxfp4", MXFP4), ("bf16", None), ("fp8", FP8)):
+            for n, k in ((10944, 2048), (18432, 7168)):
+                one = self.weight(storage, n, k)
+                nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
+                weights = [one] + [self.weight(storage, n, k) for _ in range(FAR_BYTES // nbytes)]
+                for rows in (1, 2, 4, 8, 32, 128, 512):
+                    x = self.array(rows, k)
+                    some = weights if rows < 32 else weights[:1]
+                    yield self.row(
+                        f"linear {name} {n}x{k}, {rows} rows",
+                        lambda x=x, some=some: product(x, some),
+                        nbytes,
+                        2.0 * rows * n * k,
+                        len(some),
+                    )
+
+    def attention(self) -> Iterator[Row]:
+        rank, rope, page, context = 512, 64, 64, 4096
+        for heads in (16, 128):
+            for batch in (1, 8):
+                pages = batch * context // page
+                pool = self.array(1, pages, page, rank + rope)
+                order = jnp.asarray(self.rng.permutation(pages).reshape(batch, -1), jnp.int32)
+                call = jax.jit(
+                    lambda latent, rotated, pool, order, start, length: mla_attention(
+                        latent, rotated, pool, jnp.int32(0), jnp.ones(2, jnp.float32), order, start, length,
+                        softmax_scale=0.07, kernels="native",
+                    )
+                )  # fmt: skip
+                args = (
+                    self.array(batch, heads, rank),
+                    self.array(batch, heads, rope),
+                    pool,
+                    order,
+                    jnp.arange(batch + 1, dtype=jnp.int32),
+                    jnp.full(batch, context, jnp.int32),
+                )
+                keys = batch * context
+                yield self.row(
+                    f"mla_attention {heads} heads, {batch} x {context}",
+                    lambda call=call, args=args: call(*args),
+                    2.0 * keys * (rank + rope),
+                    2.0 * keys * heads * (2 * rank + rope),
+                )
+        for tokens in (512, 4096):
+            heads, nope, v = 16, 128, 128
+            call = jax.jit(
+                lambda q, rotated, kv, rows, start: mla_attention_expanded(
+                    q, rotated, kv, rows, start, nope=nope, v=v, softmax_scale=0.07, kernels="native"
+                )
+            )
+            args = (
+                self.array(tokens, heads, nope + rope),
+                self.array(tokens, heads, rope),
+                self.array(tokens, heads * (nope + v)),
+                self.array(tokens, rank + rope),
+                jnp.asarray([0, tokens], jnp.int32),
+            )
+            yield self.row(
+                f"mla_attention_expanded {heads} heads, {tokens} tokens",
+                lambda call=call, args=args: call(*args),
+                2.0 * tokens * heads * (nope + rope + nope + v + v),
+                1.0 * tokens * (tokens + 1) * heads * (nope + rope + v),
+            )
+
+    def steps(self) -> Iterator[Row]:
+        """DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000."""
+        settings = json.loads(preset_file("deepseek-v2-lite").read_text())
+        settings |= {"num_hidden_layers": 4, "vocab_size": 32000}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps(settings))
+            for weights in ("mxfp4-all", "mxfp4-experts", "bf16"):
+                frozen, table = random_model(str(path), weights)
+                config = frozen.config
+                for batch, depth in ((1, 0), (1, 4096), (8, 0), (32, 0)):
+                    cost = decode_cost(config, table, batch, depth + 8, "bfloat16")
+                    reads = [self.ceilings.read() for _ in range(3)]
+                    seconds, _ = time_decode(frozen, 16, batch, depth)
+                    reads += [self.ceilings.read() for _ in range(3)]
+                    yield self.shares(
+                        f"decode {weights}, batch {batch}, depth {depth}",
+                        [seconds],
+                        [statistics.median(reads)],
+                        cost.bytes,
+                        cost.flop,
+                    ) | {"tokens_per_s": batch / seconds}
+                for prompt in (512, 4096):
+                    cost = prefill_cost(config, table, 1, prompt)
+                    seconds, _ = time_prefill(frozen, prompt, 1)
+                    yield self.shares(
+                        f"prefill {weights}, {prompt} tokens", [seconds], [self.ceilings.read()], cost.bytes, cost.flop
+                    ) | {"tokens_per_s": prompt / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("products", "attention", "steps")
+    parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
+    parser.add_argument("--out", type=Path, default=Path("build/cpu_benchmarks.json"))
+    arguments = parser.parse_args()
+    if jax.default_backend() != "cpu":
+        parser.error(f"measures CPU kernels, got the backend {jax.default_backend()!r}: set JAX_PLATFORMS=cpu")
+    bench = Bench(len(os.sched_getaffinity(0)))
+    peak = max(bench.ceilings.peak() for _ in range(3))
+    print(
+        f"{bench.ceilings.threads} threads; large bf16 products {bench.product / 1e9:.0f} GFLOP/s"
+        + (f" of {peak / 1e9:.0f} in registers" if peak else "")
+    )
+    rows = []
+    for part in arguments.only:
+        for row in getattr(bench, part)():
+            rows.append(row)
+            tokens = f"{row['tokens_per_s']:8.1f} tokens/s" if "tokens_per_s" in row else f"{row['ms']:9.3f} ms"
+            print(
+                f"{row['what']:<48} {tokens:>18}   of read {row['of_read']:.2f}   of product {row['of_product']:.2f}   "
+                f"of floor {row['of_floor']:.2f}",
+                flush=True,
+            )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(
+        json.dumps({"threads": bench.ceilings.threads, "product": bench.product, "peak": peak, "rows": rows}, indent=1)
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
