@@ -7,17 +7,18 @@
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
 # make isa-report    docs/isa.md: registers, LDS, occupancy and matrix instructions of the ROCm kernels (needs clang-22)
+# make sanitize      the CPU kernels under the address, undefined-behaviour and thread sanitizers (a few minutes)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-NATIVE := CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
+NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake) $(shell find csrc -name '*.cc' -o -name '*.h')
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm isa-report test-matrix properties accuracy verify-all lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm isa-report sanitize test-matrix properties accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -77,6 +78,17 @@ test-rocm: $(VENV)/.built
 
 isa-report: $(VENV)/.built
 	@$(BIN)/python tools/isa_report.py
+
+# JAX takes no part: tests/csrc drives the kernels, and their hand-out of tasks, over threads of its own.
+SANITIZERS := $(addprefix sanitize-,address undefined thread)
+.PHONY: $(SANITIZERS)
+sanitize: $(SANITIZERS)
+
+$(SANITIZERS): sanitize-%: $(VENV)/.dependencies
+	@$(BIN)/cmake -S tests/csrc -B build/sanitize/$* -G Ninja --log-level=WARNING -DMLA_SANITIZER=$* \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	@$(BIN)/ninja -C build/sanitize/$* -j $(JOBS) --quiet
+	@echo "sanitizer: $*" && build/sanitize/$*/kernels
 
 test-matrix:
 	@$(PYTHON) tools/test_matrix.py

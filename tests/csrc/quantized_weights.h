@@ -1,0 +1,59 @@
+// Weight matrices in every storage format.
+#ifndef MLA_TESTS_CSRC_QUANTIZED_WEIGHTS_H_
+#define MLA_TESTS_CSRC_QUANTIZED_WEIGHTS_H_
+
+#include <string>
+#include <vector>
+
+#include "cases.h"
+#include "common/quantized_matrix.h"
+
+namespace mla::test {
+
+// A block of 0 is all rows or columns.
+struct WeightFormat {
+  const char* name;
+  Code code;
+  DType scale_type;
+  int64_t block_n, block_k;
+
+  // Whether rows of k values can be stored.
+  bool Holds(int64_t k) const { return code == Code::kE4M3 || k % 2 == 0; }
+
+  // `stack` matrices of (n, k), one after the other.
+  QuantizedMatrix Take(Memory& memory, int64_t n, int64_t k, int64_t stack = 1) const {
+    QuantizedMatrix m = {};
+    m.code = code;
+    m.scale_type = scale_type;
+    m.n = n;
+    m.k = k;
+    m.block_n = block_n == 0 ? n : block_n;
+    m.block_k = block_k == 0 ? k : block_k;
+    const DType bytes = code == Code::kE4M3 ? DType::kF8E4M3FN : DType::kU8;
+    m.data = static_cast<uint8_t*>(memory.Values(bytes, stack * n * m.RowBytes()));
+    const int64_t scales = stack * m.ScaleRows() * m.ScaleCols();
+    // Exponents around one, so that sums are numbers.
+    m.scale = scale_type == DType::kU8 ? memory.Range(scales, 120, 130)
+                                       : memory.Values(scale_type, scales);
+    return m;
+  }
+};
+
+inline const std::vector<WeightFormat>& WeightFormats() {
+  static const std::vector<WeightFormat> formats = {
+      {"mxfp4", Code::kE2M1, DType::kU8, 1, 32},
+      {"mxfp4 by 6", Code::kE2M1, DType::kU8, 1, 6},
+      {"fp8 block", Code::kE4M3, DType::kF32, 5, 32},
+      {"fp8 odd block", Code::kE4M3, DType::kBF16, 3, 7},
+      {"fp8 channel", Code::kE4M3, DType::kF32, 1, 0},
+      {"fp8 tensor", Code::kE4M3, DType::kBF16, 0, 0},
+      {"int4 group", Code::kInt4, DType::kBF16, 1, 32},
+      {"int4 odd group", Code::kInt4, DType::kF32, 2, 10},
+      {"int4 channel", Code::kInt4, DType::kF32, 1, 0},
+  };
+  return formats;
+}
+
+}  // namespace mla::test
+
+#endif  // MLA_TESTS_CSRC_QUANTIZED_WEIGHTS_H_
