@@ -7,6 +7,7 @@
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
 # make isa-report    docs/isa.md: registers, LDS, occupancy and matrix instructions of the ROCm kernels (needs clang-22)
+# make bench-cpu     ops and whole steps beside what this machine's memory and cores can do (about five minutes)
 # make sanitize      the CPU kernels under the address, undefined-behaviour and thread sanitizers (a few minutes)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 
@@ -18,7 +19,7 @@ NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake) $(shell find csrc -name '*.cc
 JOBS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
-.PHONY: demo test test-editable test-wheel test-rocm isa-report sanitize test-matrix properties accuracy verify-all lint format wheel clean install
+.PHONY: demo test test-editable test-wheel test-rocm isa-report sanitize bench-cpu test-matrix properties accuracy verify-all lint format wheel clean install
 
 install: $(VENV)/.built
 
@@ -99,6 +100,9 @@ properties: $(VENV)/.built
 
 accuracy: $(VENV)/.built
 	@$(BIN)/python benchmarks/accuracy.py
+
+bench-cpu: $(VENV)/.built
+	@JAX_PLATFORMS=cpu $(BIN)/python benchmarks/cpu/run.py
 
 verify-all: $(VENV)/.built
 	@JAX_PLATFORMS=cpu $(BIN)/python tools/verify_all.py --jobs $(JOBS)

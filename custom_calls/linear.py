@@ -21,7 +21,7 @@ TARGET_BIAS = "mla_jax.linear_bias.v1"
 Activations = Literal["bf16", "mxfp4"]
 ACTIVATIONS: tuple[Activations, ...] = ("bf16", "mxfp4")
 
-MAX_NATIVE_ROWS = 46
+MAX_NATIVE_ROWS = 127
 """With more rows than this the native form is XLA's own dot, which is faster for most numbers of rows there."""
 
 

@@ -9,7 +9,7 @@ import oracle
 import pytest
 from op_base import KERNELS, Builder, Call, OpTests, Rng, integers, normal, same_bits
 
-from custom_calls.linear import linear
+from custom_calls.linear import MAX_NATIVE_ROWS, linear
 
 BF16 = ml_dtypes.bfloat16
 
@@ -57,8 +57,11 @@ class TestLinear(OpTests):
         "M1-K2048": make(1, 65, 2048),
         "M3-N1-K7": make(3, 1, 7),
         "M17-N20-K33": make(17, 20, 33),
-        "M46-N17-K40": make(46, 17, 40),
         "M47-N17-K40": make(47, 17, 40),
+        "M48-N17-K40": make(48, 17, 40),
+        "M127-N17-K40": make(MAX_NATIVE_ROWS, 17, 40),
+        "M128-N17-K40": make(MAX_NATIVE_ROWS + 1, 17, 40),
+        "M9-N9-K4192": make(9, 9, 4192),
         "M130-N131-K24": make(130, 131, 24),
         "bias-float32": make(5, 19, 33, bias="float32"),
         "bias-bfloat16": make(1, 6, 40, bias="bfloat16"),
@@ -105,8 +108,10 @@ class TestLinear(OpTests):
 
     @staticmethod
     def rows(rng: Rng, *variant: str) -> tuple[Call, list[tuple[Any, Call]]]:
-        call = make(46, 37, 130)(rng, *variant)
-        at = [slice(0, 1), slice(33, 34), slice(45, 46), slice(0, 3), slice(5, 22), slice(40, 46)]
+        # From 48 rows on (16 where x is float32) weights are copied first; 2500 columns take chunks.
+        call = make(MAX_NATIVE_ROWS, 37, 2500)(rng, *variant)
+        at = [slice(0, 1), slice(33, 34), slice(126, 127), slice(0, 3), slice(5, 22), slice(40, 46)]
+        at += [slice(7, 15), slice(60, 107)]
         return call, [(rows, call.changed(x=call.arrays["x"][rows])) for rows in at]
 
 

@@ -356,6 +356,24 @@ def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str,
         assert same_bits(np.asarray(full)[rows], part), rows
 
 
+@pytest.mark.parametrize("types", [TYPES[0], TYPES[1]], ids="-".join)
+@EACH
+def test_long_rows_are_the_same_alone_and_in_any_batch(layout: str, types: tuple[str, str], rng: Rng) -> None:
+    """Rows of more columns than the kernels take at a time (1024 or 2048): their sums are added in order."""
+    call = make(60, 21, 4192, layout, bias=None)(rng, *types)
+    if layout == "mxfp4":
+        # Scales that the integer arithmetic of MXFP4 does not serve: their rows take another way.
+        scale = call.arrays["scale"].copy()
+        scale[3, 70], scale[4, 0], scale[20, 130] = 1, 0, 1
+        call = call.changed(scale=scale)
+    (full,) = TestLinearQuantized.call(call, "native")
+    (want,) = TestLinearQuantized.expected(call)
+    check(np.asarray(full), want, f"linear_quantized {layout}, long rows")
+    for rows in (1, 2, 3, 5, 7, 8, 9, 13, 49):
+        (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][:rows]), "native")
+        assert same_bits(np.asarray(full)[:rows], part), rows
+
+
 # ---- the rest ----
 
 
