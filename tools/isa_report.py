@@ -113,14 +113,6 @@ _PRODUCTS = (
 
 # Header -> kernel -> the bytes that its launch asks for, as the header says them.
 _DYNAMIC_LDS = {
-    "mla_attention/gpu_shape.h": {
-        f"mla_attention_{heads}{kind}": f"Heads{heads}::kSharedBytes"
-        for heads in (16, 32, 64)
-        for kind in ("", "_f8")
-    },
-    "mla_attention_expanded/gpu_shape.h": {
-        f"mla_expanded_{kind}": f"Expanded{kind.capitalize()}::kSharedBytes" for kind in ("long", "short")
-    },
     "linear_mxfp4/gpu_shape.h": {
         f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
     },
