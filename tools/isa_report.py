@@ -62,6 +62,7 @@ class Kernel:
     spills: int
     sgpr_spills: int
     instructions: Counter[str]
+    code: tuple[str, ...]  # the instructions' text, in order
 
     @property
     def waves_per_simd(self) -> int:
@@ -115,12 +116,6 @@ _PRODUCTS = (
 _DYNAMIC_LDS = {
     "linear_mxfp4/gpu_shape.h": {
         f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
-    },
-    "absorb_quantized/gpu_shape.h": {
-        f"mla_absorb_{way}_{format_}_{tokens}": f"AcrossSharedBytes({tokens})"
-        for way in ("across", "along")
-        for format_ in ("e2m1", "e4m3")
-        for tokens in (16, 64)
     },
     "gpu/product.h": {
         f"mla_product_{format_}_{shape}": re.sub(
@@ -185,13 +180,14 @@ def _parse(op: str, architecture: str, notes: str, code: str, dynamic: dict[str,
             return value[1]
 
         name = field("name")
-        mnemonics = Counter(line.split()[0] for line in bodies[name].splitlines() if line.strip())
+        lines = tuple(line.partition("//")[0].strip() for line in bodies[name].splitlines() if line.strip())
+        mnemonics = Counter(line.split()[0] for line in lines)
         found.append(
             Kernel(
                 op, name, architecture, int(field("max_flat_workgroup_size")), int(field("vgpr_count")),
                 int(field("agpr_count")), int(field("sgpr_count")), int(field("group_segment_fixed_size")),
                 dynamic.get(name, 0), int(field("private_segment_fixed_size")),
-                int(field("vgpr_spill_count")), int(field("sgpr_spill_count")), mnemonics,
+                int(field("vgpr_spill_count")), int(field("sgpr_spill_count")), mnemonics, lines,
             )
         )  # fmt: skip
     return sorted(found, key=lambda kernel: kernel.name)

@@ -123,7 +123,14 @@ MLA_DEVICE void LoadToShared(uint32_t place, const void* from) {
                : "memory", "m0");
 }
 #pragma clang diagnostic pop
-MLA_DEVICE void WaitForLoads() { asm volatile("s_waitcnt vmcnt(0)" ::: "memory"); }
+// Until all of this wave's loads have arrived. By the builtin, from which the compiler knows that
+// it need not wait for its own any more.
+MLA_DEVICE void WaitForLoads() {
+  constexpr int kNoLoadUnderWay = 0x0f70;  // vmcnt(0); the other counters at their most.
+  asm volatile("" ::: "memory");
+  __builtin_amdgcn_s_waitcnt(kNoLoadUnderWay);
+  asm volatile("" ::: "memory");
+}
 
 // Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
 // second would be and is converted into the first. A wave takes whole rows, in runs of a chunk a

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from emulation import EmulatorError
 from snippets import (
-    LDS_BYTES,
     INTEGER_CORNERS,
     LANES,
+    LDS_BYTES,
     Case,
     check_cases,
     mixed_inputs,
@@ -459,7 +459,8 @@ def test_global_to_lds_stays_inside(architecture: str) -> None:
     inputs = np.zeros((1, 4, LANES), np.uint32)
 
     def run(base: int, offset: int) -> None:
-        text = f"s_mov_b32 m0, 0x{base:x}\nv_mov_b32_e32 v61, 0\nglobal_load_lds_dword{suffix} v61, s[6:7] offset:{offset}"
+        load = f"global_load_lds_dword{suffix} v61, s[6:7] offset:{offset}"
+        text = f"s_mov_b32 m0, 0x{base:x}\nv_mov_b32_e32 v61, 0\n{load}"
         run_pieces(architecture, [(text, 1)], inputs)
 
     last = LDS_BYTES - LANES * size
