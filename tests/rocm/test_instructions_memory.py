@@ -349,9 +349,21 @@ def waited_for(words: int) -> Case:
     return Case(text, expect, words=4)
 
 
+def waited_for_among_many() -> Case:
+    """The counter has six bits: of 21 instructions 21 may be under way, the load to LDS too, or the last 20."""
+    plain = "\n".join(["global_load_dword v62, v1, s[6:7]"] * 20)
+    text = (
+        "v_mov_b32_e32 v60, 0x77777777\nds_write_b32 v1, v60\ns_mov_b32 m0, 0\ns_nop 0\n"
+        f"global_load_lds_dword v1, s[6:7]\n{plain}\n"
+        "s_waitcnt vmcnt(21)\nds_read_b32 v40, v1\ns_waitcnt vmcnt(20)\nds_read_b32 v41, v1"
+    )
+    return Case(text, lambda a, *_: np.stack([np.full_like(a, 0x77777777), a], 1), words=2)
+
+
 DMA = [
     to_lds_in_holes(1),
     waited_for(1),
+    waited_for_among_many(),
     to_lds("global_load_lds_dword", 1, lambda a: a),
     to_lds("global_load_lds_ubyte", 1, lambda a: a & np.uint32(255)),
     to_lds("global_load_lds_sbyte", 1, lambda a: extended(a & np.uint32(255), 8).view(np.uint32)),
