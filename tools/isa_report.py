@@ -62,6 +62,7 @@ class Kernel:
     spills: int
     sgpr_spills: int
     instructions: Counter[str]
+    code: tuple[str, ...]  # the instructions' text, in order
 
     @property
     def waves_per_simd(self) -> int:
@@ -113,22 +114,8 @@ _PRODUCTS = (
 
 # Header -> kernel -> the bytes that its launch asks for, as the header says them.
 _DYNAMIC_LDS = {
-    "mla_attention/gpu_shape.h": {
-        f"mla_attention_{heads}{kind}": f"Heads{heads}::kSharedBytes"
-        for heads in (16, 32, 64)
-        for kind in ("", "_f8")
-    },
-    "mla_attention_expanded/gpu_shape.h": {
-        f"mla_expanded_{kind}": f"Expanded{kind.capitalize()}::kSharedBytes" for kind in ("long", "short")
-    },
     "linear_mxfp4/gpu_shape.h": {
         f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
-    },
-    "absorb_quantized/gpu_shape.h": {
-        f"mla_absorb_{way}_{format_}_{tokens}": f"AcrossSharedBytes({tokens})"
-        for way in ("across", "along")
-        for format_ in ("e2m1", "e4m3")
-        for tokens in (16, 64)
     },
     "gpu/product.h": {
         f"mla_product_{format_}_{shape}": re.sub(
@@ -193,13 +180,14 @@ def _parse(op: str, architecture: str, notes: str, code: str, dynamic: dict[str,
             return value[1]
 
         name = field("name")
-        mnemonics = Counter(line.split()[0] for line in bodies[name].splitlines() if line.strip())
+        lines = tuple(line.partition("//")[0].strip() for line in bodies[name].splitlines() if line.strip())
+        mnemonics = Counter(line.split()[0] for line in lines)
         found.append(
             Kernel(
                 op, name, architecture, int(field("max_flat_workgroup_size")), int(field("vgpr_count")),
                 int(field("agpr_count")), int(field("sgpr_count")), int(field("group_segment_fixed_size")),
                 dynamic.get(name, 0), int(field("private_segment_fixed_size")),
-                int(field("vgpr_spill_count")), int(field("sgpr_spill_count")), mnemonics,
+                int(field("vgpr_spill_count")), int(field("sgpr_spill_count")), mnemonics, lines,
             )
         )  # fmt: skip
     return sorted(found, key=lambda kernel: kernel.name)

@@ -25,14 +25,15 @@ struct AcrossBlock {
 // contraction. It runs across the weight rows or, `along`, along them; then outputs are rows.
 template <typename Format, int token_tiles, bool along>
 struct AcrossProduct {
+  using Shape = AcrossShape<16 * token_tiles, along>;
   static constexpr int kWaves = kAcrossThreads / kWave;
   // Values of a chunk of 16 bytes, and chunks of a block's share of a weight row.
   static constexpr int kValues = Format::kStep / 4;
-  static constexpr int kRowChunks = kAcrossColumns / kValues;
-  static constexpr int kMine = kAcrossRows * kRowChunks / kAcrossThreads;
-  static constexpr int kTokenChunks = 16 * token_tiles * kAcrossRows / 8;
+  static constexpr int kRowChunks = Shape::kColumns / kValues;
+  static constexpr int kMine = Shape::kRows * kRowChunks / kAcrossThreads;
+  static constexpr int kTokenChunks = 16 * token_tiles * kAcrossDepth / 8;
   static constexpr int kMyTokens = (kTokenChunks + kAcrossThreads - 1) / kAcrossThreads;
-  static constexpr int kItems = token_tiles * kAcrossColumns / 64;
+  static constexpr int kItems = token_tiles * kAcrossOutputs / 64;
   static constexpr int kSplits = kWaves > kItems ? kWaves / kItems : 1;
   static constexpr int kMyItems = kWaves > kItems ? 1 : kItems / kWaves;
   static constexpr bool kFolds = Format::kFoldOctets > 0;
@@ -40,17 +41,17 @@ struct AcrossProduct {
 
   const ProductArgs& args;
   const AcrossBlock block;
-  bf16* weights;  // (kAcrossRows, kAcrossStride)
-  bf16* tokens;   // (16 * token_tiles, kAcrossStride)
+  bf16* weights;  // (Shape::kRows, Shape::kStride)
+  bf16* tokens;   // (16 * token_tiles, Shape::kTokenStride)
   Chunk codes[kMine];
   uint32_t bytes[kMine];
   Chunk held[kMyTokens];
 
   MLA_DEVICE AcrossProduct(const ProductArgs& product, bf16* shared)
       : args(product),
-        block(product, kAcrossColumns, 16 * token_tiles),
+        block(product, kAcrossOutputs, 16 * token_tiles),
         weights(shared),
-        tokens(shared + kAcrossRows * kAcrossStride) {}
+        tokens(shared + Shape::kTokens) {}
 
   MLA_DEVICE int64_t WeightRow(int64_t n) const {
     return args.first_row + block.batch * args.batch_rows + n;
@@ -85,8 +86,8 @@ struct AcrossProduct {
 #pragma unroll
     for (int i = 0; i < kMyTokens; ++i) {
       const int at = ThreadX() + i * kAcrossThreads;
-      const int64_t token = block.first_token + at / (kAcrossRows / 8);
-      const int64_t n = first + at % (kAcrossRows / 8) * 8;
+      const int64_t token = block.first_token + at / (kAcrossDepth / 8);
+      const int64_t n = first + at % (kAcrossDepth / 8) * 8;
       held[i] = Chunk{};
       if (at < kTokenChunks && token < args.tokens && n < Contraction()) {
         held[i] =
@@ -100,7 +101,7 @@ struct AcrossProduct {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int at = ThreadX() + i * kAcrossThreads;
-      bf16* to = weights + at / kRowChunks * kAcrossStride + at % kRowChunks * kValues;
+      bf16* to = weights + at / kRowChunks * Shape::kStride + at % kRowChunks * kValues;
       const GroupScale scale{bytes[i]};
 #pragma unroll
       for (int o = 0; o < kValues / 8; ++o) {
@@ -112,8 +113,8 @@ struct AcrossProduct {
     for (int i = 0; i < kMyTokens; ++i) {
       const int at = ThreadX() + i * kAcrossThreads;
       if (kTokenChunks % kAcrossThreads != 0 && at >= kTokenChunks) break;
-      *reinterpret_cast<Chunk*>(tokens + at / (kAcrossRows / 8) * kAcrossStride +
-                                at % (kAcrossRows / 8) * 8) = held[i];
+      *reinterpret_cast<Chunk*>(tokens + at / (kAcrossDepth / 8) * Shape::kTokenStride +
+                                at % (kAcrossDepth / 8) * 8) = held[i];
     }
   }
 
@@ -133,20 +134,20 @@ struct AcrossProduct {
     for (int i = 0; i < kMyItems; ++i) {
       [[maybe_unused]] Accumulator part[4];
 #pragma unroll
-      for (int step = 0; step < kAcrossRows / kMmaK / kSplits; ++step) {
+      for (int step = 0; step < kAcrossDepth / kMmaK / kSplits; ++step) {
         const int k = (step * kSplits + Split()) * kMmaK;
         Fragment outputs[4];
         if constexpr (along) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            outputs[j] = LoadFragment(weights + (Output(Item(i)) + 16 * j) * kAcrossStride + k,
-                                      kAcrossStride);
+            outputs[j] = LoadFragment(weights + (Output(Item(i)) + 16 * j) * Shape::kStride + k,
+                                      Shape::kStride);
           }
         } else {
-          LoadColumns(weights + k * kAcrossStride + Output(Item(i)), kAcrossStride, outputs);
+          LoadColumns(weights + k * Shape::kStride + Output(Item(i)), Shape::kStride, outputs);
         }
-        const Fragment token =
-            LoadFragment(tokens + 16 * TokenTile(Item(i)) * kAcrossStride + k, kAcrossStride);
+        const Fragment token = LoadFragment(
+            tokens + 16 * TokenTile(Item(i)) * Shape::kTokenStride + k, Shape::kTokenStride);
 #pragma unroll
         for (int j = 0; j < 4; ++j) Mma(kFolds ? part[j] : sums[i][j], token, outputs[j]);
       }
@@ -163,11 +164,11 @@ struct AcrossProduct {
   MLA_DEVICE void Run() {
     Accumulator sums[kMyItems][4];
     Read(0);
-    for (int64_t first = 0; first < Contraction(); first += kAcrossRows) {
+    for (int64_t first = 0; first < Contraction(); first += kAcrossDepth) {
       if (first != 0) Barrier();
       Store();
       Barrier();
-      if (first + kAcrossRows < Contraction()) Read(first + kAcrossRows);
+      if (first + kAcrossDepth < Contraction()) Read(first + kAcrossDepth);
       Multiply(kFolds ? BlockScale(first) : 1.0f, sums);
     }
     if constexpr (kSplits > 1) AddSplits(sums[0]);
@@ -176,6 +177,7 @@ struct AcrossProduct {
 
   // In the order of the splits; each lane's values are where they were.
   MLA_DEVICE void AddSplits(Accumulator (&sums)[4]) const {
+    static_assert(kSumValues * kAcrossThreads * 4 <= Shape::kSharedBytes, "sums take its place");
     auto* all = reinterpret_cast<float*>(weights);
     Barrier();
 #pragma unroll

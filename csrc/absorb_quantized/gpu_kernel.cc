@@ -4,15 +4,20 @@
 using mla::gpu::ProductArgs;
 
 #if defined(__HIP__)
-extern "C" __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#define MLA_ABSORB_SHARED(tokens, along)                                     \
+  __shared__ mla::gpu::Chunk                                                 \
+      mla_absorb_shared[mla::gpu::AcrossShape<tokens, along>::kSharedBytes / \
+                        sizeof(mla::gpu::Chunk)];
 #else
 extern __shared__ mla::gpu::Chunk mla_absorb_shared[];
+#define MLA_ABSORB_SHARED(tokens, along)
 #endif
 
 #define MLA_ABSORB(name, Format, token_tiles, along)                                              \
   MLA_GPU_KERNEL_BLOCKS(name, mla::gpu::kAcrossThreads,                                           \
                         (token_tiles == 1 ? 3 : 2) - (mla::gpu::Format::kFoldOctets > 0 ? 1 : 0), \
                         ProductArgs) {                                                            \
+    MLA_ABSORB_SHARED(16 * token_tiles, along)                                                    \
     mla::gpu::AcrossProduct<mla::gpu::Format, token_tiles, along>(                                \
         args, reinterpret_cast<mla::bf16*>(mla_absorb_shared))                                    \
         .Run();                                                                                   \

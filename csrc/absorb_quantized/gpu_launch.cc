@@ -21,9 +21,9 @@ bool Decodes(const ProductArgs& args) {
   if (args.format != WeightFormat::kE4M3 || args.k % 16 != 0) return false;
   // One scale for the part that is decoded at a time.
   const bool rows = args.block_n >= args.batches * args.batch_rows ||
-                    (args.block_n % kAcrossRows == 0 && args.first_row % kAcrossRows == 0 &&
-                     args.batch_rows % kAcrossRows == 0);
-  return rows && (args.block_k >= args.k || args.block_k % kAcrossColumns == 0);
+                    (args.block_n % kAcrossMost == 0 && args.first_row % kAcrossMost == 0 &&
+                     args.batch_rows % kAcrossMost == 0);
+  return rows && (args.block_k >= args.k || args.block_k % kAcrossMost == 0);
 }
 
 struct AbsorbNames {
@@ -34,10 +34,16 @@ constexpr AbsorbNames kE2M1Names = {{{"mla_absorb_across_e2m1_16", "mla_absorb_a
 constexpr AbsorbNames kE4M3Names = {{{"mla_absorb_across_e4m3_16", "mla_absorb_across_e4m3_64"},
                                      {"mla_absorb_along_e4m3_16", "mla_absorb_along_e4m3_64"}}};
 
+int LaunchBytesOf(bool along, bool many) {
+  if (along)
+    return many ? AcrossShape<64, true>::kLaunchBytes : AcrossShape<16, true>::kLaunchBytes;
+  return many ? AcrossShape<64, false>::kLaunchBytes : AcrossShape<16, false>::kLaunchBytes;
+}
+
 xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream) {
   const bool many = args.tokens > 16, decodes = Decodes(args);
   const int tokens = decodes ? (many ? 64 : 16) : kPlainTokens;
-  const int outputs = decodes ? kAcrossColumns : kAcrossPlainThreads;
+  const int outputs = decodes ? kAcrossOutputs : kAcrossPlainThreads;
   const AbsorbNames& names = args.format == WeightFormat::kE2M1 ? kE2M1Names : kE4M3Names;
   const char* name = decodes ? names.of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
   args.row_blocks = static_cast<int32_t>(CeilDiv(along ? args.rows : args.k, outputs));
@@ -45,7 +51,7 @@ xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream)
   const int64_t blocks = args.batches * args.row_blocks * args.token_blocks;
   return Launch({&kImage_absorb_quantized, name}, blocks,
                 decodes ? kAcrossThreads : kAcrossPlainThreads,
-                static_cast<size_t>(decodes ? AcrossSharedBytes(tokens) : 0), stream, &args);
+                static_cast<size_t>(decodes ? LaunchBytesOf(along, many) : 0), stream, &args);
 }
 
 // A few tokens do better as a product, whose weights need no shared memory.

@@ -1,5 +1,5 @@
-// Rows from anywhere in memory into a tile in shared memory as bf16, asynchronously where the
-// machine can, else through registers. Starting early and finishing late hides memory's latency.
+// Rows from anywhere in memory into a tile in shared memory as bf16: past registers where the
+// machine can, else through them. Starting early and finishing late hides memory's latency.
 #ifndef MLA_GPU_COPY_H_
 #define MLA_GPU_COPY_H_
 
@@ -108,6 +108,110 @@ struct RegisterCopy {
   }
 };
 
+#if defined(__gfx950__)
+// 16 bytes of every active lane, from its own address to shared memory: lane l's to `place` + 16 l,
+// and `place` is the same in all lanes. AMD "CDNA4 ISA": memory instructions that write LDS, and
+// one wait state behind a write of M0. The builtin does the same, but clang waits for it at every
+// barrier, which would undo the head start; of this the compiler knows nothing, and who issues it
+// waits. It warns of M0, which it must know to be overwritten.
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Winline-asm"
+MLA_DEVICE void LoadToShared(uint32_t place, const void* from) {
+  asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off"
+               :
+               : "s"(place), "v"(from)
+               : "memory", "m0");
+}
+#pragma clang diagnostic pop
+// Until all of this wave's loads have arrived. By the builtin, from which the compiler knows that
+// it need not wait for its own any more.
+MLA_DEVICE void WaitForLoads() {
+  constexpr int kNoLoadUnderWay = 0x0f70;  // vmcnt(0); the other counters at their most.
+  asm volatile("" ::: "memory");
+  __builtin_amdgcn_s_waitcnt(kNoLoadUnderWay);
+  asm volatile("" ::: "memory");
+}
+
+// Past registers, with room for two tiles: those of bf16 take turns, float8 arrives where the
+// second would be and is converted into the first. A wave takes whole rows, in runs of a chunk a
+// lane: pads between rows are never written, and a row that does not exist is stored as zeros.
+template <typename T, int width, int rows, int threads, typename Layout>
+struct DirectCopy {
+  static constexpr bool kTakesTurns = sizeof(T) == 2;
+  static constexpr int kChunkValues = 16 / sizeof(T);
+  static constexpr int kRowChunks = width / kChunkValues;
+  static constexpr int kTile = Layout::Size(rows, width);
+  static constexpr int kWaves = threads / kWave;
+  static_assert(width % kChunkValues == 0, "rows are whole chunks");
+  static_assert(rows % kWaves == 0, "waves share the rows evenly");
+  static_assert(!Layout::kForProducts, "the chunks of a row follow each other");
+
+  MLA_DEVICE static bf16* Tile(bf16* tiles, int turn) {
+    return tiles + (kTakesTurns ? turn * kTile : 0);
+  }
+
+  // Calls fn(row) for this wave's rows, the same in all lanes.
+  template <typename Fn>
+  MLA_DEVICE static void ForRows(const Fn& fn) {
+    const int wave = Uniform(ThreadX() / kWave);
+#pragma unroll
+    for (int r = 0; r < rows; r += kWaves) fn(r + wave);
+  }
+  // Calls fn(first) for the runs of a row in those lanes that have a chunk; lane l's is first + l.
+  template <typename Fn>
+  MLA_DEVICE static void ForRuns(const Fn& fn) {
+#pragma unroll
+    for (int i = 0; i < kRowChunks; i += kWave) {
+      if (i + kWave <= kRowChunks || i + Lane() < kRowChunks) fn(i);
+    }
+  }
+  // Where row `row` arrives.
+  MLA_DEVICE static T* Arrival(bf16* tiles, int turn, int row) {
+    if constexpr (kTakesTurns) {
+      return Tile(tiles, turn) + Layout::At(row, 0);
+    } else {
+      return reinterpret_cast<T*>(tiles + kTile) + row * width;
+    }
+  }
+
+  template <typename Offsets>
+  MLA_DEVICE void Start(const T* source, const Offsets& offsets, bf16* tiles, int turn) {
+    ForRows([&](int row) {
+      T* to = Arrival(tiles, turn, row);
+      const int64_t offset = Uniform(offsets[row]);
+      if (offset >= 0) {
+        const T* from = source + offset + Lane() * kChunkValues;
+        ForRuns([&](int first) {
+          LoadToShared(SharedAddress(to + first * kChunkValues), from + first * kChunkValues);
+        });
+      } else {
+        ForRuns([&](int first) {
+          *reinterpret_cast<Chunk*>(to + (first + Lane()) * kChunkValues) = Chunk{};
+        });
+      }
+    });
+  }
+  MLA_DEVICE void Commit() {}
+
+  template <int later>
+  MLA_DEVICE void Finish(bf16* tiles) {
+    static_assert(later == 0, "one tile is under way at a time");
+    WaitForLoads();
+    if constexpr (!kTakesTurns) {
+      // Every wave reads what it has copied itself: none need wait for another.
+      ForRows([&](int row) {
+        ForRuns([&](int first) {
+          const int column = (first + Lane()) * kChunkValues;
+          StoreChunk<Layout>(tiles, row, column,
+                             *reinterpret_cast<const Chunk*>(Arrival(tiles, 0, row) + column),
+                             static_cast<const T*>(nullptr));
+        });
+      });
+    }
+  }
+};
+#endif
+
 #if !defined(__HIP__)
 // 16 bytes, past the first-level cache, or 4, to shared memory; zeros where `exists` is false.
 template <int bytes>
@@ -211,6 +315,18 @@ struct AsyncCopy {
     if constexpr (Layout::kForProducts) ShowToProducts();
   }
 };
+#endif
+
+// The machine's own way.
+#if defined(__gfx950__)
+template <typename T, int width, int rows, int threads, typename Layout>
+using TileCopy = DirectCopy<T, width, rows, threads, Layout>;
+#elif defined(__HIP__)
+template <typename T, int width, int rows, int threads, typename Layout>
+using TileCopy = RegisterCopy<T, width, rows, threads, Layout>;
+#else
+template <typename T, int width, int rows, int threads, typename Layout>
+using TileCopy = AsyncCopy<T, width, rows, threads, Layout>;
 #endif
 
 }  // namespace gpu

@@ -53,12 +53,23 @@ MLA_DEVICE void Barrier() {
 MLA_DEVICE int ShuffleBits(int value, int lane) {
   return __builtin_amdgcn_ds_bpermute(lane << 2, value);
 }
+// Where something lies in shared memory, as instructions of that memory take it.
+MLA_DEVICE uint32_t SharedAddress(const void* shared) {
+  typedef const void __attribute__((address_space(3))) * Shared;
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>((Shared)shared));
+}
+// What is the same in all lanes, as the scalar unit has it.
+MLA_DEVICE int Uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
+MLA_DEVICE int64_t Uniform(int64_t value) {
+  const auto high = static_cast<uint32_t>(Uniform(static_cast<int>(value >> 32)));
+  const auto low = static_cast<uint32_t>(Uniform(static_cast<int>(value)));
+  return static_cast<int64_t>(static_cast<uint64_t>(high) << 32 | low);
+}
 #else
 MLA_DEVICE int ThreadX() { return static_cast<int>(threadIdx.x); }
 MLA_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
 MLA_DEVICE void Barrier() { __syncthreads(); }
 MLA_DEVICE int ShuffleBits(int value, int lane) { return __shfl_sync(~0u, value, lane); }
-// Where something lies in shared memory, as instructions of that memory take it.
 MLA_DEVICE uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }

@@ -16,6 +16,22 @@ constexpr int kPlatformWave = 64;
 constexpr int kPlatformWave = 32;
 #endif
 
+// Kernels whose shared memory is not of one size on all of a platform's architectures have it
+// themselves: device code alone knows which architecture it is for.
+#if defined(MLA_ON_ROCM)
+// Tiles that such a kernel has room for: the one it works on and, where loads go straight to shared
+// memory, the next one.
+#if defined(__gfx950__)
+constexpr int kRoomForTiles = 2;
+#else
+constexpr int kRoomForTiles = 1;
+#endif
+// What a launch adds to it.
+constexpr int LaunchBytes(int) { return 0; }
+#else
+constexpr int LaunchBytes(int bytes) { return bytes; }
+#endif
+
 }  // namespace gpu
 }  // namespace mla
 

@@ -13,14 +13,18 @@ using mla::MlaAttentionArgs;
 extern "C" __shared__ mla::gpu::Chunk mla_attention_shared[];
 template <typename Shape, typename Cache>
 using MatrixCores = mla::gpu::TileAttention<Shape, Cache>;
+#define MLA_ATTENTION_SHARED(Shape) \
+  __shared__ mla::gpu::Chunk mla_attention_shared[Shape::kSharedBytes / sizeof(mla::gpu::Chunk)];
 #else
 extern __shared__ __align__(1024) mla::gpu::Chunk mla_attention_shared[];
 template <typename Shape, typename Cache>
 using MatrixCores = mla::gpu::WarpgroupAttention<Shape, Cache>;
+#define MLA_ATTENTION_SHARED(Shape)
 #endif
 
 #define MLA_ATTENTION_TILES(name, Shape, Cache)                              \
   MLA_GPU_KERNEL(name, mla::gpu::Shape::kThreads, MlaAttentionArgs) {        \
+    MLA_ATTENTION_SHARED(mla::gpu::Shape)                                    \
     MatrixCores<mla::gpu::Shape, Cache>(                                     \
         args, reinterpret_cast<char*>(mla_attention_shared),                 \
         mla::gpu::BlockOf(args, mla::gpu::BlockX(), mla::gpu::Shape::kRows)) \

@@ -56,10 +56,11 @@ class Keys {
 
  private:
 #if defined(__HIP__)
-  using Copy = RegisterCopy<Cache, kWidth, Shape::kKeys, threads, PaddedRows<Shape::kStride>>;
+  using Layout = PaddedRows<Shape::kStride>;
 #else
-  using Copy = AsyncCopy<Cache, kWidth, Shape::kKeys, threads, SwizzledPanels<Shape::kKeys>>;
+  using Layout = SwizzledPanels<Shape::kKeys>;
 #endif
+  using Copy = TileCopy<Cache, kWidth, Shape::kKeys, threads, Layout>;
   // Two tiles are on their way while there is none to work on: where memory is the limit, at the
   // cost of one more barrier.
   static constexpr bool kEarly = Copy::kTakesTurns && Shape::kMemoryBound;

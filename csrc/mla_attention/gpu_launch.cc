@@ -16,7 +16,7 @@ struct Tiled {
 
 template <typename Shape>
 constexpr Tiled Of(const char* bf16, const char* f8) {
-  return {bf16, f8, Shape::kThreads, Shape::kSharedBytes};
+  return {bf16, f8, Shape::kThreads, Shape::kLaunchBytes};
 }
 
 constexpr Tiled kTiled[] = {

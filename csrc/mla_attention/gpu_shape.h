@@ -30,10 +30,12 @@ constexpr int kRank = 512, kRope = 64, kWidth = kRank + kRope;
 
 #if defined(MLA_ON_ROCM)
 // A tile: heads of one token, 16 to a wave. column_waves waves share them: each takes a share of
-// the contraction of the scores and, afterwards, a share of the output's columns.
-template <int row_waves, int column_waves>
+// the scores and, afterwards, a share of the output's columns. Of the scores they share the keys
+// among key_waves and the contraction among the others.
+template <int row_waves, int column_waves, int key_waves>
 struct AttentionShape {
   static constexpr int kRowWaves = row_waves, kColumnWaves = column_waves;
+  static constexpr int kKeyWaves = key_waves, kParts = column_waves / key_waves;
   static constexpr int kThreads = row_waves * column_waves * kPlatformWave;
   static constexpr int kRows = 16 * row_waves;
   static constexpr int kKeys = 32;  // That a step takes.
@@ -44,24 +46,26 @@ struct AttentionShape {
   static constexpr int kScoreStride = kKeys + 4;
   static constexpr int kWeightStride = kKeys + 8;
 
-  // Parts of shared memory, in bytes from its beginning. 64 KiB of it have room for one tile.
+  // Parts of shared memory, in bytes from its beginning.
   static constexpr int kCache = 0;
-  static constexpr int kScores = kCache + kKeys * kStride * 2;
-  static constexpr int kWeights = kScores + column_waves * kRows * kScoreStride * 4;
+  static constexpr int kScores = kCache + kRoomForTiles * kKeys * kStride * 2;
+  static constexpr int kWeights = kScores + kParts * kRows * kScoreStride * 4;
   static constexpr int kFactors = kWeights + kRows * kWeightStride * 2;
   static constexpr int kOffsets = kFactors + kRows * 4;
   // Of PlanKeys, and whether a page is missing.
   static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
   static constexpr int kBroken = kPlan + 16;
   static constexpr int kSharedBytes = kBroken + 16;
+  static constexpr int kLaunchBytes = LaunchBytes(kSharedBytes);
 };
 
 // Blocks that a machine takes at once.
 constexpr int kBlocksAtOnce = 264;
 constexpr int64_t kFewKeys = 0;  // Never fewer heads than there could be.
-using Heads16 = AttentionShape<1, 4>;
-using Heads32 = AttentionShape<2, 4>;
-using Heads64 = AttentionShape<4, 2>;
+// Sharing the keys keeps gfx950's two blocks of 16 heads within 160 KiB of shared memory.
+using Heads16 = AttentionShape<1, 4, kRoomForTiles>;
+using Heads32 = AttentionShape<2, 4, 1>;
+using Heads64 = AttentionShape<4, 2, 1>;
 #else
 // Heads of one token to a block, whose warpgroups of four waves share heads and latent columns.
 template <int heads, int warpgroups>
@@ -82,6 +86,7 @@ struct WarpgroupShape {
   static constexpr int kPlan = kOffsets + 2 * kKeys * 8;
   static constexpr int kBroken = kPlan + 16;
   static constexpr int kSharedBytes = kBroken + 16;
+  static constexpr int kLaunchBytes = LaunchBytes(kSharedBytes);
 };
 
 // Blocks that a machine takes at once: each has one of an H200's 132 processors to itself.

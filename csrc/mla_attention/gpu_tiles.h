@@ -3,7 +3,8 @@
 // and values.
 //
 // The waves of a row share the contraction of the scores (each adds up its part of the 576
-// columns), meet in shared memory for the softmax, and share the output's columns.
+// columns, of all keys or of some), meet in shared memory for the softmax, and share the output's
+// columns.
 #ifndef MLA_MLA_ATTENTION_GPU_TILES_H_
 #define MLA_MLA_ATTENTION_GPU_TILES_H_
 
@@ -19,8 +20,8 @@ struct TileAttention {
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kSteps = kWidth / kMmaK;       // Of the scores' contraction.
   static constexpr int kLatentSteps = kRank / kMmaK;  // The others are the rope part.
-  static constexpr int kWaveSteps = (kSteps + Shape::kColumnWaves - 1) / Shape::kColumnWaves;
-  static constexpr int kKeyTiles = Shape::kKeys / 16;
+  static constexpr int kWaveSteps = (kSteps + Shape::kParts - 1) / Shape::kParts;
+  static constexpr int kKeyTiles = Shape::kKeys / 16 / Shape::kKeyWaves;  // A wave's.
   static constexpr int kGroups =
       kRank / 64 / Shape::kColumnWaves;                        // Of 64 output columns, a wave's.
   static constexpr int kRowThreads = kThreads / Shape::kRows;  // That share a row of the softmax.
@@ -46,8 +47,11 @@ struct TileAttention {
   MLA_DEVICE static int RowWave() { return ThreadX() / kWave / Shape::kColumnWaves; }
   MLA_DEVICE static int ColumnWave() { return ThreadX() / kWave % Shape::kColumnWaves; }
   MLA_DEVICE static int FirstRow() { return RowWave() * 16; }
-  // The first step of the scores' contraction of column wave `wave`.
-  MLA_DEVICE static int FirstStep(int wave) { return wave * kSteps / Shape::kColumnWaves; }
+  // The scores of a wave: its part of the contraction, and its first key.
+  MLA_DEVICE static int ScorePart() { return ColumnWave() / Shape::kKeyWaves; }
+  MLA_DEVICE static int FirstKey() { return ColumnWave() % Shape::kKeyWaves * kKeyTiles * 16; }
+  // The first step of part `part`.
+  MLA_DEVICE static int FirstStep(int part) { return part * kSteps / Shape::kParts; }
 
   // `n` values of a query row from column `column` on, which do not cross from latent to rope.
   template <int n>
@@ -60,16 +64,16 @@ struct TileAttention {
                : LoadPack<n>(static_cast<const bf16*>(args.q_rope) + head * kRope + column - kRank);
   }
 
-  // This wave's part of the scores of its rows with all keys of a stage.
+  // This wave's part of the scores of its rows with its keys of a tile, `keys` the first of them.
   MLA_DEVICE void Scores(const bf16* keys, const Fragment (&query)[kWaveSteps], float rope_ratio,
                          float* out) const {
-    const int begin = FirstStep(ColumnWave()), end = FirstStep(ColumnWave() + 1);
+    const int begin = FirstStep(ScorePart()), end = FirstStep(ScorePart() + 1);
     Accumulator scores[kKeyTiles];
     // Downwards: the rope part comes first and is brought to the latent part's scale.
 #pragma unroll
     for (int i = kWaveSteps - 1; i >= 0; --i) {
       const int step = begin + i;
-      if (kSteps % Shape::kColumnWaves != 0 && step >= end) continue;
+      if (kSteps % Shape::kParts != 0 && step >= end) continue;
       if (kFloat8 && step == kLatentSteps - 1) ScaleAll(scores, rope_ratio);
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
@@ -102,9 +106,9 @@ struct TileAttention {
     constexpr int kRead = kThreadKeys < 4 ? kThreadKeys : 4;
     float score[kThreadKeys] = {}, highest = peak;
 #pragma unroll
-    for (int c = 0; c < Shape::kColumnWaves; ++c) {
+    for (int p = 0; p < Shape::kParts; ++p) {
       const float* part =
-          Part<float>(Shape::kScores) + (c * Shape::kRows + row) * Shape::kScoreStride + first;
+          Part<float>(Shape::kScores) + (p * Shape::kRows + row) * Shape::kScoreStride + first;
 #pragma unroll
       for (int i = 0; i < kThreadKeys; i += kRead) {
         const auto read = LoadPack<kRead>(part + i);
@@ -209,7 +213,7 @@ struct TileAttention {
     Keys<Shape, Cache, kThreads> keys(args, plan, share, shared);
 
     Fragment query[kWaveSteps];
-    const int begin = FirstStep(ColumnWave());
+    const int begin = FirstStep(ScorePart());
 #pragma unroll
     for (int i = 0; i < kWaveSteps; ++i) {
       query[i] = MakeFragment([&](int vector, int k) {
@@ -220,12 +224,12 @@ struct TileAttention {
     const float rope_ratio = kFloat8 ? args.scales[1] / args.scales[0] : 1.0f;
     const float scale = args.softmax_scale * kLog2E * (kFloat8 ? args.scales[0] : 1.0f);
     float* scores = Part<float>(Shape::kScores) +
-                    (ColumnWave() * Shape::kRows + FirstRow()) * Shape::kScoreStride;
+                    (ScorePart() * Shape::kRows + FirstRow()) * Shape::kScoreStride + FirstKey();
 
     for (int key = share.first; key < share.end; key += Shape::kKeys) {
       const bf16* tile = keys.Next();
       keys.Prefetch();
-      Scores(tile, query, rope_ratio, scores);
+      Scores(tile + FirstKey() * Shape::kStride, query, rope_ratio, scores);
       Barrier();
       Softmax(share.end - key, scale, peak, total);
       Barrier();

@@ -23,7 +23,7 @@ struct Choice {
 
 template <typename Shape>
 constexpr Choice TilesOf(const char* name) {
-  return {name, Shape::kRows, Shape::kThreads, Shape::kSharedBytes};
+  return {name, Shape::kRows, Shape::kThreads, Shape::kLaunchBytes};
 }
 
 Choice Choose(const ExpandedAttentionArgs& args) {

@@ -57,12 +57,13 @@ struct ExpandedShape {
   static constexpr int kRowBytes = shared ? kThreads * row_tiles * 2 * 4 : 0;
   static constexpr int kTotals = kPeaks + kRowBytes;
   static constexpr int kSharedBytes = kTotals + kRowBytes;
+  static constexpr int kLaunchBytes = LaunchBytes(kSharedBytes);
 };
 
 #if defined(MLA_ON_ROCM)
-// 64 KiB of shared memory hold the keys of three blocks.
-using ExpandedLong = ExpandedShape<4, 2, 32, 1, false>;
-using ExpandedShort = ExpandedShape<4, 1, 32, 1, false>;
+// gfx942's 64 KiB of shared memory hold the keys of three blocks; gfx950 has 160 KiB.
+using ExpandedLong = ExpandedShape<4, 2, 32, kRoomForTiles, false>;
+using ExpandedShort = ExpandedShape<4, 1, 32, kRoomForTiles, false>;
 #else
 // 227 KiB: of one block of 256 rows, or of two of 128.
 using ExpandedLong = ExpandedShape<8, 2, 64, 2, true>;

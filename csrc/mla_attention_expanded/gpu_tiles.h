@@ -14,13 +14,8 @@ template <typename Shape>
 struct TileExpanded {
   static constexpr int kThreads = Shape::kThreads, kKeys = Shape::kKeys, kStride = Shape::kStride;
   using Rows = WaveRows<Shape>;
-#if defined(__HIP__)
   template <int width, int rows = kKeys, int stride = kStride>
-  using Copy = RegisterCopy<bf16, width, rows, kThreads, PaddedRows<stride>>;
-#else
-  template <int width, int rows = kKeys, int stride = kStride>
-  using Copy = AsyncCopy<bf16, width, rows, kThreads, PaddedRows<stride>>;
-#endif
+  using Copy = TileCopy<bf16, width, rows, kThreads, PaddedRows<stride>>;
 
   const ExpandedAttentionArgs& args;
   const float& scale;  // Of scores, to base-2 logarithms.

@@ -1,5 +1,6 @@
 """FP8 formats: which one a device gets, every code's value after the load step, and models that hold them."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 import mla_jax
 from custom_calls.quantized_tensor import QuantizedTensor, dequantize
-from mla_jax.errors import ConfigError
+from mla_jax.errors import CheckpointError, ConfigError
 from mla_jax.fp8_format import in_fp8_format, resolve_fp8_format
 from mla_jax.models import freeze
 
@@ -64,6 +65,18 @@ def test_every_code_keeps_its_value():
     np.testing.assert_array_equal(np.asarray(dequantize(made)), np.asarray(dequantize(tensor)))
     assert np.asarray(made.data).view(np.uint8)[1, 0] == 0
     assert in_fp8_format(tensor, "e4m3fn") is tensor
+
+
+def test_a_checkpoint_of_fnuz_codes_is_refused(tmp_path):
+    """Its +-240 has no OCP code of twice the value: nothing here reads such bytes as if they were OCP's."""
+    shutil.copytree(GOLDENS / "fp8_block", tmp_path, dirs_exist_ok=True)
+    file = next(path for path in sorted(tmp_path.glob("*.safetensors")) if b'"F8_E4M3"' in path.read_bytes())
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b'"F8_E4M3"', b'"F8_E4M3FNUZ"', 1)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    with pytest.raises(CheckpointError, match=r"tensor '\S+': dtype: expected one of .*got 'F8_E4M3FNUZ'"):
+        mla_jax.load(tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("case", ["fp8_block", "fp8_ue8m0", "fp8_tensor", "quark_mixed", "ct_int4"])

@@ -235,6 +235,8 @@ def test_unknown_instructions_are_all_named_when_the_kernel_is_looked_up(archite
          "buffer_load_dword v40, v1, s[20:23], 0 offen", "only raw buffers"),
         ("s_load_dword s20, s[6:7], 0x2", "not aligned to four bytes"),
         ("s_branch 20000", "s_branch"),
+        ("s_mov_b32 m0, 0\nglobal_load_lds_dword v1, s[6:7]", "global_load_lds.*one wait state must lie behind"),
+        ("s_mov_b32 m0, 0\ns_nop 0\nscratch_load_lds_dword v1, off", "scratch_load_lds_dword.*no such instruction"),
     ],
 )  # fmt: skip
 def test_refused_forms(architecture: str, text: str, message: str) -> None:

@@ -8,6 +8,7 @@ from emulation import EmulatorError
 from snippets import (
     INTEGER_CORNERS,
     LANES,
+    LDS_BYTES,
     Case,
     check_cases,
     mixed_inputs,
@@ -304,7 +305,65 @@ def buffer_to_lds(suffix: str, words: int, value: Callable[[np.ndarray], np.ndar
     )
 
 
+def to_lds_in_holes(words: int) -> Case:
+    """A lane's number and not its rank among the enabled ones says where its element lands; others' places stay."""
+    exec_mask = 0x8421
+
+    def expect(*rows: np.ndarray) -> np.ndarray:
+        out = np.full_like(rows[0], 0x77777777)
+        flat = np.concatenate(rows, 1)
+        for lane in range(16):
+            if exec_mask >> lane & 1:
+                at = slice(lane * words, (lane + 1) * words)
+                out[:, at] = flat[:, (15 - lane) * 4 : (15 - lane) * 4 + words]
+        return out
+
+    suffix = "" if words == 1 else f"x{words}"
+    text = (
+        "v_mov_b32_e32 v60, 0x77777777\nds_write_b32 v1, v60 offset:64\ns_movk_i32 m0, 64\n"
+        "v_sub_u32_e32 v61, 15, v0\nv_lshlrev_b32_e32 v61, 4, v61\nv_mov_b32_e32 v63, s7\n"
+        "v_add_co_u32_e32 v62, vcc, s6, v61\nv_addc_co_u32_e32 v63, vcc, 0, v63, vcc\n"
+        f"s_mov_b64 exec, 0x{exec_mask:x}\nglobal_load_lds_dword{suffix} v[62:63], off\n"
+        "s_waitcnt vmcnt(0)\ns_mov_b64 exec, -1\nds_read_b32 v40, v1 offset:64"
+    )
+    return Case(text, expect)
+
+
+def waited_for(words: int) -> Case:
+    """Of two loads to the same place vmcnt says which has arrived: neither, the first, both; others count too."""
+    suffix = "" if words == 1 else f"x{words}"
+    load = f"global_load_lds_dword{suffix} v61, s[6:7]"
+    steps = [f"s_waitcnt vmcnt({later})\nds_read_b32 v{40 + i}, v1" for i, later in enumerate((3, 2, 1, 0))]
+    text = (
+        "v_mov_b32_e32 v60, 0x77777777\nds_write_b32 v1, v60\ns_mov_b32 m0, 0\n"
+        f"v_mul_u32_u24_e32 v61, {4 * words}, v0\ns_mov_b64 exec, 0xffff\n{load}\n"
+        f"v_add_u32_e32 v61, 0x100, v61\n{load}\ns_mov_b64 exec, -1\n"
+        "global_load_dword v62, v1, s[6:7]\n" + "\n".join(steps)
+    )
+
+    def expect(*rows: np.ndarray) -> np.ndarray:
+        count = 16 * words
+        first, second = (np.where(np.arange(LANES) < count, row, np.uint32(0x77777777)) for row in rows[:2])
+        return np.stack([np.full_like(first, 0x77777777), first, second, second], 1)
+
+    return Case(text, expect, words=4)
+
+
+def waited_for_among_many() -> Case:
+    """The counter has six bits: of 21 instructions 21 may be under way, the load to LDS too, or the last 20."""
+    plain = "\n".join(["global_load_dword v62, v1, s[6:7]"] * 20)
+    text = (
+        "v_mov_b32_e32 v60, 0x77777777\nds_write_b32 v1, v60\ns_mov_b32 m0, 0\ns_nop 0\n"
+        f"global_load_lds_dword v1, s[6:7]\n{plain}\n"
+        "s_waitcnt vmcnt(21)\nds_read_b32 v40, v1\ns_waitcnt vmcnt(20)\nds_read_b32 v41, v1"
+    )
+    return Case(text, lambda a, *_: np.stack([np.full_like(a, 0x77777777), a], 1), words=2)
+
+
 DMA = [
+    to_lds_in_holes(1),
+    waited_for(1),
+    waited_for_among_many(),
     to_lds("global_load_lds_dword", 1, lambda a: a),
     to_lds("global_load_lds_ubyte", 1, lambda a: a & np.uint32(255)),
     to_lds("global_load_lds_sbyte", 1, lambda a: extended(a & np.uint32(255), 8).view(np.uint32)),
@@ -315,6 +374,9 @@ DMA = [
     buffer_to_lds("ushort", 1, lambda a: a & np.uint32(0xFFFF)),
 ]
 DMA_950 = [
+    to_lds_in_holes(3),
+    to_lds_in_holes(4),
+    waited_for(4),
     to_lds("global_load_lds_dwordx3", 3, lambda a: a),
     to_lds("global_load_lds_dwordx4", 4, lambda a: a),
     buffer_to_lds("dwordx3", 3, lambda a: a),
@@ -402,6 +464,34 @@ def test_lds(architecture: str, rng: np.random.Generator) -> None:
 def test_global_to_lds(architecture: str, rng: np.random.Generator) -> None:
     cases = DMA + (DMA_950 if architecture == "gfx950" else [])
     check_cases(architecture, cases, mixed_inputs(rng, INTEGER_CORNERS, groups=3))
+
+
+def test_global_to_lds_stays_inside(architecture: str) -> None:
+    size, suffix = (16, "x4") if architecture == "gfx950" else (4, "")
+    inputs = np.zeros((1, 4, LANES), np.uint32)
+
+    def run(base: int, offset: int) -> None:
+        load = f"global_load_lds_dword{suffix} v61, s[6:7] offset:{offset}"
+        text = f"s_mov_b32 m0, 0x{base:x}\nv_mov_b32_e32 v61, 0\n{load}"
+        run_pieces(architecture, [(text, 1)], inputs)
+
+    last = LDS_BYTES - LANES * size
+    run(last, 0)
+    # The offset moves both addresses; M0 has more than sixteen bits.
+    for base, offset in ((last + 4, 0), (last, 4), (0x10000, 0)):
+        with pytest.raises(
+            EmulatorError,
+            match=rf"load_lds.*LDS access of {size} bytes by lane \d+ .* is outside",
+        ):
+            run(base, offset)
+    with pytest.raises(
+        EmulatorError, match=r"global_load_lds_dword.*global load .* is outside every registered"
+    ):
+        run_pieces(
+            architecture,
+            [(f"s_mov_b32 m0, 0\nv_mov_b32_e32 v61, 0x400\nglobal_load_lds_dword{suffix} v61, s[6:7]", 1)],
+            inputs,
+        )
 
 
 def test_transposed_reads(rng: np.random.Generator) -> None:

@@ -43,12 +43,28 @@ def test_local_memory_fits(kernels: list[isa_report.Kernel]) -> None:
 MATRIX = {"gfx942": "v_mfma_f32_16x16x16_bf16", "gfx950": "v_mfma_f32_16x16x32_bf16"}
 
 
+def check_tile_loads(kernel: isa_report.Kernel, runs: int) -> None:
+    """How keys come: 16 bytes a lane, on gfx950 straight to local memory, a row of them in `runs` instructions."""
+    direct = kernel.instructions["global_load_lds_dwordx4"]
+    if kernel.architecture == "gfx950":
+        # In the code twice: for the first tile, and for the next one while a tile is worked on.
+        assert direct == 2 * runs * 32 // (kernel.threads // 64), kernel.name
+        # Work goes on with the next tile under way. The compiler counts only its own loads: a wait for one of
+        # these would be one for the tile.
+        names = [line.split()[0] for line in kernel.code]
+        last = len(names) - 1 - names[::-1].index("global_load_lds_dwordx4")
+        until = names.index(MATRIX["gfx950"], last)
+        assert [line for line in kernel.code[last:until] if "vmcnt" in line] == [], kernel.name
+    else:
+        assert direct == 0 and kernel.instructions["global_load_dwordx4"] > 0, kernel.name
+
+
 def test_attention_multiplies_on_matrix_cores(kernels: list[isa_report.Kernel]) -> None:
     tiles = [k for k in kernels if re.fullmatch(r"mla_attention_\d+(_f8)?", k.name)]
     assert len(tiles) == 12
     for k in tiles:
         assert set(k.matrix) == {MATRIX[k.architecture]}
-        assert k.instructions["global_load_dwordx4"] > 0, "rows come in chunks of 16 bytes"
+        check_tile_loads(k, 1 if k.name.endswith("_f8") else 2)
         assert not any(name.startswith("flat_") for name in k.instructions), "pointers are known to be global"
 
 
@@ -68,8 +84,15 @@ def test_expanded_attention_multiplies_on_matrix_cores(kernels: list[isa_report.
         # Scores of 192 columns and sums of 128, for a wave's rows and 32 keys, each in the code once.
         rows, steps = (2 if k.name.endswith("long") else 1), {"gfx942": 12, "gfx950": 6}[k.architecture]
         assert k.matrix == {MATRIX[k.architecture]: rows * (2 * steps + 8 * steps // 6)}, k.name
-        assert k.instructions["global_load_dwordx4"] > 0, "rows come in chunks of 16 bytes"
-        assert k.dynamic_lds > 0
+        check_tile_loads(k, 2)
+
+
+def test_absorbing_blocks_share_a_compute_unit(kernels: list[isa_report.Kernel]) -> None:
+    tiles = [k for k in kernels if re.fullmatch(r"mla_absorb_(across|along)_\w+_(16|64)", k.name)]
+    assert len(tiles) == 16
+    for k in tiles:
+        assert set(k.matrix) == {MATRIX[k.architecture]}
+        assert k.waves_per_simd >= 2, f"{k.name} on {k.architecture}"
 
 
 def test_every_kernel_knows_its_address_spaces(kernels: list[isa_report.Kernel]) -> None:

@@ -108,6 +108,22 @@ uint8_t* flat_at(Wave& wave, int lane, uint64_t address, int bytes, bool write) 
   return global_at(wave, lane, address, bytes, write);
 }
 
+void send_to_lds(Wave& wave, int lane, uint64_t address, const uint8_t* data, int bytes) {
+  Arrival arrival{wave.vector_memory, lds_at(wave, lane, address, bytes), bytes, {}};
+  std::memcpy(arrival.data, data, size_t(bytes));
+  wave.arrivals.push_back(arrival);
+}
+
+void arrive_in_lds(Wave& wave, uint64_t later) {
+  size_t arrived = 0;
+  for (; arrived < wave.arrivals.size(); ++arrived) {
+    const Arrival& arrival = wave.arrivals[arrived];
+    if (arrival.issued + later > wave.vector_memory) break;
+    std::memcpy(arrival.to, arrival.data, size_t(arrival.bytes));
+  }
+  wave.arrivals.erase(wave.arrivals.begin(), wave.arrivals.begin() + long(arrived));
+}
+
 void load_into(Wave& wave, const Transfer& transfer, int index, int lane, const uint8_t* from) {
   if (transfer.width == Width::whole && !transfer.half) {
     for (int word = 0; word < transfer.bytes / 4; ++word)

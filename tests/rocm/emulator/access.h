@@ -15,6 +15,11 @@ uint8_t* private_at(Wave& wave, int lane, uint64_t address, int bytes);
 // A flat address goes to one of the three.
 uint8_t* flat_at(Wave& wave, int lane, uint64_t address, int bytes, bool write);
 
+// Data under way to LDS, which must lie inside: nobody sees them before the wave waits for them.
+void send_to_lds(Wave& wave, int lane, uint64_t address, const uint8_t* data, int bytes);
+// All arrive but those of the last `later` vector memory instructions of the wave.
+void arrive_in_lds(Wave& wave, uint64_t later);
+
 // How a loaded value reaches its registers, and how a stored one leaves them.
 enum class Width : uint8_t { whole, unsigned_byte, signed_byte, unsigned_short, signed_short };
 struct Transfer {

@@ -123,6 +123,10 @@ void attach_meaning(Instruction& out, const Line& line) {
   out.execute = meaning.execute;
   out.detail = meaning.detail;
   out.vector_alu = name.rfind("v_", 0) == 0;
+  for (const char* prefix : {"global_", "flat_", "scratch_", "buffer_"})
+    out.vector_memory |= name.rfind(prefix, 0) == 0 && !meaning.operands_free;
+  out.reads_m0 = name.find("_load_lds_") != std::string::npos;
+  out.immediate = uint16_t(line.immediate);
   if (meaning.operands_free) return;
 
   if (name.rfind("v_fma_mix", 0) == 0 || name.rfind("v_mfma_scale", 0) == 0)
@@ -155,6 +159,11 @@ void attach_meaning(Instruction& out, const Line& line) {
                                 " is not known");
   if (out.modifiers.index_enable) throw std::invalid_argument("indexed buffers are not known");
   if (out.modifiers.abid) throw std::invalid_argument("abid is not known");
+}
+
+bool writes_m0(const Instruction& instruction) {
+  const Operand& to = instruction.destination[0];
+  return instruction.destinations > 0 && to.kind == OperandKind::scalar && to.index == kM0;
 }
 
 }  // namespace
@@ -193,6 +202,8 @@ Program link_program(const std::vector<Line>& lines) {
     program.texts.push_back(line.text);
     try {
       attach_meaning(out, line);
+      if (out.reads_m0 && i > 0 && writes_m0(program.instructions[i - 1]))
+        throw std::invalid_argument("one wait state must lie behind the write of M0");
       if (line.mnemonic == "s_branch" || line.mnemonic.rfind("s_cbranch_", 0) == 0) {
         out.target = program.find(out.next_address + uint64_t(4 * int64_t(line.immediate)));
         if (out.target < 0) throw std::invalid_argument("it branches out of the code object");

@@ -96,13 +96,21 @@ void add_flow(Table& t) {
             wave.mode >> (packed >> 6 & 31) & u32((1ull << ((packed >> 11) + 1)) - 1);
       },
       1, 1};
-  // Memory operations complete at once here: waits, cache controls, priorities and hints have
-  // nothing to do.
+  // vmcnt's six bits are the lowest four and the highest two. What other counters count completes
+  // at once.
+  t["s_waitcnt"] = {[](Wave& wave, const Instruction& i) {
+                      arrive_in_lds(wave, (i.immediate & 15u) | (i.immediate >> 14 << 4));
+                    },
+                    0,
+                    0,
+                    ~0u,
+                    false,
+                    true};
+  // Cache controls, priorities and hints have nothing to do.
   const Meaning nothing{[](Wave&, const Instruction&) {}, 0, 0, ~0u, false, true};
-  for (const char* name :
-       {"s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_dcache_inv", "s_dcache_wb",
-        "s_icache_inv", "s_ttracedata", "s_sendmsg", "v_nop", "buffer_wbl2", "buffer_inv",
-        "s_incperflevel", "s_decperflevel"})
+  for (const char* name : {"s_nop", "s_sleep", "s_setprio", "s_sethalt", "s_dcache_inv",
+                           "s_dcache_wb", "s_icache_inv", "s_ttracedata", "s_sendmsg", "v_nop",
+                           "buffer_wbl2", "buffer_inv", "s_incperflevel", "s_decperflevel"})
     t[name] = nothing;
 }
 

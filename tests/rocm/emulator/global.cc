@@ -134,7 +134,7 @@ void store(Wave& wave, const Instruction& i) {
 }
 
 // LDS receives consecutive elements of the enabled lanes' numbers from M0 and the instruction's
-// offset on.
+// offset on, once the wave waits for them.
 template <Space kSpace, const Transfer& kTransfer>
 void load_to_lds(Wave& wave, const Instruction& i) {
   const uint64_t base = wave.s[kM0] + uint64_t(i.modifiers.offset);
@@ -142,21 +142,16 @@ void load_to_lds(Wave& wave, const Instruction& i) {
                        [&](int lane, const uint8_t* from) {
                          // Narrow elements still take a whole word each.
                          const int step = std::max(kTransfer.bytes, 4);
-                         uint8_t* to = lds_at(wave, lane, base + uint64_t(lane * step), step);
-                         uint32_t narrow = 0;
-                         if (kTransfer.bytes >= 4) {
-                           if (from)
-                             std::memcpy(to, from, size_t(kTransfer.bytes));
-                           else
-                             std::memset(to, 0, size_t(kTransfer.bytes));
-                           return;
-                         }
-                         if (from) std::memcpy(&narrow, from, size_t(kTransfer.bytes));
+                         uint8_t data[16] = {};
+                         if (from) std::memcpy(data, from, size_t(kTransfer.bytes));
+                         uint32_t narrow;
+                         std::memcpy(&narrow, data, 4);
                          if (kTransfer.width == Width::signed_byte)
                            narrow = uint32_t(int32_t(int8_t(narrow)));
                          if (kTransfer.width == Width::signed_short)
                            narrow = uint32_t(int32_t(int16_t(narrow)));
-                         std::memcpy(to, &narrow, 4);
+                         std::memcpy(data, &narrow, 4);
+                         send_to_lds(wave, lane, base + uint64_t(lane * step), data, step);
                        });
 }
 

@@ -92,10 +92,13 @@ struct Instruction {
   std::array<Operand, 2> destination{};
   std::array<Operand, 6> source{};
   uint8_t destinations = 0, sources = 0;
-  bool vector_alu = false;  // VGPR indexing displaces it
+  bool vector_alu = false;     // VGPR indexing displaces it
+  bool vector_memory = false;  // vmcnt counts it
+  bool reads_m0 = false;       // as the place in LDS that it loads to
   Modifiers modifiers;
   const void* detail = nullptr;
-  int32_t target = -1;  // branches: index of the instruction they go to
+  int32_t target = -1;     // branches: index of the instruction they go to
+  uint16_t immediate = 0;  // the low half of the first word
   uint64_t address = 0, next_address = 0;
   uint32_t name = 0;    // index into the program's mnemonics
   std::string problem;  // why it cannot be executed; empty when it can

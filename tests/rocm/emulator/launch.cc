@@ -147,6 +147,7 @@ void run_wave(Wave& wave, uint64_t quantum) {
       const Instruction& instruction = instructions[size_t(current)];
       ++launch.executed[size_t(current)];
       ++wave.pc;
+      if (instruction.vector_memory) ++wave.vector_memory;
       if (wave.indexed && instruction.vector_alu)
         execute_indexed(wave, instruction);
       else

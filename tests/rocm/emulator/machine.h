@@ -80,6 +80,14 @@ struct Workgroup {
   uint32_t id[3];
 };
 
+// What a load that goes straight to LDS will write there.
+struct Arrival {
+  uint64_t issued;  // The wave's vector memory instructions up to this one.
+  uint8_t* to;
+  int bytes;
+  uint8_t data[16];
+};
+
 struct Wave {
   Workgroup& group;
   Launch& launch;
@@ -90,7 +98,8 @@ struct Wave {
   std::unique_ptr<uint32_t[]> storage;
   std::vector<uint8_t> scratch;
   int pc = 0;
-  uint64_t executed = 0;
+  uint64_t executed = 0, vector_memory = 0;
+  std::vector<Arrival> arrivals;
   uint32_t mode = 0;
   // VGPR indexing (s_set_gpr_idx_on): which of src0, src1, src2 and dst are displaced, and by how
   // many registers.
