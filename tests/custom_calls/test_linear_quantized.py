@@ -115,6 +115,18 @@ class TestLinearQuantized(OpTests):
         **{f"{layout}-M12-N8600": make(12, 8600, 128, layout) for layout in ("mxfp4", "fp8_block128")},
         **{f"{layout}-M33-N8600": make(33, 8600, 32, layout) for layout in ("mxfp4", "int4_group32")},
         **{f"{layout}-M70-N12500": make(70, 12500, 64, layout) for layout in ("mxfp4", "fp8_block128")},
+        # MXFP4's kernels of warpgroups: each count of tokens, whole and ragged rows, fewer steps than splits.
+        "mxfp4-M9-K128": make(9, 70, 128, "mxfp4", bias="float32"),
+        "mxfp4-M13-N25000": make(13, 25000, 128, "mxfp4"),
+        "mxfp4-M31-K2944": make(31, 300, 2944, "mxfp4", bias="bfloat16"),
+        "mxfp4-M17-N35000": make(17, 35000, 128, "mxfp4"),
+        "mxfp4-M60-N4100": make(60, 4100, 1152, "mxfp4", bias="float32"),
+        "mxfp4-M64-N17000": make(64, 17000, 128, "mxfp4"),
+        "mxfp4-M50-N7100": make(50, 7100, 2048, "mxfp4"),
+        "mxfp4-M100-N24500": make(100, 24500, 128, "mxfp4"),
+        "mxfp4-M128-N2100": make(128, 2100, 1536, "mxfp4", bias="float32"),
+        "mxfp4-M120-N12600": make(120, 12600, 3072, "mxfp4"),
+        "mxfp4-M129": make(129, 20, 128, "mxfp4"),
         **{
             f"{layout}-M97": make(97, 20, 64, layout, bias="float32")
             for layout in ("mxfp4", "fp8_channel", "fp8_tensor")
