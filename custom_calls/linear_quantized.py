@@ -17,6 +17,9 @@ TARGET_DEQUANTIZE = "mla_jax.mxfp4_dequantize.v1"
 MAX_GPU_ROWS = 96
 """On GPUs, with more bfloat16 rows than this, weights that bfloat16 holds exactly go through XLA's own dot."""
 
+MAX_MXFP4_GPU_ROWS = 128
+"""The same for MXFP4, whose one decoded copy costs more."""
+
 
 def _abstract(
     x: jax.Array, data: jax.Array, *_: jax.Array, out_dtype: str, **__: Any
@@ -75,7 +78,8 @@ def _native_gpu(
     block: tuple[int, int],
 ) -> Arrays:
     exact = container in ("mxfp4", "fp8_channel", "fp8_tensor")
-    if is_fnuz(data) or x.dtype != jnp.bfloat16 or x.shape[0] <= MAX_GPU_ROWS or not exact:
+    most = MAX_MXFP4_GPU_ROWS if container == "mxfp4" else MAX_GPU_ROWS
+    if is_fnuz(data) or x.dtype != jnp.bfloat16 or x.shape[0] <= most or not exact:
         return _native(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
     if container == "mxfp4":
         values = jax.ShapeDtypeStruct((data.shape[0], x.shape[1]), jnp.bfloat16)
@@ -108,7 +112,8 @@ LINEAR_QUANTIZED: Op = Op(
     gpu=Native(
         (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
         _native_gpu,
-        f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows go to XLA's own dot, for exact weights",
+        f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows ({MAX_MXFP4_GPU_ROWS} of MXFP4) go to XLA's own dot, "
+        "for exact weights",
     ),
     batch=_batch,
 )

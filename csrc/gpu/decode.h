@@ -89,11 +89,14 @@ MLA_DEVICE Octet DecodeE2M1(uint32_t word, const GroupScale& scale) {
     out.pairs[i] = scale.byte == 255 ? 0x7fc07fc0u : scaled;
   }
 #else
-  const uint32_t low = word >> 6;
-  out.pairs[0] = ((word << 12) & kSigns) | ((word << 6) & kMagnitudes);
-  out.pairs[1] = ((word << 8) & kSigns) | ((word << 2) & kMagnitudes);
-  out.pairs[2] = ((word << 4) & kSigns) | ((low << 4) & kMagnitudes);
-  out.pairs[3] = (word & kSigns) | (low & kMagnitudes);
+  // Two copies of a nibble, one for its magnitude and one for its sign, by one multiplication:
+  // fewer instructions than shifts, and half of them not the integer unit's.
+  constexpr uint32_t kBoth = kSigns | kMagnitudes;
+  const uint32_t high = word >> 8;
+  out.pairs[0] = ((word & 0x000f000fu) * 0x1040u) & kBoth;
+  out.pairs[1] = ((word & 0x00f000f0u) * 0x0104u) & kBoth;
+  out.pairs[2] = ((high & 0x000f000fu) * 0x1040u) & kBoth;
+  out.pairs[3] = ((high & 0x00f000f0u) * 0x0104u) & kBoth;
   const uint32_t byte = scale.byte;
   uint32_t factor = (byte + 126u) * 0x00800080u;
   if constexpr (two_steps) {

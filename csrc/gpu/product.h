@@ -111,11 +111,40 @@ using HighShape16 = ProductShape<1, 16, 9, 2, true, 1>;
 using HighShape32 = ProductShape<1, 32, 9, 2, true, 1>;
 #endif
 
+#if !defined(MLA_ON_ROCM)
+// MXFP4 on Hopper: warpgroups of 64 rows each, and clusters of `splits` blocks that share the
+// contraction.
+template <int groups, int tokens, int splits, int blocks>
+struct WarpgroupShape {
+  static constexpr int kTokens = tokens, kSplits = splits;
+  static constexpr int kBlocks = blocks;  // That should fit on a processor together.
+  static constexpr int kThreads = groups * 128, kRows = groups * 64;
+  static constexpr int kRing = 4, kStep = 128;
+
+  // Parts of dynamic shared memory: three steps' tokens, and four's scales and weights; in the same
+  // place afterwards, sums.
+  static constexpr int kStepBytes =
+      3 * tokens * kStep * 2 + kRing * kRows * (kStep / 32 + kStep / 2);
+  static constexpr int kSumBytes = tokens * (kRows + 4) * 4;
+  static constexpr int kSharedBytes = kStepBytes > kSumBytes ? kStepBytes : kSumBytes;
+};
+using Warpgroups16Split4 = WarpgroupShape<1, 16, 4, 4>;
+using Warpgroups16 = WarpgroupShape<2, 16, 1, 2>;
+using Warpgroups32Split4 = WarpgroupShape<2, 32, 4, 2>;
+using Warpgroups32 = WarpgroupShape<2, 32, 1, 2>;
+using Warpgroups64Split4 = WarpgroupShape<2, 64, 4, 2>;
+using Warpgroups64 = WarpgroupShape<2, 64, 1, 2>;
+using Warpgroups128Split4 = WarpgroupShape<2, 128, 4, 1>;
+using Warpgroups128Split2 = WarpgroupShape<3, 128, 2, 1>;
+using Warpgroups128 = WarpgroupShape<3, 128, 1, 1>;
+#endif
+
 #if defined(MLA_GPU)
 // A kernel for a product and how it covers it; from shapes alone.
 struct ProductKernel {
   const char* name;
   int tokens, rows, threads, shared_bytes;  // Tokens and weight rows of a block.
+  int splits = 1;                           // Blocks that share them.
 };
 // `tokens` is how many a batch, or an expert on average, has.
 ProductKernel ChooseProduct(const ProductArgs& args, int64_t tokens);

@@ -15,8 +15,10 @@ struct ProductBlock {
   const uint8_t* scale;
 
   // Blocks that share weight rows are neighbours.
-  MLA_DEVICE ProductBlock(const ProductArgs& product, int tokens) : args(product) {
-    const int x = BlockX();
+  MLA_DEVICE ProductBlock(const ProductArgs& product, int tokens)
+      : ProductBlock(product, tokens, BlockX()) {}
+  // The x-th of the grid; for kernels of which several blocks share one's work.
+  MLA_DEVICE ProductBlock(const ProductArgs& product, int tokens, int x) : args(product) {
     const int token_block = x % args.token_blocks, rest = x / args.token_blocks;
     row_block = rest % args.row_blocks;
     batch = rest / args.row_blocks;

@@ -40,6 +40,11 @@ MLA_DEVICE void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "
 // After the last product; then other work, and FinishProducts() before the sums are read.
 MLA_DEVICE void EndProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 MLA_DEVICE void FinishProducts() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// Until at most the last `later` groups of products are under way.
+template <int later>
+MLA_DEVICE void FinishProductsBut() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(later) : "memory");
+}
 
 // A barrier of one warpgroup; `which` differs from group to group.
 MLA_DEVICE void WarpgroupBarrier(int which) {
@@ -78,6 +83,38 @@ MLA_DEVICE void WarpgroupMma(float (&sums)[values], SharedMatrix a, SharedMatrix
   }
 }
 #undef MLA_WGMMA
+
+// sums += A * B, with A in registers: those of mma.m16n8k16 for the wave's 16 of the 64 rows. They
+// must stay as they are until the product has finished.
+#define MLA_REGISTERS64                                                              \
+  MLA_REGISTERS32                                                                    \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MLA_WGMMA_HELD(shape, registers, a_at, b_at, ...)                                     \
+  asm volatile("wgmma.mma_async.sync.aligned." shape ".f32.bf16.bf16 {" registers "}, {" a_at \
+               "}, %" b_at ", 1, 1, 1, 0;"                                                    \
+               : __VA_ARGS__                                                                  \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.Descriptor()))
+template <int values>
+MLA_DEVICE void WarpgroupMmaHeld(float (&sums)[values], const uint32_t (&a)[4], SharedMatrix b) {
+  static_assert(values == 4 || values == 8 || values == 16 || values == 32 || values == 64,
+                "n is 8 to 128");
+  if constexpr (values == 4) {
+    MLA_WGMMA_HELD("m64n8k16", MLA_REGISTERS4, "%4, %5, %6, %7", "8", MLA_SUMS4(0));
+  } else if constexpr (values == 8) {
+    MLA_WGMMA_HELD("m64n16k16", MLA_REGISTERS8, "%8, %9, %10, %11", "12", MLA_SUMS8(0));
+  } else if constexpr (values == 16) {
+    MLA_WGMMA_HELD("m64n32k16", MLA_REGISTERS16, "%16, %17, %18, %19", "20", MLA_SUMS16(0));
+  } else if constexpr (values == 32) {
+    MLA_WGMMA_HELD("m64n64k16", MLA_REGISTERS32, "%32, %33, %34, %35", "36", MLA_SUMS16(0),
+                   MLA_SUMS16(16));
+  } else {
+    MLA_WGMMA_HELD("m64n128k16", MLA_REGISTERS64, "%64, %65, %66, %67", "68", MLA_SUMS16(0),
+                   MLA_SUMS16(16), MLA_SUMS16(32), MLA_SUMS16(48));
+  }
+}
+#undef MLA_WGMMA_HELD
+#undef MLA_REGISTERS64
 #undef MLA_SUMS4
 #undef MLA_SUMS8
 #undef MLA_SUMS16

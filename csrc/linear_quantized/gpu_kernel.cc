@@ -1,6 +1,9 @@
 // The kernels of products on a GPU by name; every op that is made of products launches them.
 #include "gpu/product_plain.h"
 #include "gpu/product_tiles.h"
+#if !defined(__HIP__)
+#include "gpu/product_warpgroups.h"
+#endif
 
 using mla::gpu::ProductArgs;
 
@@ -50,6 +53,26 @@ MLA_UNGATED_PRODUCTS(int4, FormatInt4)
 MLA_PRODUCT(mla_product_e2m1_tile64, FormatE2M1, TileShape64)
 MLA_PRODUCT(mla_product_e4m3_tile64, FormatE4M3, TileShape64)
 MLA_PRODUCT(mla_product_bf16_tile64, FormatBF16, TileShape64)
+
+#if !defined(__HIP__)
+#define MLA_WARPGROUP_PRODUCT(name, Shape)                                                       \
+  extern "C" __global__ void __cluster_dims__(mla::gpu::Shape::kSplits, 1, 1) __launch_bounds__( \
+      mla::gpu::Shape::kThreads, mla::gpu::Shape::kBlocks) name(const ProductArgs args) {        \
+    mla::gpu::WarpgroupProduct<mla::gpu::FormatE2M1, mla::gpu::Shape>(                           \
+        args, reinterpret_cast<char*>(mla_product_shared))                                       \
+        .Run();                                                                                  \
+  }
+
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups16_split4, Warpgroups16Split4)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups16, Warpgroups16)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups32_split4, Warpgroups32Split4)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups32, Warpgroups32)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups64_split4, Warpgroups64Split4)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups64, Warpgroups64)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups128_split4, Warpgroups128Split4)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups128_split2, Warpgroups128Split2)
+MLA_WARPGROUP_PRODUCT(mla_product_e2m1_warpgroups128, Warpgroups128)
+#endif
 
 MLA_GPU_KERNEL(mla_product_plain, mla::gpu::kPlainThreads, ProductArgs) {
   mla::gpu::PlainProduct(args).Run();

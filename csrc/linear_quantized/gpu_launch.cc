@@ -95,6 +95,59 @@ bool TakesMatrixCores(const ProductArgs& args) {
   return false;
 }
 
+#if !defined(MLA_ON_ROCM)
+// Whether the kernels of warpgroups can take operands that other matrix-core kernels can.
+bool TakesWarpgroups(const ProductArgs& args) {
+  return args.format == WeightFormat::kE2M1 && args.k % Warpgroups16::kStep == 0 &&
+         Aligned(args.scale, 4);
+}
+
+struct Candidate {
+  ProductKernel kernel;
+  double alone, step;  // A step's time, in about us: of a block alone, and of one among several.
+};
+template <typename Shape>
+constexpr Candidate CandidateOf(const char* name, double alone, double step) {
+  const ProductKernel kernel = {
+      name, Shape::kTokens, Shape::kRows, Shape::kThreads, Shape::kSharedBytes, Shape::kSplits};
+  return {kernel, alone, step};
+}
+constexpr Candidate kCandidates[] = {
+    CandidateOf<Warpgroups16Split4>("mla_product_e2m1_warpgroups16_split4", 0.5, 0.2),
+    CandidateOf<Warpgroups16>("mla_product_e2m1_warpgroups16", 0.7, 0.35),
+    CandidateOf<Warpgroups32Split4>("mla_product_e2m1_warpgroups32_split4", 0.9, 0.5),
+    CandidateOf<Warpgroups32>("mla_product_e2m1_warpgroups32", 0.9, 0.5),
+    CandidateOf<Warpgroups64Split4>("mla_product_e2m1_warpgroups64_split4", 1.0, 0.6),
+    CandidateOf<Warpgroups64>("mla_product_e2m1_warpgroups64", 1.05, 0.7),
+    CandidateOf<Warpgroups128Split4>("mla_product_e2m1_warpgroups128_split4", 1.1, 1.1),
+    CandidateOf<Warpgroups128Split2>("mla_product_e2m1_warpgroups128_split2", 1.6, 1.6),
+    CandidateOf<Warpgroups128>("mla_product_e2m1_warpgroups128", 1.6, 1.6),
+};
+
+// The one that takes least time: a block's steps and what it spends before and after them, as many
+// steps, for as many blocks as the busiest processor has. Fitted to times on an H200.
+ProductKernel ChooseWarpgroups(const ProductArgs& args, int64_t tokens) {
+  constexpr double kAround = 12;
+  const Candidate* best = nullptr;
+  double least = 0;
+  for (const Candidate& candidate : kCandidates) {
+    const ProductKernel& kernel = candidate.kernel;
+    // Not for fewer tokens than half of what it takes.
+    if (kernel.tokens > 16 && 2 * tokens <= kernel.tokens) continue;
+    const int64_t blocks = CeilDiv(args.rows, kernel.rows) * CeilDiv(tokens, kernel.tokens) *
+                           args.batches * kernel.splits;
+    const double steps = static_cast<double>(args.k) / (Warpgroups16::kStep * kernel.splits);
+    const double together = candidate.step * static_cast<double>(CeilDiv(blocks, kProcessors));
+    const double time = (steps + kAround) * std::max(candidate.alone, together);
+    if (best == nullptr || time < least) {
+      best = &candidate;
+      least = time;
+    }
+  }
+  return best->kernel;
+}
+#endif
+
 }  // namespace
 
 ProductKernel ChooseProduct(const ProductArgs& args, int64_t tokens) {
@@ -120,6 +173,14 @@ ProductKernel ChooseProduct(const ProductArgs& args, int64_t tokens) {
     const ProductKernel wide = gated ? stream : Of<WideShape8>(args, kWide8);
     return share(wide, 3) > share(stream, 5) ? wide : stream;
   }
+#if !defined(MLA_ON_ROCM)
+  if (TakesWarpgroups(args)) {
+    // Where its blocks just fill the processors, nothing beats it.
+    const ProductKernel high = Of<HighShape16>(args, kHigh16);
+    if (!args.gated && tokens <= 16 && share(high, 1) > 0.9) return high;
+    return ChooseWarpgroups(args, tokens);
+  }
+#endif
   const ProductKernel large = Of<TileShape64>(args, kTile64);
   if (tokens > 32 && large.name != nullptr && share(large, 1) > 0.7) return large;
   if (gated) {
@@ -161,7 +222,7 @@ xla::ffi::Error LaunchProduct(const ProductKernel& kernel, ProductArgs args, con
   if (args.tile_expert == nullptr) {
     args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, kernel.tokens));
   }
-  const int64_t blocks = args.batches * args.row_blocks * args.token_blocks;
+  const int64_t blocks = args.batches * args.row_blocks * args.token_blocks * kernel.splits;
   return Launch({&kImage_linear_quantized, kernel.name}, blocks, kernel.threads,
                 static_cast<size_t>(kernel.shared_bytes), stream, &args);
 }

@@ -115,6 +115,15 @@ class TestLinearQuantized(OpTests):
         **{f"{layout}-M12-N8600": make(12, 8600, 128, layout) for layout in ("mxfp4", "fp8_block128")},
         **{f"{layout}-M33-N8600": make(33, 8600, 32, layout) for layout in ("mxfp4", "int4_group32")},
         **{f"{layout}-M70-N12500": make(70, 12500, 64, layout) for layout in ("mxfp4", "fp8_block128")},
+        # MXFP4's kernels of warpgroups: each count of tokens, whole and ragged rows, fewer steps than splits.
+        "mxfp4-M9-K128": make(9, 70, 128, "mxfp4", bias="float32"),
+        "mxfp4-M13-N25000": make(13, 25000, 128, "mxfp4"),
+        "mxfp4-M31-K2944": make(31, 300, 2944, "mxfp4", bias="bfloat16"),
+        "mxfp4-M17-N35000": make(17, 35000, 128, "mxfp4"),
+        "mxfp4-M17-N5300": make(17, 5300, 1536, "mxfp4", bias="float32"),
+        "mxfp4-M64-N17000": make(64, 17000, 128, "mxfp4"),
+        "mxfp4-M65-N17200": make(65, 17200, 128, "mxfp4"),
+        "mxfp4-M129": make(129, 20, 128, "mxfp4"),
         **{
             f"{layout}-M97": make(97, 20, 64, layout, bias="float32")
             for layout in ("mxfp4", "fp8_channel", "fp8_tensor")
@@ -194,6 +203,14 @@ class TestLinearQuantized(OpTests):
         return call, [(rows, call.changed(x=call.arrays["x"][rows])) for rows in at]
 
 
+@pytest.mark.parametrize("size", [(50, 7100, 2048), (128, 2100, 1536), (65, 11600, 1024)], ids=str)
+def test_kernels_that_a_gpu_takes_for_large_products_only(size: tuple[int, int, int], rng: Rng) -> None:
+    # Not among the cases above, for an emulator's sake.
+    call = make(*size, "mxfp4", bias="float32")(rng, "bfloat16", "bfloat16")
+    (got,) = TestLinearQuantized.call(call, "native")
+    check(got, TestLinearQuantized.expected(call)[0], f"linear_quantized {size}")
+
+
 # ---- the grid: every container x type x M x N x K, one compiled module a container and type ----
 
 GRID_M = (0, 1, 2, 4, 5, 33, 130)
@@ -242,19 +259,23 @@ def test_every_size_against_the_oracle_and_against_the_batch(
 
 
 @BOTH
-def test_every_mxfp4_value_reaches_the_product_exactly(kernels: str) -> None:
+@pytest.mark.parametrize("width", [32, 128])
+def test_every_mxfp4_value_reaches_the_product_exactly(width: int, kernels: str) -> None:
     # One code of each row is not zero, so the sum is the value. Scales whose 6 overflows come last.
     codes, scales = (a.reshape(-1) for a in np.meshgrid(np.arange(16), np.arange(256)))
-    data = np.zeros((4096, 32), np.uint8)
-    data[np.arange(4096), np.arange(4096) % 31] = codes
-    weight = weight_of(oracle_quantized.pack(data), scales.astype(np.uint8)[:, None], "mxfp4", (1, 32))
+    data = np.zeros((4096, width), np.uint8)
+    at = np.arange(4096) % (width - 1)
+    data[np.arange(4096), at] = codes
+    scale = np.full((4096, width // 32), 127, np.uint8)
+    scale[np.arange(4096), at // 32] = scales
+    weight = weight_of(oracle_quantized.pack(data), scale, "mxfp4", (1, 32))
     with np.errstate(over="ignore"):
         want = (oracle_quantized.E2M1[codes] * np.ldexp(1.0, np.minimum(scales, 254) - 127)).astype(
             np.float32
         )
     normal_values = (np.abs(want) >= 2.0**-126) | (want == 0)
-    for rows, dtype in ((1, BF16), (3, BF16), (6, BF16), (1, np.float32), (17, np.float32)):
-        x = jnp.ones((rows, 32), dtype)
+    for rows, dtype in ((1, BF16), (3, BF16), (6, BF16), (20, BF16), (1, np.float32), (17, np.float32)):
+        x = jnp.ones((rows, width), dtype)
         got = np.asarray(linear(x, weight, out_dtype="float32", kernels=kernels))
         for row in got:
             assert np.isnan(row[scales == NAN_SCALE]).all()
