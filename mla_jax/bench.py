@@ -101,7 +101,9 @@ def bench(
     if (model is None) == (config is None):
         raise RequestError("bench: expected a MODEL or --config, and not both")
     started = time.perf_counter()
-    frozen, table = _from_checkpoint(model, weights) if model is not None else random_model(str(config), weights)
+    frozen, table = (
+        _from_checkpoint(model, weights) if model is not None else random_model(str(config), weights)
+    )
     jax.block_until_ready(frozen)
     load_s = time.perf_counter() - started
     settings = frozen.config

@@ -49,7 +49,17 @@ class Ceilings:
             library = Path(folder) / "ceilings.so"
             compiler = os.environ.get("CXX", "g++")
             subprocess.run(
-                [compiler, "-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", HERE / "ceilings.cc", "-o", library],
+                [
+                    compiler,
+                    "-O2",
+                    "-std=c++17",
+                    "-shared",
+                    "-fPIC",
+                    "-pthread",
+                    HERE / "ceilings.cc",
+                    "-o",
+                    library,
+                ],
                 check=True,
             )
             self.library = ctypes.CDLL(str(library))
@@ -204,7 +214,11 @@ class Bench:
                     cost = prefill_cost(config, table, 1, prompt)
                     seconds, _ = time_prefill(frozen, prompt, 1)
                     yield self.shares(
-                        f"prefill {weights}, {prompt} tokens", [seconds], [self.ceilings.read()], cost.bytes, cost.flop
+                        f"prefill {weights}, {prompt} tokens",
+                        [seconds],
+                        [self.ceilings.read()],
+                        cost.bytes,
+                        cost.flop,
                     ) | {"tokens_per_s": prompt / seconds}
 
 
@@ -215,7 +229,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/cpu_benchmarks.json"))
     arguments = parser.parse_args()
     if jax.default_backend() != "cpu":
-        parser.error(f"measures CPU kernels, got the backend {jax.default_backend()!r}: set JAX_PLATFORMS=cpu")
+        parser.error(
+            f"measures CPU kernels, got the backend {jax.default_backend()!r}: set JAX_PLATFORMS=cpu"
+        )
     bench = Bench(len(os.sched_getaffinity(0)))
     peak = max(bench.ceilings.peak() for _ in range(3))
     print(
@@ -226,7 +242,9 @@ def main() -> None:
     for part in arguments.only:
         for row in getattr(bench, part)():
             rows.append(row)
-            tokens = f"{row['tokens_per_s']:8.1f} tokens/s" if "tokens_per_s" in row else f"{row['ms']:9.3f} ms"
+            tokens = (
+                f"{row['tokens_per_s']:8.1f} tokens/s" if "tokens_per_s" in row else f"{row['ms']:9.3f} ms"
+            )
             print(
                 f"{row['what']:<48} {tokens:>18}   of read {row['of_read']:.2f}   of product {row['of_product']:.2f}   "
                 f"of floor {row['of_floor']:.2f}",
@@ -234,7 +252,10 @@ def main() -> None:
             )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
-        json.dumps({"threads": bench.ceilings.threads, "product": bench.product, "peak": peak, "rows": rows}, indent=1)
+        json.dumps(
+            {"threads": bench.ceilings.threads, "product": bench.product, "peak": peak, "rows": rows},
+            indent=1,
+        )
         + "\n"
     )
 

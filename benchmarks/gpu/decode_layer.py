@@ -73,15 +73,16 @@ def seconds_of(step: Callable[[Any], Any], state: Any) -> tuple[float, Any]:
     return sorted(times)[ROUNDS // 2], state
 
 
-def launches_of(step: Callable[[Any], Any], state: Any) -> int:
-    """Kernels that ran in one step."""
+def kernels_of(step: Callable[[Any], Any], state: Any) -> tuple[int, float]:
+    """Kernels that ran in one step, and the microseconds that they took together."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(step(state))
         (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
         events = json.loads(gzip.decompress(Path(path).read_bytes()))["traceEvents"]
     names = {(e["pid"], e.get("tid")): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
-    return sum(e.get("ph") == "X" and "Stream" in names.get((e["pid"], e.get("tid")), "") for e in events)
+    ran = [e for e in events if e.get("ph") == "X" and "Stream" in names.get((e["pid"], e.get("tid")), "")]
+    return len(ran), sum(e["dur"] for e in ran)
 
 
 def layer_row(weights: str, batch: int, context: int, read: float, product: float) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def layer_row(weights: str, batch: int, context: int, read: float, product: floa
         return compiled(params, rope, *state)
 
     seconds, state = seconds_of(step, (x, cache))
-    launches = launches_of(step, state)
+    launches, _ = kernels_of(step, state)
     whole = decode_cost(config, table, batch, context, "bfloat16")
     # Of the model's cost, what is no embedding and no output head.
     outside = 2 * config.vocab_size * config.hidden_size
@@ -155,12 +156,15 @@ def absorb_rows(batch: int) -> list[dict[str, Any]]:
             return x, weights
 
         step = jax.jit(all_layers)
-        seconds, _ = seconds_of(step, (x, weights))
+        seconds_of(step, (x, weights))
+        # Of the kernels alone: steps this short wait for their launches.
+        launches, us = kernels_of(step, (x, weights))
         rows.append(
             {
                 "op": f"absorb, {name}",
                 "shape": f"{batch} x {heads} x {rank} to {v}",
-                "us": round(seconds / UNROLLED * 1e6, 2),
+                "us": round(us / UNROLLED, 2),
+                "launches": launches / UNROLLED,
                 "bytes": heads * v * rank * 2 + 2 * batch * heads * (rank + v),
                 "flop": 2 * batch * heads * rank * v,
             }

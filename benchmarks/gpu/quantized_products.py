@@ -77,8 +77,9 @@ def microseconds(call: Call, x: Any, weights: list[Any], repeats: int) -> float:
 
 def measure(
     op: str, shape: str, call: Call, peer: Call | None, x: Any, make: Callable[[jax.Array], Any], flop: float,
-    repeats: int, peer_of: Callable[[Any], Any],
+    repeats: int, peer_of: Callable[[Any], Any], read: float = 1.0,
 ) -> None:  # fmt: skip
+    """Prints a row; `read` is the part of the weights that the op reads."""
     first = make(jax.random.key(0))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
     count = int(max(16, min(64, -(-CACHE // size))))
@@ -86,7 +87,7 @@ def measure(
     weights = [make(jax.random.key(i)) for i in range(min(distinct, count))]
     weights = [weights[i % len(weights)] for i in range(count)]
     out = call(x, first)
-    moved = size + out.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(x))
+    moved = int(size * read) + out.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(x))
     us = microseconds(call, x, weights, repeats)
     row: dict[str, Any] = {"op": op, "shape": shape, "us": round(us, 2), "bytes": moved, "flop": flop}
     floor = max(moved / BYTES_A_SECOND, flop / FLOP_A_SECOND) * 1e6
@@ -124,7 +125,7 @@ def absorb_cases(repeats: int, container: str) -> None:
                 lambda x, w, static=static: absorb(x, w, **static),
                 lambda x, w, static=static: absorb(x, w, **static),
                 x, lambda key: random_weight(key, (heads * 256, rank), container), 2.0 * m * heads * 128 * rank,
-                repeats, lambda w: dequantize(w, "bfloat16").reshape(heads, 256, rank),
+                repeats, lambda w: dequantize(w, "bfloat16").reshape(heads, 256, rank), 0.5,
             )  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def expert_cases(repeats: int, container: str) -> None:
         measure(
             f"expert_mlp {container}", f"{m} tokens, {touched} of {experts} experts, {hidden} x {inner}",
             lambda x, w, ids=ids, routing=routing: expert_mlp(x, *w, ids, routing, kernels="native"), None,
-            x, make, 6.0 * m * slots * hidden * inner, repeats, lambda w: w,
+            x, make, 6.0 * m * slots * hidden * inner, repeats, lambda w: w, touched / experts,
         )  # fmt: skip
 
 
