@@ -167,13 +167,13 @@ class Bench:
                     2.0 * keys * (rank + rope),
                     2.0 * keys * heads * (2 * rank + rope),
                 )
-        for tokens in (512, 4096):
-            heads, nope, v = 16, 128, 128
-            call = jax.jit(
-                lambda q, rotated, kv, rows, start: mla_attention_expanded(
-                    q, rotated, kv, rows, start, nope=nope, v=v, softmax_scale=0.07, kernels="native"
-                )
+        heads, nope, v = 16, 128, 128
+        expanded = jax.jit(
+            lambda q, rotated, kv, rows, start: mla_attention_expanded(
+                q, rotated, kv, rows, start, nope=nope, v=v, softmax_scale=0.07, kernels="native"
             )
+        )
+        for tokens in (512, 4096):
             args = (
                 self.array(tokens, heads, nope + rope),
                 self.array(tokens, heads, rope),
@@ -183,7 +183,7 @@ class Bench:
             )
             yield self.row(
                 f"mla_attention_expanded {heads} heads, {tokens} tokens",
-                lambda call=call, args=args: call(*args),
+                lambda args=args: expanded(*args),
                 2.0 * tokens * heads * (nope + rope + nope + v + v),
                 1.0 * tokens * (tokens + 1) * heads * (nope + rope + v),
             )
