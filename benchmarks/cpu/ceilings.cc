@@ -100,9 +100,8 @@ void ceilings_free(void* data) { std::free(data); }
 // Bytes a second of `threads` threads that read their parts of the memory at once.
 double ceilings_read_rate(const void* data, int64_t bytes, int threads) {
   const int64_t part = bytes / threads / 256 * 256;
-  const double seconds = Together(threads, [&](int i) {
-    kept = ReadAll(static_cast<const char*>(data) + i * part, part);
-  });
+  const double seconds = Together(
+      threads, [&](int i) { kept = ReadAll(static_cast<const char*>(data) + i * part, part); });
   return static_cast<double>(part) * threads / seconds;
 }
 
