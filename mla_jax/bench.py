@@ -172,6 +172,7 @@ def _table_of(frozen: FrozenModel) -> Tree:
 
 
 def random_model(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
+    """A model of random weights and its parameter table, for `config` and `weights` of `bench`."""
     if weights is not None and weights not in WEIGHTS:
         raise RequestError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
     if config not in PRESETS and not os.path.isfile(config):
@@ -192,6 +193,7 @@ def random_model(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
 
 
 def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:
+    """Seconds of a prefill of `batch` prompts, and those of its compilation."""
     if prompt == 0:
         return 0.0, 0.0
     table, cache = _pool(frozen, prompt, batch)
@@ -208,10 +210,13 @@ def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, f
     return statistics.median(times), compile_s
 
 
-def time_decode(frozen: FrozenModel, steps: int, batch: int, depth: int) -> tuple[float, float]:
+def time_decode(
+    frozen: FrozenModel, steps: int, batch: int, depth: int, page_size: int = 64
+) -> tuple[float, float]:
+    """Seconds of a decode step of `batch` sequences of `depth` tokens, and those of its compilation."""
     if steps == 0:
         return 0.0, 0.0
-    table, cache = _pool(frozen, depth + steps + 1, batch)
+    table, cache = _pool(frozen, depth + steps + 1, batch, page_size)
     # The rows of earlier tokens are zeros: attention reads them like any others.
     meta = AttentionMetadata.extend(
         table, jnp.full(batch, depth, jnp.int32), jnp.ones(batch, jnp.int32), num_tokens=batch
@@ -250,8 +255,8 @@ def _compiled(function: Callable[..., Any], donated: tuple[int, ...], *args: Any
     return compiled, time.perf_counter() - started
 
 
-def _pool(frozen: FrozenModel, tokens: int, batch: int) -> tuple[PageTable, Any]:
-    cache = init_cache(frozen.config, num_tokens=batch * (tokens + 64), page_size=64)
+def _pool(frozen: FrozenModel, tokens: int, batch: int, page_size: int = 64) -> tuple[PageTable, Any]:
+    cache = init_cache(frozen.config, num_tokens=batch * (tokens + page_size), page_size=page_size)
     return PageTable.allocate(cache, batch, tokens), cache
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from custom_calls.linear import linear
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
+from custom_calls.registry import library
 from mla_jax.bench import random_model, time_decode, time_prefill
 from mla_jax.cost import decode_cost, prefill_cost
 from mla_jax.machine import product_rate
@@ -96,7 +97,9 @@ class Bench:
         data = jnp.asarray(codes).view(storage.data_dtype)
         return storage.tensor(data, random_scale(storage, (n, k), 1.0))
 
-    def row(self, what: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1) -> Row:
+    def row(
+        self, op: str, shape: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1
+    ) -> Row:
         """`calls` of the same work, in turns with the read rate."""
         jax.block_until_ready(call())
         seconds, reads = [], []
@@ -105,12 +108,15 @@ class Bench:
             started = time.perf_counter()
             jax.block_until_ready(call())
             seconds.append((time.perf_counter() - started) / calls)
-        return self.shares(what, seconds, reads, nbytes, flop)
+        return self.shares(op, shape, seconds, reads, nbytes, flop)
 
-    def shares(self, what: str, seconds: list[float], reads: list[float], nbytes: float, flop: float) -> Row:
+    def shares(
+        self, op: str, shape: str, seconds: list[float], reads: list[float], nbytes: float, flop: float
+    ) -> Row:
         return {
-            "what": what,
-            "ms": statistics.median(seconds) * 1e3,
+            "op": op,
+            "shape": shape,
+            "us": statistics.median(seconds) * 1e6,
             "bytes": nbytes,
             "flop": flop,
             "read_gb_s": statistics.median(reads) / 1e9,
@@ -132,7 +138,8 @@ class Bench:
                     x = self.array(rows, k)
                     some = weights if rows < 32 else weights[:1]
                     yield self.row(
-                        f"linear {name} {n}x{k}, {rows} rows",
+                        f"linear {name}",
+                        f"{n}x{k}, {rows} rows",
                         lambda x=x, some=some: product(x, some),
                         nbytes,
                         2.0 * rows * n * k,
@@ -162,7 +169,8 @@ class Bench:
                 )
                 keys = batch * context
                 yield self.row(
-                    f"mla_attention {heads} heads, {batch} x {context}",
+                    f"mla_attention {heads} heads",
+                    f"{batch} x {context}",
                     lambda call=call, args=args: call(*args),
                     2.0 * keys * (rank + rope),
                     2.0 * keys * heads * (2 * rank + rope),
@@ -182,49 +190,82 @@ class Bench:
                 jnp.asarray([0, tokens], jnp.int32),
             )
             yield self.row(
-                f"mla_attention_expanded {heads} heads, {tokens} tokens",
+                f"mla_attention_expanded {heads} heads",
+                f"{tokens} tokens",
                 lambda args=args: expanded(*args),
                 2.0 * tokens * heads * (nope + rope + nope + v + v),
                 1.0 * tokens * (tokens + 1) * heads * (nope + rope + v),
             )
 
-    def steps(self) -> Iterator[Row]:
-        """DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000."""
+    def small_model(self, weights: str) -> tuple[Any, Any]:
+        """DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000: its model and parameter table."""
         settings = json.loads(preset_file("deepseek-v2-lite").read_text())
         settings |= {"num_hidden_layers": 4, "vocab_size": 32000}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.json"
             path.write_text(json.dumps(settings))
-            for weights in ("mxfp4-all", "mxfp4-experts", "bf16"):
-                frozen, table = random_model(str(path), weights)
-                config = frozen.config
-                for batch, depth in ((1, 0), (1, 4096), (8, 0), (32, 0)):
-                    cost = decode_cost(config, table, batch, depth + 8, "bfloat16")
-                    reads = [self.ceilings.read() for _ in range(3)]
-                    seconds, _ = time_decode(frozen, 16, batch, depth)
-                    reads += [self.ceilings.read() for _ in range(3)]
-                    yield self.shares(
-                        f"decode {weights}, batch {batch}, depth {depth}",
-                        [seconds],
-                        [statistics.median(reads)],
-                        cost.bytes,
-                        cost.flop,
-                    ) | {"tokens_per_s": batch / seconds}
-                for prompt in (512, 4096):
-                    cost = prefill_cost(config, table, 1, prompt)
-                    seconds, _ = time_prefill(frozen, prompt, 1)
-                    yield self.shares(
-                        f"prefill {weights}, {prompt} tokens",
-                        [seconds],
-                        [self.ceilings.read()],
-                        cost.bytes,
-                        cost.flop,
-                    ) | {"tokens_per_s": prompt / seconds}
+            return random_model(str(path), weights)
+
+    def decode(self, op: str, frozen: Any, table: Any, batch: int, depth: int, page: int = 64) -> Row:
+        cost = decode_cost(frozen.config, table, batch, depth + 8, "bfloat16")
+        reads = [self.ceilings.read() for _ in range(3)]
+        seconds, _ = time_decode(frozen, 16, batch, depth, page)
+        reads += [self.ceilings.read() for _ in range(3)]
+        shape = f"batch {batch}, depth {depth}, pages of {page}"
+        row = self.shares(op, shape, [seconds], [statistics.median(reads)], cost.bytes, cost.flop)
+        return row | {"tokens_per_s": batch / seconds}
+
+    def steps(self) -> Iterator[Row]:
+        for weights in ("mxfp4-all", "mxfp4-experts", "bf16"):
+            frozen, table = self.small_model(weights)
+            for batch, depth in ((1, 0), (1, 4096), (8, 0), (32, 0)):
+                yield self.decode(f"decode {weights}", frozen, table, batch, depth)
+            for prompt in (512, 4096):
+                cost = prefill_cost(frozen.config, table, 1, prompt)
+                seconds, _ = time_prefill(frozen, prompt, 1)
+                row = self.shares(
+                    f"prefill {weights}",
+                    f"{prompt} tokens",
+                    [seconds],
+                    [self.ceilings.read()],
+                    cost.bytes,
+                    cost.flop,
+                )
+                yield row | {"tokens_per_s": prompt / seconds}
+
+    def growth(self) -> Iterator[Row]:
+        """Decode steps of the same cut model against depth, batch and page size, all in MXFP4."""
+        frozen, table = self.small_model("mxfp4-all")
+        for name, cases in (
+            ("depth", [(1, depth, 64) for depth in (0, 1024, 2048, 4096, 8192, 16384, 32768)]),
+            ("batch", [(batch, 512, 64) for batch in (1, 2, 4, 8, 16, 32, 64)]),
+            ("page size", [(4, 4096, page) for page in (1, 16, 64, 256)]),
+        ):
+            for batch, depth, page in cases:
+                yield self.decode(f"decode by {name}", frozen, table, batch, depth, page)
+
+
+def processor() -> str:
+    """The system's name of the processor and the kernels chosen for it."""
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    return f"{names[0] if names else 'a processor'} ({library('cpu').abi['isa']})"
+
+
+def line_of(row: Row) -> str:
+    speed = f"{row['tokens_per_s']:.1f} tokens/s" if "tokens_per_s" in row else f"{row['us'] / 1e3:.3f} ms"
+    return (
+        f"{row['op'] + ', ' + row['shape']:<60} {speed:>16}   of read {row['of_read']:.2f}   "
+        f"of product {row['of_product']:.2f}   of floor {row['of_floor']:.2f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("products", "attention", "steps")
+    parts = ("products", "attention", "steps", "growth")
     parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
     parser.add_argument("--out", type=Path, default=Path("build/cpu_benchmarks.json"))
     arguments = parser.parse_args()
@@ -242,14 +283,7 @@ def main() -> None:
     for part in arguments.only:
         for row in getattr(bench, part)():
             rows.append(row)
-            tokens = (
-                f"{row['tokens_per_s']:8.1f} tokens/s" if "tokens_per_s" in row else f"{row['ms']:9.3f} ms"
-            )
-            print(
-                f"{row['what']:<48} {tokens:>18}   of read {row['of_read']:.2f}   of product {row['of_product']:.2f}   "
-                f"of floor {row['of_floor']:.2f}",
-                flush=True,
-            )
+            print(line_of(row), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
         json.dumps(

@@ -13,10 +13,11 @@ namespace mla {
 enum ScratchSlot {
   kCallScratch = 0,
   kCallScratch2 = 1,
-  kTaskScratch = 2,
-  kPackScratch = 3,
-  kPanelScratch = 4,
-  kScratchSlots = 5
+  kCallScratch3 = 2,
+  kTaskScratch = 3,
+  kPackScratch = 4,
+  kPanelScratch = 5,
+  kScratchSlots = 6
 };
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread's next call

@@ -2,8 +2,7 @@
 //
 // Two passes over weight rows, with the tokens grouped by expert so that each chosen expert's
 // weights are read once: first the gated inner activations of every (token, slot), then the down
-// projection. A task of the second pass owns a range of output columns for all tokens, so it can
-// add up the slots in order without any exchange between threads.
+// projections. Each token then adds up its slots in order.
 #ifndef MLA_EXPERT_MLP_EXPERTS_H_
 #define MLA_EXPERT_MLP_EXPERTS_H_
 
@@ -19,10 +18,10 @@ namespace MLA_ISA {
 
 constexpr int64_t kMaxExpertTiles = 21;  // Tiles of (token, slot) pairs a turn of work ...
 constexpr int64_t kMaxExpertRows = kMaxExpertTiles * kManyRows;  // ... and their rows.
-constexpr int64_t kInnerBlock = 32;   // Gate rows (and as many up rows) a task.
-constexpr int64_t kMaxOutBlock = 64;  // Output columns a task.
-// Sums of one second-pass task, in f32, should stay near the second-level cache.
-constexpr int64_t kSumBytes = 512 * 1024;
+constexpr int64_t kInnerBlock = 32;  // Gate rows (and as many up rows) a task.
+constexpr int64_t kOutBlock = 64;    // Output columns a task.
+// The pairs' down projections, in f32, may take this much; the output columns are taken in ranges.
+constexpr int64_t kSumBytes = int64_t{64} << 20;
 
 // The chosen experts and the pairs of each, in order of the pair number token * slots + slot.
 struct Groups {
@@ -162,35 +161,42 @@ struct Experts {
     });
   }
 
-  // Output columns [c0, c0 + cols) of every token. sums: (tokens * slots, cols).
-  void SecondPassTask(const Groups& g, const PackedGroups<C>& inner, int64_t c0, int64_t cols,
-                      float* sums) const {
-    for (int64_t group = 0; group < g.count; ++group) {
+  // Down projections of every pair, output columns [c0, c0 + width), into sums (pairs, width).
+  void SecondPass(const Groups& g, const PackedGroups<C>& inner, int64_t c0, int64_t width,
+                  float* sums, const Executor& executor, double cost) const {
+    const int64_t blocks = CeilDiv(width, kOutBlock);
+    ForEach(executor, g.count * blocks, cost, [&](int64_t task) {
+      const int64_t group = task / blocks;
+      const int64_t from = task % blocks * kOutBlock;
       const PackedRows<C> packed = inner.At(group);
       const int64_t* pairs = g.order + g.start[group];
       down.template With<T>(g.expert[group], [&](const auto& weights) {
-        for (int64_t tile0 = 0; tile0 < packed.Tiles(); tile0 += kMaxExpertTiles) {
-          Product(packed, tile0, Min(kMaxExpertTiles, packed.Tiles() - tile0), weights, c0, cols,
-                  [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
-                    for (int i = 0; i < mv; ++i) {
-                      float* row = sums + pairs[m + i] * cols + n;
-                      for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
-                    }
-                  });
-        }
+        Product(packed, 0, packed.Tiles(), weights, c0 + from, Min(kOutBlock, width - from),
+                [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
+                  for (int i = 0; i < mv; ++i) {
+                    float* row = sums + pairs[m + i] * width + from + n;
+                    for (int j = 0; j < nv; ++j) row[j] = tile[i * ld + j];
+                  }
+                });
       });
-    }
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      float total[kMaxOutBlock] = {};
+    });
+  }
+
+  // Those columns of y: each token's weighted sum over its slots, in order.
+  void Combine(const float* sums, int64_t c0, int64_t width, const Executor& executor) const {
+    const double cost = static_cast<double>(args.tokens * args.slots) * static_cast<double>(width);
+    ForEach(executor, args.tokens, cost / 4.0, [&](int64_t t) {
+      auto* total = static_cast<float*>(Scratch(kTaskScratch, width * 4));
+      for (int64_t j = 0; j < width; ++j) total[j] = 0.0f;
       for (int64_t s = 0; s < args.slots; ++s) {
         const int64_t pair = t * args.slots + s;
         if (args.ids[pair] < 0 || args.ids[pair] >= args.experts) continue;
         const float weight = args.weights[pair];
-        const float* row = sums + pair * cols;
-        for (int64_t j = 0; j < cols; ++j) total[j] += weight * row[j];
+        const float* row = sums + pair * width;
+        for (int64_t j = 0; j < width; ++j) total[j] += weight * row[j];
       }
-      RowFromFloat(total, cols, static_cast<T*>(args.y) + t * args.hidden + c0);
-    }
+      RowFromFloat(total, width, static_cast<T*>(args.y) + t * args.hidden + c0);
+    });
   }
 
   void Run(const Executor& executor) const {
@@ -224,14 +230,15 @@ struct Experts {
     FirstPass(g, x, inner, executor, 2 * cost);
     PackGroups(gated, args.inner, inner_order, executor,
                [&](int64_t pair) { return inner + pair * args.inner; });
-    int64_t block = Clamp(kSumBytes / Max64(1, all * 4), 16, kMaxOutBlock) / 4 * 4;
-    block = Clamp(CeilDiv(args.hidden, 4 * executor.Threads()), 4, block);
-    ForEach(executor, CeilDiv(args.hidden, block), cost + static_cast<double>(args.hidden),
-            [&](int64_t task) {
-              const int64_t cols = Min(block, args.hidden - task * block);
-              auto* sums = static_cast<float*>(Scratch(kTaskScratch, all * cols * 4));
-              SecondPassTask(g, gated, task * block, cols, sums);
-            });
+    const int64_t range =
+        Clamp(kSumBytes / Max64(1, all * 4) / kOutBlock * kOutBlock, kOutBlock, args.hidden);
+    auto* sums = static_cast<float*>(Scratch(kCallScratch3, all * range * 4));
+    for (int64_t c0 = 0; c0 < args.hidden; c0 += range) {
+      const int64_t width = Min(range, args.hidden - c0);
+      const double part = static_cast<double>(width) / static_cast<double>(args.hidden);
+      SecondPass(g, gated, c0, width, sums, executor, cost * part);
+      Combine(sums, c0, width, executor);
+    }
   }
 };
 

@@ -1,6 +1,6 @@
-"""Draws the rows of run.py under the roofline of the device that they were measured on.
+"""Draws the rows of cpu/run.py or gpu/run.py under the roofline of the machine that they were measured on.
 
-python benchmarks/gpu/roofline.py REPORT.json OUT.png      (needs matplotlib: pip install ".[train]")
+python benchmarks/roofline.py REPORT.json OUT.png      (needs matplotlib: pip install ".[train]")
 """
 
 import argparse
