@@ -7,7 +7,7 @@ import pytest
 
 from mla_jax import bench as bench_module
 from mla_jax import machine
-from mla_jax.bench import bench, format_report
+from mla_jax.bench import WEIGHTS, bench, format_report
 from mla_jax.cli import main
 from mla_jax.errors import RequestError
 
@@ -65,7 +65,7 @@ def test_a_checkpoint(capsys):
     assert found["peak_device_bytes"] is None
 
 
-@pytest.mark.parametrize("weights", ["mxfp4", "fp8", None])
+@pytest.mark.parametrize("weights", [*WEIGHTS, None])
 def test_random_weights(config, weights):
     found = bench(config=str(config), weights=weights, prompt=4, decode=1)
     assert found["weights"] == (weights or "bf16")
@@ -77,9 +77,9 @@ def test_random_weights(config, weights):
 def test_narrower_weights_are_fewer_bytes(config):
     sizes = {
         weights: bench(config=str(config), weights=weights, prompt=0, decode=0)["weight_bytes"]
-        for weights in ("mxfp4", "fp8", "bf16")
+        for weights in WEIGHTS
     }
-    assert sizes["mxfp4"] < sizes["fp8"] < sizes["bf16"]
+    assert sizes["mxfp4-all"] < sizes["mxfp4"] < sizes["mxfp4-experts"] < sizes["fp8"] < sizes["bf16"]
 
 
 def test_parts_may_be_left_out():
@@ -98,7 +98,9 @@ def test_refusals(monkeypatch, config):
         bench(str(CASE), config="deepseek-v3")
     with pytest.raises(RequestError, match="weights: a checkpoint has its own"):
         bench(str(CASE), weights="fp8")
-    with pytest.raises(RequestError, match="weights: expected one of mxfp4, fp8, bf16, got 'int2'"):
+    with pytest.raises(
+        RequestError, match="weights: expected one of mxfp4, fp8, bf16, mxfp4-all, mxfp4-experts, got 'int2'"
+    ):
         bench(config=str(config), weights="int2")
     with pytest.raises(
         RequestError, match=r"config: expected a config.json or one of deepseek-v2-lite, .*got 'gpt'"
