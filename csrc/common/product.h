@@ -40,10 +40,9 @@ constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C))
 //   static constexpr int FewCols(int height): weight rows a tile of few products.
 //   static constexpr int ManyCols(): the same for tiles of a panel and for several tiles.
 //   bool UsesPanel(int64_t rows) const: whether that many activations are worth a panel.
-//   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t
-//   width,
-//       float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width` columns from
-//       k0.
+//   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0,
+//       int64_t width, float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width`
+//       columns from k0.
 //   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const
 //   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
@@ -75,89 +74,120 @@ struct ChunkSums {
   }
 };
 
-// One tile of activations, straight from the weights: whole weight rows while the activations fit
-// the first-level cache beside them, else chunk by chunk.
-template <int M, int N, typename C, typename Weights, typename Sink>
-inline void FewProducts(const PackedRows<C>& x, const Weights& w, int64_t n0, int64_t cols,
-                        const ChunkSums<Sink>& sums) {
-  const auto tile = x.At(0);
-  const int64_t chunks = CeilDiv(x.width, kChunk<C>), groups = CeilDiv(cols, N);
-  const bool by_rows = M * x.width <= kFewElements<C>;
-  alignas(64) float out[kMaxTile] = {};
-  for (int64_t i = 0; i < chunks * groups; ++i) {
-    const int64_t group = by_rows ? i / chunks : i % groups;
-    const int64_t k0 = (by_rows ? i % chunks : i / groups) * kChunk<C>;
-    const int64_t width = Min(kChunk<C>, x.width - k0), n = group * N;
-    w.template Few<M, N>(tile.data + k0 * M, n0 + n, n0 + cols - 1, k0, width, out);
-    sums.Take(by_rows ? 0 : group, k0 == 0, k0 + width == x.width, 0, tile.rows, n,
-              static_cast<int>(Min(N, cols - n)), out, N);
-  }
-}
-
-// Products of tiles [tile0, tile0 + tiles) with weight rows [n0, n0 + cols). Calls
-// sink(m, mv, n, nv, out, ld): out[i * ld + j] is the product of row m + i of the call and weight
-// row n0 + n + j, for i < mv, j < nv <= kMaxTileCols.
+// The products that one call asks for: tiles [tile0, tile0 + tiles) of x with weight rows
+// [n0, n0 + cols).
 template <typename C, typename Weights, typename Sink>
-inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const Weights& w,
-                    int64_t n0, int64_t cols, const Sink& sink) {
-  constexpr int kN = Weights::ManyCols();
-  const int64_t chunks = CeilDiv(Max64(x.width, 1), kChunk<C>);
-  const bool single = x.rows <= kFewRows;
-  const int64_t rows = single ? x.rows : tiles * kManyRows;
-  const bool panels = w.UsesPanel(rows);
-  const int64_t groups = CeilDiv(panels ? Min(cols, kPanelRows) : cols, Min(kN, 2));
-  Carver carver(nullptr);
-  const auto carve = [&](Carver* at, float** saved, Panel<C>** panel) {
-    *saved = at->Take<float>(chunks > 1 ? tiles * groups * kMaxTile : 0);
-    *panel = at->Take<Panel<C>>(panels ? 1 : 0);
-  };
-  float* saved;
-  Panel<C>* panel;
-  carve(&carver, &saved, &panel);
-  Carver carved(Scratch(kPanelScratch, carver.used()));
-  carve(&carved, &saved, &panel);
-  const ChunkSums<Sink> sums = {sink, chunks > 1 ? saved : nullptr};
-  if (single && !panels) {
-    WithHeight(x.At(0).height, [&](auto height) {
-      constexpr int kM = decltype(height)::value;
-      FewProducts<kM, Weights::FewCols(kM)>(x, w, n0, cols, sums);
-    });
-    return;
+struct Products {
+  const PackedRows<C>& x;
+  const int64_t tile0, tiles;
+  const Weights& w;
+  const int64_t n0, cols;
+  const Sink& sink;
+
+  static constexpr int kN = Weights::ManyCols();
+
+  // Chunk sums of `count` tiles of products, beside what else `more` takes of the same scratch.
+  template <typename More>
+  ChunkSums<Sink> Carve(int64_t count, const More& more) const {
+    float* saved;
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      saved = carver.Take<float>(x.width > kChunk<C> ? count * kMaxTile : 0);
+      more(&carver);
+      return carver.used();
+    };
+    carve(Scratch(kPanelScratch, carve(nullptr)));
+    return {sink, x.width > kChunk<C> ? saved : nullptr};
   }
-  const int64_t step = panels ? kPanelRows : cols;
-  for (int64_t p0 = 0; p0 < cols; p0 += step) {
-    const int64_t count = Min(step, cols - p0);
+
+  // One tile of activations, straight from the weights: whole weight rows while the activations
+  // fit the first-level cache beside them, else chunk by chunk.
+  template <int M, int N>
+  void OneTile() const {
+    const auto tile = x.At(tile0);
+    const int64_t chunks = CeilDiv(x.width, kChunk<C>), groups = CeilDiv(cols, N);
+    const bool by_rows = M * x.width <= kFewElements<C>;
+    const ChunkSums<Sink> sums = Carve(groups, [](Carver*) {});
+    alignas(64) float out[kMaxTile] = {};
+    for (int64_t i = 0; i < chunks * groups; ++i) {
+      const int64_t group = by_rows ? i / chunks : i % groups;
+      const int64_t k0 = (by_rows ? i % chunks : i / groups) * kChunk<C>;
+      const int64_t width = Min(kChunk<C>, x.width - k0), n = group * N;
+      w.template Few<M, N>(tile.data + k0 * M, n0 + n, n0 + cols - 1, k0, width, out);
+      sums.Take(group, k0 == 0, k0 + width == x.width, tile.row0, tile.rows, n,
+                static_cast<int>(Min(N, cols - n)), out, N);
+    }
+  }
+
+  // Several tiles, straight from the weights: a few weight rows stay in the first-level cache
+  // while the activations pass.
+  void InPlace() const {
+    const ChunkSums<Sink> sums = Carve(tiles * CeilDiv(cols, kN), [](Carver*) {});
+    alignas(64) float out[kMaxTile] = {};
     for (int64_t k0 = 0; k0 < x.width; k0 += kChunk<C>) {
       const int64_t width = Min(kChunk<C>, x.width - k0);
-      const bool first = k0 == 0, last = k0 + width >= x.width;
-      if (panels) w.Fill(n0 + p0, count, k0, width, panel);
-      alignas(64) float out[kMaxTile] = {};
-      const auto tiles_of = [&](int64_t t, int64_t n) {
-        const auto tile = x.At(tile0 + t);
-        WithHeight(tile.height, [&](auto height) {
-          constexpr int kM = decltype(height)::value;
-          if (panels) {
-            w.template FromPanel<kM, kN>(tile.data + k0 * kM, *panel, n, count - 1, n0 + p0, k0,
-                                         width, out);
-          } else if constexpr (kM <= kManyRows) {
-            w.template Few<kM, kN>(tile.data + k0 * kM, n0 + n, n0 + cols - 1, k0, width, out);
-          }
-        });
-        sums.Take(t * groups + n / kN, first, last, tile.row0, tile.rows, p0 + n,
-                  static_cast<int>(Min(kN, count - n)), out, kN);
-      };
-      if (panels) {
-        // A tile of activations stays in the first-level cache while the panel passes.
+      for (int64_t n = 0; n < cols; n += kN) {
         for (int64_t t = 0; t < tiles; ++t) {
-          for (int64_t n = 0; n < count; n += kN) tiles_of(t, n);
-        }
-      } else {
-        // A few weight rows stay there while the activations pass.
-        for (int64_t n = 0; n < count; n += kN) {
-          for (int64_t t = 0; t < tiles; ++t) tiles_of(t, n);
+          const auto tile = x.At(tile0 + t);
+          WithHeight(tile.height, [&](auto height) {
+            constexpr int kM = decltype(height)::value;
+            if constexpr (kM <= kManyRows) {
+              w.template Few<kM, kN>(tile.data + k0 * kM, n0 + n, n0 + cols - 1, k0, width, out);
+            }
+          });
+          sums.Take(n / kN * tiles + t, k0 == 0, k0 + width == x.width, tile.row0, tile.rows, n,
+                    static_cast<int>(Min(kN, cols - n)), out, kN);
         }
       }
     }
+  }
+
+  // From panels: a tile of activations stays in the first-level cache while the panel passes.
+  void FromPanels() const {
+    Panel<C>* panel;
+    const int64_t groups = CeilDiv(Min(cols, kPanelRows), kN);
+    const ChunkSums<Sink> sums =
+        Carve(tiles * groups, [&](Carver* carver) { panel = carver->Take<Panel<C>>(1); });
+    alignas(64) float out[kMaxTile] = {};
+    for (int64_t p0 = 0; p0 < cols; p0 += kPanelRows) {
+      const int64_t count = Min(kPanelRows, cols - p0);
+      for (int64_t k0 = 0; k0 < x.width; k0 += kChunk<C>) {
+        const int64_t width = Min(kChunk<C>, x.width - k0);
+        w.Fill(n0 + p0, count, k0, width, panel);
+        for (int64_t t = 0; t < tiles; ++t) {
+          const auto tile = x.At(tile0 + t);
+          for (int64_t n = 0; n < count; n += kN) {
+            WithHeight(tile.height, [&](auto height) {
+              constexpr int kM = decltype(height)::value;
+              w.template FromPanel<kM, kN>(tile.data + k0 * kM, *panel, n, count - 1, n0 + p0, k0,
+                                           width, out);
+            });
+            sums.Take(t * groups + n / kN, k0 == 0, k0 + width == x.width, tile.row0, tile.rows,
+                      p0 + n, static_cast<int>(Min(kN, count - n)), out, kN);
+          }
+        }
+      }
+    }
+  }
+};
+
+// Calls sink(m, mv, n, nv, out, ld) for tiles [tile0, tile0 + tiles) and weight rows
+// [n0, n0 + cols): out[i * ld + j] is the product of row m + i of the call and weight row
+// n0 + n + j, for i < mv, j < nv <= kMaxTileCols.
+template <typename C, typename Weights, typename Sink>
+inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const Weights& w,
+                    int64_t n0, int64_t cols, const Sink& sink) {
+  const Products<C, Weights, Sink> products = {x, tile0, tiles, w, n0, cols, sink};
+  const bool single = x.rows <= kFewRows;
+  if (w.UsesPanel(single ? x.rows : tiles * kManyRows)) {
+    products.FromPanels();
+  } else if (single) {
+    WithHeight(x.At(0).height, [&](auto height) {
+      constexpr int kM = decltype(height)::value;
+      products.template OneTile<kM, Weights::FewCols(kM)>();
+    });
+  } else {
+    products.InPlace();
   }
 }
 
