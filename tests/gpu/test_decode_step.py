@@ -31,10 +31,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_text(json.dumps(settings))
     config = ModelConfig.from_file(path)
-    table = with_storage(
-        parameter_table(config),
-        lambda info: None if "lm_head" in info.sources[0].name else WEIGHTS[request.param],
-    )
+    table = with_storage(parameter_table(config), WEIGHTS[request.param].of)
     rope = RopeTable.from_config(config.rope, 1024)
     return freeze(MLAForCausalLM(config, random_weights(table, "bfloat16"), rope))
 
