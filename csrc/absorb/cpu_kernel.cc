@@ -18,19 +18,11 @@ template <typename T>
 void ContractRows(const AbsorbArgs& args, int64_t h, const T* const* x, const T* const* w,
                   int64_t t0, int64_t count, float* acc) {
   T* y = static_cast<T*>(args.y);
-  for (int64_t i = 0; i < count;) {
-    const int rows = HeightWithin(count - i);
-    WithHeight(rows, [&](auto height) {
-      constexpr int kM = decltype(height)::value;
-      if constexpr (kM <= kManyRows) {
-        AxpyRows<kM>(x + i, w, 0, args.rows_used, 0, args.rank, false, acc, args.rank);
-      }
-    });
+  SumRows(x, count, w, args.rows_used, args.rank, acc, [&](int64_t i, int rows) {
     for (int64_t j = 0; j < rows; ++j) {
       RowFromFloat(acc + j * args.rank, args.rank, y + ((t0 + i + j) * args.heads + h) * args.rank);
     }
-    i += rows;
-  }
+  });
 }
 
 template <typename T>
@@ -54,14 +46,14 @@ void Run(const AbsorbArgs& args, const Executor& executor) {
       x[i] = static_cast<const T*>(args.x) + ((t0 + i) * args.heads + h) * args.x_width +
              args.x_offset;
     }
-    for (int64_t d = 0; d < args.rows_used; ++d) {
-      w[d] = static_cast<const T*>(args.w) + (h * args.w_rows + args.row_offset + d) * args.rank;
-    }
+    const T* first =
+        static_cast<const T*>(args.w) + (h * args.w_rows + args.row_offset) * args.rank;
+    for (int64_t d = 0; d < args.rows_used; ++d) w[d] = first + d * args.rank;
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
       using C = typename ProductType<T, T>::T;
       const PackedRows<C> packed = PackHere<C>(x, count, args.rank, Order::kPlain);
-      const PlainWeights<T, T> weights = {w[0], args.rank};
+      const PlainWeights<T, T> weights = {first, args.rank};
       Product(packed, 0, packed.Tiles(), weights, 0, args.rows_used,
               [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
                 for (int i = 0; i < mv; ++i) {

@@ -45,19 +45,11 @@ void ContractRows(const AbsorbQuantizedArgs& args, int64_t h, const T* const* x,
     w[d] = values + d * rank;
   }
   T* y = static_cast<T*>(args.y);
-  for (int64_t i = 0; i < count;) {
-    const int rows = HeightWithin(count - i);
-    WithHeight(rows, [&](auto height) {
-      constexpr int kM = decltype(height)::value;
-      if constexpr (kM <= kManyRows) {
-        AxpyRows<kM>(x + i, w, 0, args.rows_used, 0, rank, false, acc, rank);
-      }
-    });
+  SumRows(x, count, w, args.rows_used, rank, acc, [&](int64_t i, int rows) {
     for (int64_t j = 0; j < rows; ++j) {
       RowFromFloat(acc + j * rank, rank, y + ((t0 + i + j) * args.heads + h) * rank);
     }
-    i += rows;
-  }
+  });
 }
 
 template <typename T>

@@ -18,18 +18,6 @@ constexpr int64_t kSplitKeys = 512;
 constexpr int64_t kAttendRows = 16;   // Query rows that share one pass: their scores stay close.
 constexpr int64_t kValueBlock = 128;  // Keys whose values are used by all rows before the next.
 
-// Weights are kept in the type that the product with the values multiplies fastest.
-template <typename X, typename W>
-struct WeightType {
-  using T = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct WeightType<bf16, bf16> {
-  using T = bf16;
-};
-#endif
-
 // The keys of one split. A score is scale_a * (qa . a) + scale_b * (qb . b).
 template <typename W>
 struct Keys {
@@ -43,7 +31,8 @@ struct Keys {
 template <typename X, typename W>
 struct AttendScratch {
   alignas(64) float scores[kAttendRows * kSplitKeys];
-  alignas(64) typename WeightType<X, W>::T weights[kAttendRows * kSplitKeys];
+  // In the type that the product with the values multiplies.
+  alignas(64) typename ProductType<X, W>::T weights[kAttendRows * kSplitKeys];
 };
 
 // out[m * N + n]: one tile of scores.
@@ -120,11 +109,9 @@ inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, cons
     for (int64_t m = 0; m < rows; m += kManyRows) {
       if (most[m / kManyRows] <= n) continue;
       const int64_t left = Min(kManyRows, rows - m);
-      WithHeight(TileHeight(left), [&](auto height) {
-        constexpr int kM = decltype(height)::value;
-        if constexpr (kM <= kManyRows) {
-          ScoreKeys<kM, N>(qa + m, qb + m, left, ka, kb, keys, scores + m * kSplitKeys + n);
-        }
+      WithHeight<kManyRows>(TileHeight(left), [&](auto height) {
+        ScoreKeys<decltype(height)::value, N>(qa + m, qb + m, left, ka, kb, keys,
+                                              scores + m * kSplitKeys + n);
       });
     }
   }
@@ -168,7 +155,7 @@ template <typename X, typename W>
 inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         const int32_t* visible, const Keys<W>& keys, AttendScratch<X, W>* scratch,
                         RowState* state, float* acc) {
-  using P = typename WeightType<X, W>::T;
+  using P = typename ProductType<X, W>::T;
   if (rows == 1) {
     ScoreRows<4>(qa, qb, rows, visible, keys, scratch->scores);
   } else {
@@ -200,12 +187,9 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
       for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
         const int64_t end = Min(shared[m], begin + kValueBlock);
         if (end <= begin) continue;
-        WithHeight(HeightWithin(rows - m), [&](auto height) {
-          constexpr int kM = decltype(height)::value;
-          if constexpr (kM <= kManyRows) {
-            AxpyRows<kM>(p + m, keys.v, begin, end, col, col + cols, begin > 0, acc + m * width,
-                         width);
-          }
+        WithHeight<kManyRows>(HeightWithin(rows - m), [&](auto height) {
+          AxpyRows<decltype(height)::value>(p + m, keys.v, begin, end, col, col + cols, begin > 0,
+                                            acc + m * width, width);
         });
       }
     }

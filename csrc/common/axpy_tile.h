@@ -175,6 +175,20 @@ inline void AxpyRows(const X* const* x, const W* const* w, int64_t begin, int64_
   }
 }
 
+// The sums of all `depth` rows of w for `count` rows of x, some rows at a time: take(i, rows) finds
+// those of rows [i, i + rows) in acc, kManyRows rows of `width`.
+template <typename X, typename W, typename Take>
+inline void SumRows(const X* const* x, int64_t count, const W* const* w, int64_t depth,
+                    int64_t width, float* acc, const Take& take) {
+  for (int64_t i = 0; i < count; i += HeightWithin(count - i)) {
+    const int rows = HeightWithin(count - i);
+    WithHeight<kManyRows>(rows, [&](auto height) {
+      AxpyRows<decltype(height)::value>(x + i, w, 0, depth, 0, width, false, acc, width);
+    });
+    take(i, rows);
+  }
+}
+
 }  // namespace MLA_ISA
 }  // namespace mla
 

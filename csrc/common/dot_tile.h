@@ -43,31 +43,35 @@ constexpr int HeightWithin(int64_t n) {
   return n >= kManyRows ? kManyRows : (n >= 4 ? 4 : (n >= 2 ? 2 : 1));
 }
 
-// Calls f(Constant<height>()).
-template <typename F>
+// Calls f(Constant<height>()) for a height of at most `most`.
+template <int most = kFewRows, typename F>
 MLA_INLINE void WithHeight(int height, const F& f) {
-  switch (height) {
-    case 1:
-      return f(Constant<1>());
-    case 2:
-      return f(Constant<2>());
-    case 4:
-      return f(Constant<4>());
-#if defined(__AVX512F__) || defined(__aarch64__)
-    case 6:
-      return f(Constant<6>());
-    default:
-      return f(Constant<8>());
-#else
-    default:
-      return;
-#endif
+  if constexpr (most >= 8) {
+    if (height == 8) return f(Constant<8>());
   }
+  if constexpr (most >= 6) {
+    if (height == 6) return f(Constant<6>());
+  }
+  if (height == 4) return f(Constant<4>());
+  if (height == 2) return f(Constant<2>());
+  f(Constant<1>());
 }
 
 // Accumulators of n products, filled up to as many as LaneSums takes.
 template <int n>
 constexpr int kWholeSums = (n + 3) / 4 * 4;
+
+// What products of X with W multiply: f32, unless pairs of bf16 are multiplied directly.
+template <typename X, typename W>
+struct ProductType {
+  using T = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct ProductType<bf16, bf16> {
+  using T = bf16;
+};
+#endif
 
 // How one step of the axis multiplies: f32 lanes in general ...
 template <typename X, typename W>

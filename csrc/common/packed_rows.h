@@ -11,19 +11,6 @@
 namespace mla {
 namespace MLA_ISA {
 
-// What products of activations X with weights W multiply: f32, unless pairs of bf16 are multiplied
-// directly.
-template <typename X, typename W>
-struct ProductType {
-  using T = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct ProductType<bf16, bf16> {
-  using T = bf16;
-};
-#endif
-
 // The order of the columns inside 128 of them. By nibble: 32-bit lane i of vector j holds columns
 // 8 i + j and 8 i + 4 + j, as shifts take them out of a lane of eight 4-bit codes.
 enum class Order { kPlain, kByNibble };

@@ -129,11 +129,9 @@ struct Products {
       for (int64_t n = 0; n < cols; n += kN) {
         for (int64_t t = 0; t < tiles; ++t) {
           const auto tile = x.At(tile0 + t);
-          WithHeight(tile.height, [&](auto height) {
+          WithHeight<kManyRows>(tile.height, [&](auto height) {
             constexpr int kM = decltype(height)::value;
-            if constexpr (kM <= kManyRows) {
-              w.template Few<kM, kN>(tile.data + k0 * kM, n0 + n, n0 + cols - 1, k0, width, out);
-            }
+            w.template Few<kM, kN>(tile.data + k0 * kM, n0 + n, n0 + cols - 1, k0, width, out);
           });
           sums.Take(n / kN * tiles + t, k0 == 0, k0 + width == x.width, tile.row0, tile.rows, n,
                     static_cast<int>(Min(kN, cols - n)), out, kN);

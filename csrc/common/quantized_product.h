@@ -12,31 +12,49 @@
 namespace mla {
 namespace MLA_ISA {
 
-// Every format, decoded to values.
+// Rows [n, n + count) of one chunk into a panel, zeros past the last column: values as f32; as bf16
+// values of MXFP4 and codes of the others.
+inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_t k0, int64_t width,
+                      Panel<float>* panel) {
+  bf16 work[kChunk<float>];
+  const int64_t left = Min(width, m.k - k0);
+  for (int64_t j = 0; j < count; ++j) {
+    float* row = panel->rows + j * kPanelPitch<float>;
+    DecodeRow(m, n + j, k0, left, work, row);
+    for (int64_t i = left; i < width; ++i) row[i] = 0.0f;
+  }
+}
+inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_t k0, int64_t width,
+                      Panel<bf16>* panel) {
+  const int64_t left = Min(width, m.k - k0);
+  for (int64_t j = 0; j < count; ++j) {
+    bf16* row = panel->rows + j * kPanelPitch<bf16>;
+    DecodeRow(m, n + j, k0, left, row);
+    for (int64_t i = left; i < width; ++i) row[i].bits = 0;
+  }
+}
+
+// Values in panels for any number of activations: every format as f32, and as bf16 the MXFP4 whose
+// columns are no whole blocks of 32.
+template <typename Multiplied>
 struct DecodedWeights {
-  using C = float;
+  using C = Multiplied;
   const QuantizedMatrix& m;
 
-  static constexpr int FewCols(int height) { return PlainWeights<float, float>::FewCols(height); }
+  static constexpr int FewCols(int height) { return PlainWeights<C, C>::FewCols(height); }
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t) const { return true; }
 
   template <int M, int N>
-  void Few(const float*, int64_t, int64_t, int64_t, int64_t, float*) const {}
+  void Few(const C*, int64_t, int64_t, int64_t, int64_t, float*) const {}
 
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<float>* panel) const {
-    bf16 work[kChunk<float>];
-    const int64_t left = Min(width, m.k - k0);
-    for (int64_t j = 0; j < count; ++j) {
-      float* row = panel->rows + j * kPanelPitch<float>;
-      DecodeRow(m, n + j, k0, left, work, row);
-      for (int64_t i = left; i < width; ++i) row[i] = 0.0f;
-    }
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const {
+    FillPanel(m, n, count, k0, width, panel);
   }
 
   template <int M, int N>
-  void FromPanel(const float* x, const Panel<float>& panel, int64_t j, int64_t last, int64_t,
-                 int64_t, int64_t width, float* out) const {
+  void FromPanel(const C* x, const Panel<C>& panel, int64_t j, int64_t last, int64_t, int64_t,
+                 int64_t width, float* out) const {
     PanelTile<M, N>(x, panel, j, last, width, out);
   }
 };
@@ -258,7 +276,7 @@ struct Mxfp4Weights {
   }
 };
 
-// --- Codes with scales of blocks, and MXFP4 of any other shape ---
+// --- Codes with scales of blocks ---
 
 // out[i * N + n] = sum over blocks of scale[n][block] * (x[i] . w[n] inside the block), over the
 // columns [k0, end), for M rows of a tile of `height`. get(n, k) gives the codes of row n for the
@@ -354,12 +372,7 @@ struct CodeWeights {
   }
 
   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
-    const int64_t left = Min(width, m.k - k0);
-    for (int64_t j = 0; j < count; ++j) {
-      bf16* row = panel->rows + j * kPanelPitch<bf16>;
-      DecodeRow(m, n + j, k0, left, row);
-      for (int64_t i = left; i < width; ++i) row[i].bits = 0;
-    }
+    FillPanel(m, n, count, k0, width, panel);
   }
 
   template <int M, int N>
@@ -369,40 +382,13 @@ struct CodeWeights {
     const bf16* w[N];
     RowScales scales[N];
     for (int i = 0; i < N; ++i) {
-      w[i] = panel.rows + Min(j + i, last) * kPanelPitch<bf16> - k0;
+      w[i] = panel.rows + Min(j + i, last) * kPanelPitch<bf16>;
       scales[i] = RowScales(m, n0 + Min(j + i, last));
     }
-    const auto get = [&](int i, int64_t k)
-                         __attribute__((always_inline)) { return _mm512_loadu_si512(w[i] + k); };
+    const auto get = [&](int i, int64_t k) __attribute__((always_inline)) {
+      return _mm512_loadu_si512(w[i] + (k - k0));
+    };
     ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
-  }
-};
-
-// MXFP4 whose columns are no whole blocks of 32: values in panels.
-struct Mxfp4PanelWeights {
-  using C = bf16;
-  const QuantizedMatrix& m;
-
-  static constexpr int FewCols(int height) { return PlainWeights<bf16, bf16>::FewCols(height); }
-  static constexpr int ManyCols() { return kTileN; }
-  bool UsesPanel(int64_t) const { return true; }
-
-  template <int M, int N>
-  void Few(const bf16*, int64_t, int64_t, int64_t, int64_t, float*) const {}
-
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
-    const int64_t left = Min(width, m.k - k0);
-    for (int64_t j = 0; j < count; ++j) {
-      bf16* row = panel->rows + j * kPanelPitch<bf16>;
-      DecodeRow(m, n + j, k0, left, row);
-      for (int64_t i = left; i < width; ++i) row[i].bits = 0;
-    }
-  }
-
-  template <int M, int N>
-  void FromPanel(const bf16* x, const Panel<bf16>& panel, int64_t j, int64_t last, int64_t, int64_t,
-                 int64_t width, float* out) const {
-    PanelTile<M, N>(x, panel, j, last, width, out);
   }
 };
 #endif
@@ -425,7 +411,7 @@ inline void WithWeights(const QuantizedMatrix& m, const F& f) {
     if (Mxfp4Weights::Takes(m)) {
       f(Mxfp4Weights{m});
     } else if (m.code == Code::kE2M1) {
-      f(Mxfp4PanelWeights{m});
+      f(DecodedWeights<bf16>{m});
     } else if (m.code == Code::kE4M3) {
       f(CodeWeights<Code::kE4M3>{m});
     } else {
@@ -434,7 +420,7 @@ inline void WithWeights(const QuantizedMatrix& m, const F& f) {
     return;
   }
 #endif
-  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights{m});
+  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights<float>{m});
 }
 
 }  // namespace MLA_ISA

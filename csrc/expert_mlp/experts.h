@@ -106,7 +106,7 @@ struct Experts {
     return static_cast<const T*>(args.x) + pair / args.slots * args.hidden;
   }
 
-  // Copies rows of k columns, `row(pair)` of each, into `memory`.
+  // Packs the groups' rows of k columns, to which `row(pair)` points.
   template <typename Row>
   void PackGroups(const PackedGroups<C>& to, int64_t k, Order order, const Executor& executor,
                   const Row& row) const {
@@ -139,8 +139,7 @@ struct Experts {
       Product(x, tile0, tiles, weights, c0, cols, keep(gate));
       Product(x, tile0, tiles, weights, args.inner + c0, cols, keep(up));
     });
-    const int64_t rows = Min(x.rows - row0, tiles * Max64(kManyRows, kFewRows));
-    for (int64_t i = 0; i < Min(rows, kMaxExpertRows); ++i) {
+    for (int64_t i = 0; i < Min(x.rows - row0, kMaxExpertRows); ++i) {
       Gate(gate + i * kInnerBlock, up + i * kInnerBlock, cols);
       RowFromFloat(gate + i * kInnerBlock, cols, inner + pairs[row0 + i] * args.inner + c0);
     }
