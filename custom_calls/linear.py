@@ -21,8 +21,9 @@ TARGET_BIAS = "mla_jax.linear_bias.v1"
 Activations = Literal["bf16", "mxfp4"]
 ACTIVATIONS: tuple[Activations, ...] = ("bf16", "mxfp4")
 
-MAX_NATIVE_ROWS = 127
-"""With more rows than this the native form is XLA's own dot, which is faster for most numbers of rows there."""
+INVARIANT_ROWS = 64
+"""On CPUs a row's result is the same (bitwise) in every call of at most so many rows, and in every one of more; between
+the two the order of its sums differs."""
 
 
 def linear(
@@ -47,9 +48,9 @@ def linear(
       kernels: see `custom_calls.registry.choose`.
 
     Returns:
-      (M, N) of `out_dtype`. With the CPU's kernel a row does not depend on the other rows (bitwise), as long as
-      there are at most `MAX_NATIVE_ROWS`; with a quantised weight for any number of rows. With a GPU's kernels
-      for quantised weights it does not depend on their values, but on how many they are.
+      (M, N) of `out_dtype`. With the CPU's kernels a row does not depend on the other rows (bitwise), only on whether
+      they are more than `INVARIANT_ROWS`. With a GPU's kernels for quantised weights it does not depend on their
+      values, but on how many they are.
 
     Raises:
       ShapeError: naming argument, expected and got.
@@ -125,8 +126,6 @@ def _reference(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str
 
 
 def _native(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str) -> Arrays:
-    if x.shape[0] > MAX_NATIVE_ROWS:
-        return _reference(x, weight, *bias, out_dtype=out_dtype)
     result = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), out_dtype)
     return (jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)(x, weight, *bias),)
 
@@ -148,5 +147,4 @@ LINEAR = Op(
     native=_native,
     batch=_batch,
     gpu=Native((), _reference, "it is XLA's own dot there"),
-    native_note=f"more than {MAX_NATIVE_ROWS} rows go to XLA's own dot, which is mostly faster there",
 )

@@ -52,7 +52,7 @@ void Run(const AbsorbArgs& args, const Executor& executor) {
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
       using C = typename ProductType<T, T>::T;
-      const PackedRows<C> packed = PackHere<C>(x, count, args.rank, Order::kPlain);
+      const PackedRows<C> packed = PackHere<C>(x, count, args.rank, {Order::kPlain, true});
       const PlainWeights<T, T> weights = {first, args.rank};
       Product(packed, 0, packed.Tiles(), weights, 0, args.rows_used,
               [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {

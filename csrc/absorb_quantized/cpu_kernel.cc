@@ -70,7 +70,7 @@ void Run(const AbsorbQuantizedArgs& args, const Executor& executor) {
     if (args.contract_columns) {
       T* y = static_cast<T*>(args.y);
       using C = typename ProductType<T, T>::T;
-      const PackedRows<C> packed = PackHere<C>(x, count, args.w.k, OrderFor<T>(args.w));
+      const PackedRows<C> packed = PackHere<C>(x, count, args.w.k, PackingFor<T>(args.w));
       WithWeights<T>(args.w, [&](const auto& weights) {
         Product(packed, 0, packed.Tiles(), weights, h * args.w_rows + args.row_offset,
                 args.rows_used,

@@ -1,13 +1,15 @@
 // Softmax attention of a few query rows over one split of the keys, and the merge of splits.
 //
 // Keys are cut into splits of kSplitKeys from key 0. A split is computed on its own and splits are
-// merged in order, so the result does not depend on how the work was shared out. All rows come as
-// pointers: pages, staged copies and strided activations look alike.
+// merged in order, so the result does not depend on how the work was shared out. Keys and values
+// come as pointers to rows: pages and staged copies look alike. In the scores and their softmax the
+// query rows lie across the lanes: every row has its own sums, in the order of columns and keys.
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
 #include "common/axpy_tile.h"
-#include "common/dot_tile.h"
+#include "common/lane_tile.h"
+#include "common/packed_rows.h"
 #include "common/simd.h"
 #include "common/tasks.h"
 
@@ -15,105 +17,67 @@ namespace mla {
 namespace MLA_ISA {
 
 constexpr int64_t kSplitKeys = 512;
-constexpr int64_t kAttendRows = 16;   // Query rows that share one pass: their scores stay close.
-constexpr int64_t kValueBlock = 128;  // Keys whose values are used by all rows before the next.
+constexpr int kAttendVectors = 2;
+constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows that share one pass.
+constexpr int64_t kValueBlock = 256;  // Keys whose values are used by all rows before the next.
 
-// The keys of one split. A score is scale_a * (qa . a) + scale_b * (qb . b).
+// The keys of one split: a_width columns a, then b_width columns b. A score is
+// scale_a * (qa . a) + scale_b * (qb . b).
 template <typename W>
 struct Keys {
-  const W* const* a;
-  const W* const* b;
+  const W* const* k;
   const W* const* v;
   int64_t a_width, b_width, v_width;
   float scale_a, scale_b;
 };
 
+// Work memory of one pass. P is what products with keys and values multiply.
 template <typename X, typename W>
 struct AttendScratch {
-  alignas(64) float scores[kAttendRows * kSplitKeys];
-  // In the type that the product with the values multiplies.
-  alignas(64) typename ProductType<X, W>::T weights[kAttendRows * kSplitKeys];
+  using P = typename ProductType<X, W>::T;
+  static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
+  static constexpr int64_t kTiledKeys = kSplitKeys + LaneCols(1);  // The last tile may be cut.
+
+  float* scores;  // (keys, rows)
+  P* weights;     // (units of keys, rows)
+  P* q;           // (units of the columns of a, then of b; rows)
+
+  static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
+  static AttendScratch Carve(Carver* carver, int64_t a_width, int64_t b_width) {
+    AttendScratch s;
+    s.scores = carver->Take<float>(kTiledKeys * kAttendRows);
+    s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
+    s.q = carver->Take<P>((Width(a_width) + Width(b_width)) * kAttendRows);
+    return s;
+  }
 };
 
-// out[m * N + n]: one tile of scores.
-template <int M, int N, bool kTwoScales, typename X, typename W>
-inline __attribute__((noinline)) void ScoreTile(const X* const* qa, const X* const* qb,
-                                                const W* const* ka, const W* const* kb,
-                                                const Keys<W>& keys, float* out) {
-  vf acc[kWholeSums<M * N>] = {};
-  DotAccumulate<M, N>(qa, ka, keys.a_width, acc);
-  if (kTwoScales) {
-    vf acc_b[M * N] = {};
-    DotAccumulate<M, N>(qb, kb, keys.b_width, acc_b);
-    MLA_UNROLL
-    for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a + acc_b[i] * keys.scale_b;
-  } else {
-    DotAccumulate<M, N>(qb, kb, keys.b_width, acc);
-    MLA_UNROLL
-    for (int i = 0; i < M * N; ++i) acc[i] = acc[i] * keys.scale_a;
-  }
-  LaneSums<kWholeSums<M * N>>(acc, out);
-}
-
-// Asks for a row that will soon be multiplied.
-template <typename T>
-MLA_INLINE void PrefetchRow(const T* row, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(row + i);
-}
-
-// Scores of M rows (the last of them repeated where there are fewer) and the N keys from n on.
-template <int M, int N, typename X, typename W>
-inline void ScoreKeys(const X* const* qa, const X* const* qb, int64_t rows, const W* const* ka,
-                      const W* const* kb, const Keys<W>& keys, float* scores) {
-  alignas(64) float tile[kWholeSums<M * N>];
-  const X* xa[M];
-  const X* xb[M];
-  for (int i = 0; i < M; ++i) {
-    xa[i] = qa[Min(i, rows - 1)];
-    xb[i] = qb[Min(i, rows - 1)];
-  }
-  if (keys.scale_a != keys.scale_b) {
-    ScoreTile<M, N, true>(xa, xb, ka, kb, keys, tile);
-  } else {
-    ScoreTile<M, N, false>(xa, xb, ka, kb, keys, tile);
-  }
-  for (int64_t i = 0; i < Min(M, rows); ++i) {
-    __builtin_memcpy(scores + i * kSplitKeys, tile + i * N, N * sizeof(float));
-  }
-}
-
-template <int N, typename X, typename W>
-inline void ScoreRows(const X* const* qa, const X* const* qb, int64_t rows, const int32_t* visible,
-                      const Keys<W>& keys, float* scores) {
-  int32_t most[CeilDiv(kAttendRows, kManyRows)] = {};  // Keys that any row of the tile sees.
-  int32_t limit = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    int32_t& tile = most[i / kManyRows];
-    if (visible[i] > tile) tile = visible[i];
-    if (tile > limit) limit = tile;
-  }
-  for (int32_t n = 0; n < limit; n += N) {
-    const W* ka[N];
-    const W* kb[N];
+// Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes).
+template <int V, typename X, typename W>
+inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit) {
+  using Scratch = AttendScratch<X, W>;
+  using P = typename Scratch::P;
+  constexpr int N = LaneCols(V);
+  constexpr int64_t kRows = V * kLanes;
+  float scale_a[N], scale_b[N];
+  for (int j = 0; j < N; ++j) scale_a[j] = keys.scale_a;
+  for (int j = 0; j < N; ++j) scale_b[j] = keys.scale_b;
+  // Both parts at once where they have one scale and no unit of columns has some of each.
+  const bool whole = keys.a_width % Scratch::kUnit == 0 && keys.scale_a == keys.scale_b;
+  const int64_t a_width = keys.a_width + (whole ? keys.b_width : 0);
+  const P* qb = scratch.q + Scratch::Width(keys.a_width) * kRows;
+  for (int64_t n = 0; n < limit; n += N) {
+    const W *key[N], *next[N];
     for (int j = 0; j < N; ++j) {
-      const int32_t key = n + j < limit ? n + j : limit - 1;
-      ka[j] = keys.a[key];
-      kb[j] = keys.b[key];
-      const int32_t next = n + 2 * N + j;
-      if (next < limit) {
-        PrefetchRow(keys.a[next], keys.a_width);
-        PrefetchRow(keys.b[next], keys.b_width);
-      }
+      key[j] = keys.k[Min(n + j, limit - 1)];
+      next[j] = keys.k[Min(n + N + j, limit - 1)];
     }
-    for (int64_t m = 0; m < rows; m += kManyRows) {
-      if (most[m / kManyRows] <= n) continue;
-      const int64_t left = Min(kManyRows, rows - m);
-      WithHeight<kManyRows>(TileHeight(left), [&](auto height) {
-        ScoreKeys<decltype(height)::value, N>(qa + m, qb + m, left, ka, kb, keys,
-                                              scores + m * kSplitKeys + n);
-      });
-    }
+    float* out = scratch.scores + n * kRows;
+    LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, next, out, kRows);
+    if (whole) continue;
+    for (int j = 0; j < N; ++j) key[j] += keys.a_width;
+    for (int j = 0; j < N; ++j) next[j] += keys.a_width;
+    LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, next, out, kRows);
   }
 }
 
@@ -129,47 +93,85 @@ struct RowState {
 // NaN of inf - inf.
 inline float Base(float max) { return max == -__builtin_inff() ? 0.0f : max; }
 
-// Turns n > 0 scores into weights e^(s - max).
-template <typename P>
-inline RowState SoftmaxRow(float* scores, int64_t n, P* weights) {
-  const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-  for (int64_t i = n; i < padded; ++i) scores[i] = -__builtin_inff();
-  vf top = Load(scores);
-  for (int64_t i = kLanes; i < padded; i += kLanes) top = Max(top, Load(scores + i));
-  const float max = LaneMax(top), base = Base(max);
-  vf total = {}, exact = {};
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const vf e = Exp(Load(scores + i) - base);
-    Store(weights + i, e);
-    total += Load(weights + i);
-    exact += e;
+// Stores the weights of one unit of keys and makes them what was stored.
+MLA_INLINE void StoreUnit(float* p, vf* e) { Store(p, e[0]); }
+#if defined(__AVX512BF16__)
+MLA_INLINE void StoreUnit(bf16* p, vf* e) {
+  const vu even = __builtin_convertvector((vh)_mm512_cvtneps_pbh((__m512)e[0]), vu);
+  const vu odd = __builtin_convertvector((vh)_mm512_cvtneps_pbh((__m512)e[1]), vu) << 16;
+  const vu pairs = even | odd;
+  __builtin_memcpy(p, &pairs, sizeof(pairs));
+  e[0] = FromBits(even << 16);
+  e[1] = FromBits(odd);
+}
+#endif
+
+// Turns the scores of keys [0, limit) into weights e^(s - max) and the rows' states. Row r sees the
+// keys [0, visible[r]); all rows see the first `least`.
+template <int V, typename X, typename W>
+inline void SoftmaxRows(const AttendScratch<X, W>& scratch, const int32_t* visible, int64_t least,
+                        int64_t limit, RowState* state) {
+  constexpr int64_t kUnit = AttendScratch<X, W>::kUnit;
+  constexpr int64_t kRows = V * kLanes;
+  const vf lowest = Splat(-__builtin_inff());
+  for (int v = 0; v < V; ++v) {
+    float* scores = scratch.scores + v * kLanes;
+    vi seen;
+    __builtin_memcpy(&seen, visible + v * kLanes, sizeof(seen));
+    for (int64_t n = least; n < CeilDiv(limit, kUnit) * kUnit; ++n) {
+      const vf score = Load(scores + n * kRows);
+      Store(scores + n * kRows, seen > static_cast<int32_t>(n) ? score : lowest);
+    }
+    vf max = lowest;
+    for (int64_t n = 0; n < limit; ++n) max = Max(max, Load(scores + n * kRows));
+    const vf base = max == lowest ? vf{} : max;
+    vf sum = {}, exact = {};
+    for (int64_t n = 0; n < limit; n += kUnit) {
+      vf e[kUnit];
+      MLA_UNROLL
+      for (int i = 0; i < kUnit; ++i) e[i] = ExpNotLarge(Load(scores + (n + i) * kRows) - base);
+      MLA_UNROLL
+      for (int i = 0; i < kUnit; ++i) exact += e[i];
+      StoreUnit(scratch.weights + n * kRows + v * kLanes * kUnit, e);
+      MLA_UNROLL
+      for (int i = 0; i < kUnit; ++i) sum += e[i];
+    }
+    for (int i = 0; i < kLanes; ++i) state[v * kLanes + i] = {max[i], sum[i], exact[i]};
   }
-  return {max, LaneSum(total), LaneSum(exact)};
 }
 
 // Attends `rows` <= kAttendRows query rows, of which row r sees the split's keys [0, visible[r]).
 // A key outside that range never enters row r's arithmetic, not even with weight zero: it may be
-// NaN. Results, by row: the softmax state and the weighted sum of values (undefined if none is
-// seen).
+// NaN. Results, by row: the softmax state (kAttendRows of them) and the weighted sum of values
+// (undefined if none is seen).
 template <typename X, typename W>
 inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
-                        const int32_t* visible, const Keys<W>& keys, AttendScratch<X, W>* scratch,
-                        RowState* state, float* acc) {
-  using P = typename ProductType<X, W>::T;
-  if (rows == 1) {
-    ScoreRows<4>(qa, qb, rows, visible, keys, scratch->scores);
-  } else {
-    ScoreRows<kTileN>(qa, qb, rows, visible, keys, scratch->scores);
-  }
-  const P* p[kAttendRows];
+                        const int32_t* visible, const Keys<W>& keys,
+                        const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
+  using Scratch = AttendScratch<X, W>;
+  using P = typename Scratch::P;
+  alignas(64) int32_t seen[kAttendRows] = {};
+  int64_t least = kSplitKeys, limit = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    p[r] = scratch->weights + r * kSplitKeys;
-    state[r] = {-__builtin_inff(), 0.0f, 0.0f};
-    if (visible[r] > 0) {
-      state[r] = SoftmaxRow(scratch->scores + r * kSplitKeys, visible[r],
-                            scratch->weights + r * kSplitKeys);
-    }
+    seen[r] = visible[r];
+    least = Min(least, visible[r]);
+    limit = Max64(limit, visible[r]);
   }
+  WithVectors<kAttendVectors>(rows, [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    const auto pack = [&](const X* const* q, int64_t width, P* dst) {
+      PackLanes<P>(
+          rows, V * kLanes, width, Scratch::Width(width), Order::kPlain,
+          [&](int64_t i) { return q[i]; }, dst);
+    };
+    pack(qa, keys.a_width, scratch.q);
+    pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
+    ScoreRows<V>(scratch, keys, limit);
+    SoftmaxRows<V>(scratch, seen, least, limit, state);
+  });
+  const P* first[kAttendRows];
+  for (int64_t r = 0; r < rows; ++r) first[r] = scratch.weights + r * Scratch::kUnit;
+  const int64_t stride = CeilDiv(rows, kLanes) * kLanes * Scratch::kUnit;
   // Keys that every row of a tile sees, in whole pairs.
   const int64_t width = keys.v_width;
   int64_t shared[kAttendRows] = {};  // By the tile's first row.
@@ -188,8 +190,8 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
         const int64_t end = Min(shared[m], begin + kValueBlock);
         if (end <= begin) continue;
         WithHeight<kManyRows>(HeightWithin(rows - m), [&](auto height) {
-          AxpyRows<decltype(height)::value>(p + m, keys.v, begin, end, col, col + cols, begin > 0,
-                                            acc + m * width, width);
+          AxpyRows<decltype(height)::value>(SteppedRows<P>{first + m, stride}, keys.v, begin, end,
+                                            col, col + cols, begin > 0, acc + m * width, width);
         });
       }
     }
@@ -197,8 +199,8 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
   for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
     for (int64_t r = m; r < m + HeightWithin(rows - m); ++r) {
       if (visible[r] > shared[m]) {
-        AxpyRows<1>(p + r, keys.v, shared[m], visible[r], 0, width, shared[m] > 0, acc + r * width,
-                    width);
+        AxpyRows<1>(SteppedRows<P>{first + r, stride}, keys.v, shared[m], visible[r], 0, width,
+                    shared[m] > 0, acc + r * width, width);
       }
     }
   }

@@ -7,6 +7,7 @@
 #define MLA_COMMON_AXPY_TILE_H_
 
 #include "common/dot_tile.h"
+#include "common/lane_tile.h"
 #include "common/simd.h"
 
 namespace mla {
@@ -17,17 +18,13 @@ namespace MLA_ISA {
 template <typename X, typename W>
 struct AxpyStep {
   static constexpr int kStep = 1;
-  using Weight = vf;
   struct Pair {
     vf a, b;
   };
-  static MLA_INLINE Weight GetX(const X* p) { return Splat(ToFloat(*p)); }
-  static MLA_INLINE Weight GetLastX(const X* p) { return GetX(p); }
   static MLA_INLINE Pair GetW(const W* const* w, int64_t col) {
     return {Load(w[0] + col), Load(w[0] + col + kLanes)};
   }
   static MLA_INLINE Pair GetLastW(const W* const* w, int64_t col) { return GetW(w, col); }
-  static MLA_INLINE vf Add(vf acc, Weight x, vf w) { return acc + x * w; }
   static MLA_INLINE void FromMemory(const float* p, vf* acc) {
     acc[0] = Load(p);
     acc[1] = Load(p + kLanes);
@@ -45,16 +42,9 @@ struct AxpyStep {
 template <>
 struct AxpyStep<bf16, bf16> {
   static constexpr int kStep = 2;
-  using Weight = __m512i;
   struct Pair {
     __m512i a, b;
   };
-  static MLA_INLINE Weight GetX(const bf16* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, sizeof(pair));
-    return _mm512_set1_epi32(pair);
-  }
-  static MLA_INLINE Weight GetLastX(const bf16* p) { return _mm512_set1_epi32(p->bits); }
   static MLA_INLINE Pair GetW(const bf16* const* w, int64_t col) {
     const __m512i even = _mm512_loadu_si512(w[0] + col);
     const __m512i odd = _mm512_loadu_si512(w[1] + col);
@@ -64,9 +54,6 @@ struct AxpyStep<bf16, bf16> {
     const __m512i even = _mm512_loadu_si512(w[0] + col);
     const __m512i zero = _mm512_setzero_si512();
     return {_mm512_unpacklo_epi16(even, zero), _mm512_unpackhi_epi16(even, zero)};
-  }
-  static MLA_INLINE vf Add(vf acc, Weight x, __m512i w) {
-    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)w);
   }
   static MLA_INLINE void FromMemory(const float* p, vf* acc) {
     const vf a = Load(p), b = Load(p + kLanes);
@@ -87,13 +74,21 @@ struct AxpyStep<bf16, bf16> {
 // Columns of one strip.
 constexpr int kStrip = 2 * kLanes;
 
+// Rows whose elements of one step lie `stride` elements behind those of the step before.
+template <typename X>
+struct SteppedRows {
+  const X* const* rows;
+  int64_t stride;
+};
+
 // acc[m * ld + 0..S strips) (+)= sum of x[m][d] * w[d][col ..) for d in [begin, end); begin is
 // even.
 template <int M, int S, typename X, typename W>
-inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const* w, int64_t begin,
-                                               int64_t end, int64_t col, bool add, float* acc,
-                                               int64_t ld) {
+inline __attribute__((noinline)) void AxpyTile(const SteppedRows<X>& x, const W* const* w,
+                                               int64_t begin, int64_t end, int64_t col, bool add,
+                                               float* acc, int64_t ld) {
   using Step = AxpyStep<X, W>;
+  using Spread = LaneStep<W, X>;
   vf sum[M * S * 2] = {};
   if (add) {
     MLA_UNROLL
@@ -103,19 +98,19 @@ inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const
   }
   const X* xs[M];
   MLA_UNROLL
-  for (int m = 0; m < M; ++m) xs[m] = x[m];
-  int64_t d = begin;
-  for (; d + Step::kStep <= end; d += Step::kStep) {
+  for (int m = 0; m < M; ++m) xs[m] = x.rows[m];
+  int64_t d = begin, at = begin / Step::kStep * x.stride;
+  for (; d + Step::kStep <= end; d += Step::kStep, at += x.stride) {
     typename Step::Pair b[S];
     MLA_UNROLL
     for (int s = 0; s < S; ++s) b[s] = Step::GetW(w + d, col + s * kStrip);
     MLA_UNROLL
     for (int m = 0; m < M; ++m) {
-      const typename Step::Weight a = Step::GetX(xs[m] + d);
+      const auto a = Spread::Broadcast(xs[m] + at);
       MLA_UNROLL
       for (int s = 0; s < S; ++s) {
-        sum[(m * S + s) * 2] = Step::Add(sum[(m * S + s) * 2], a, b[s].a);
-        sum[(m * S + s) * 2 + 1] = Step::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
+        sum[(m * S + s) * 2] = Spread::Add(sum[(m * S + s) * 2], a, b[s].a);
+        sum[(m * S + s) * 2 + 1] = Spread::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
       }
     }
   }
@@ -125,11 +120,11 @@ inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const
     for (int s = 0; s < S; ++s) b[s] = Step::GetLastW(w + d, col + s * kStrip);
     MLA_UNROLL
     for (int m = 0; m < M; ++m) {
-      const typename Step::Weight a = Step::GetLastX(xs[m] + d);
+      const auto a = Spread::BroadcastLast(xs[m] + at);
       MLA_UNROLL
       for (int s = 0; s < S; ++s) {
-        sum[(m * S + s) * 2] = Step::Add(sum[(m * S + s) * 2], a, b[s].a);
-        sum[(m * S + s) * 2 + 1] = Step::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
+        sum[(m * S + s) * 2] = Spread::Add(sum[(m * S + s) * 2], a, b[s].a);
+        sum[(m * S + s) * 2 + 1] = Spread::Add(sum[(m * S + s) * 2 + 1], a, b[s].b);
       }
     }
   }
@@ -141,12 +136,15 @@ inline __attribute__((noinline)) void AxpyTile(const X* const* x, const W* const
 
 // The columns that do not fill a strip, one row of x.
 template <typename X, typename W>
-inline __attribute__((noinline)) void AxpyTail(const X* x, const W* const* w, int64_t begin,
-                                               int64_t end, int64_t col, int64_t cols, bool add,
-                                               float* acc) {
+inline __attribute__((noinline)) void AxpyTail(const X* x, int64_t stride, const W* const* w,
+                                               int64_t begin, int64_t end, int64_t col,
+                                               int64_t cols, bool add, float* acc) {
+  constexpr int64_t kStep = AxpyStep<X, W>::kStep;
   for (int64_t c = col; c < cols; ++c) {
     float sum = add ? acc[c - col] : 0.0f;
-    for (int64_t d = begin; d < end; ++d) sum += ToFloat(x[d]) * ToFloat(w[d][c]);
+    for (int64_t d = begin; d < end; ++d) {
+      sum += ToFloat(x[d / kStep * stride + d % kStep]) * ToFloat(w[d][c]);
+    }
     acc[c - col] = sum;
   }
 }
@@ -159,11 +157,11 @@ constexpr int kStripsM = 1;
 #endif
 constexpr int kStrips1 = 4;
 
-// acc[m * ld + c] (+)= sum of x[m][d] * w[d][c] for c in [col, cols), d in [begin, end), for M rows
-// given by pointers. begin is even; col is a multiple of kStrip.
+// acc[m * ld + c] (+)= sum of x[m][d] * w[d][c] for c in [col, cols), d in [begin, end), for M
+// rows. begin is even; col is a multiple of kStrip.
 template <int M, typename X, typename W>
-inline void AxpyRows(const X* const* x, const W* const* w, int64_t begin, int64_t end, int64_t col,
-                     int64_t cols, bool add, float* acc, int64_t ld) {
+inline void AxpyRows(const SteppedRows<X>& x, const W* const* w, int64_t begin, int64_t end,
+                     int64_t col, int64_t cols, bool add, float* acc, int64_t ld) {
   constexpr int kS = M == 1 ? kStrips1 : kStripsM;
   int64_t c = col;
   for (; c + kS * kStrip <= cols; c += kS * kStrip) {
@@ -171,19 +169,21 @@ inline void AxpyRows(const X* const* x, const W* const* w, int64_t begin, int64_
   }
   for (; c + kStrip <= cols; c += kStrip) AxpyTile<M, 1>(x, w, begin, end, c, add, acc + c, ld);
   if (c < cols) {
-    for (int m = 0; m < M; ++m) AxpyTail(x[m], w, begin, end, c, cols, add, acc + m * ld + c);
+    for (int m = 0; m < M; ++m)
+      AxpyTail(x.rows[m], x.stride, w, begin, end, c, cols, add, acc + m * ld + c);
   }
 }
 
-// The sums of all `depth` rows of w for `count` rows of x, some rows at a time: take(i, rows) finds
-// those of rows [i, i + rows) in acc, kManyRows rows of `width`.
+// The sums of all `depth` rows of w for `count` whole rows of x, some rows at a time: take(i, rows)
+// finds those of rows [i, i + rows) in acc, kManyRows rows of `width`.
 template <typename X, typename W, typename Take>
 inline void SumRows(const X* const* x, int64_t count, const W* const* w, int64_t depth,
                     int64_t width, float* acc, const Take& take) {
   for (int64_t i = 0; i < count; i += HeightWithin(count - i)) {
     const int rows = HeightWithin(count - i);
     WithHeight<kManyRows>(rows, [&](auto height) {
-      AxpyRows<decltype(height)::value>(x + i, w, 0, depth, 0, width, false, acc, width);
+      AxpyRows<decltype(height)::value>(SteppedRows<X>{x + i, AxpyStep<X, W>::kStep}, w, 0, depth,
+                                        0, width, false, acc, width);
     });
     take(i, rows);
   }

@@ -1,9 +1,12 @@
-// Rows of activations as a call's products read them: copied once into tiles of a few rows whose
-// steps lie side by side, so that a tile is one stream of memory and no two rows evict each other.
+// Rows of activations as a call's products read them: copied once into tiles whose steps lie side
+// by side, so that a tile is one stream of memory and no two rows evict each other. Tiles of dot
+// products have a few rows and steps of one vector a row; beyond kMostDotRows rows tiles are those
+// of lane_tile.h.
 #ifndef MLA_COMMON_PACKED_ROWS_H_
 #define MLA_COMMON_PACKED_ROWS_H_
 
 #include "common/dot_tile.h"
+#include "common/lane_tile.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "common/tasks.h"
@@ -18,6 +21,18 @@ enum class Order { kPlain, kByNibble };
 // Columns of one group in the order by nibble.
 constexpr int64_t kNibbleColumns = 128;
 
+// How weights want their activations: the order of the columns, and whether many rows may lie
+// across the lanes.
+struct Packing {
+  Order order;
+  bool lanes;
+};
+
+// The most rows whose products are dot products: those of a row are then the same, whatever comes
+// with it.
+constexpr int64_t kMostDotRows = 64;
+constexpr int64_t kLaneTileRows = kLaneVectors * kLanes;
+
 template <typename C>
 struct PackedRows {
   static constexpr int64_t kStep = DotStep<C, C>::kStep;
@@ -29,20 +44,26 @@ struct PackedRows {
     const C* data;
   };
 
-  C* data;  // (tiles, width / kStep, height, kStep)
+  C* data;  // (tiles, width / kStep, height, kStep), or (tiles, units of 32 bits, height).
   int64_t rows;
   int64_t width;  // Columns, filled up with zeros to whole steps or groups.
+  bool lanes;
 
-  static int64_t Width(int64_t k, Order order) {
-    const int64_t unit = order == Order::kByNibble ? kNibbleColumns : kStep;
-    return CeilDiv(Max64(k, 1), unit) * unit;
+  static PackedRows Of(C* data, int64_t rows, int64_t k, Packing packing) {
+    const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : kStep;
+    return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, packing.lanes && rows > kMostDotRows};
   }
-  static int64_t Count(int64_t rows, int64_t width) { return (rows + 1) / 2 * 2 * width; }
-  int64_t Tiles() const { return rows <= kFewRows ? 1 : CeilDiv(rows, kManyRows); }
+  // Rows of all tiles.
+  int64_t Height() const { return lanes ? CeilDiv(rows, kLanes) * kLanes : (rows + 1) / 2 * 2; }
+  int64_t Bytes() const { return Height() * width * static_cast<int64_t>(sizeof(C)); }
+  // Rows of every tile but the last.
+  int64_t TileRows() const { return lanes ? kLaneTileRows : (rows <= kFewRows ? rows : kManyRows); }
+  int64_t Tiles() const { return CeilDiv(rows, Max64(1, TileRows())); }
   Tile At(int64_t tile) const {
-    const int64_t row0 = tile * kManyRows;
-    const int64_t left = rows <= kFewRows ? rows : Min(kManyRows, rows - row0);
-    return {row0, static_cast<int>(left), TileHeight(left), data + row0 * width};
+    const int64_t row0 = tile * TileRows();
+    const int64_t left = Min(TileRows(), rows - row0);
+    const int64_t height = lanes ? CeilDiv(left, kLanes) * kLanes : TileHeight(left);
+    return {row0, static_cast<int>(left), static_cast<int>(height), data + row0 * width};
   }
 };
 
@@ -121,12 +142,36 @@ inline void ZeroRow(int64_t width, int height, C* dst) {
   }
 }
 
+// Packs `count` rows of k columns across `height` lanes, zeros behind the last row and, up to
+// `width`, behind the last column.
+template <typename C, typename Row>
+inline void PackLanes(int64_t count, int64_t height, int64_t k, int64_t width, Order order,
+                      const Row& row, C* dst) {
+  alignas(64) C columns[kLanes * kNibbleColumns];
+  const C* rows[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) rows[i] = columns + i * kNibbleColumns;
+  for (int64_t i0 = 0; i0 < height; i0 += kLanes) {
+    const int64_t here = Clamp(count - i0, 0, kLanes);
+    for (int64_t c = 0; c < width; c += kNibbleColumns) {
+      const int64_t n = Min(kNibbleColumns, width - c);
+      for (int64_t i = 0; i < here; ++i) {
+        PackRow(row(i0 + i) + c, Min(n, k - c), n, order, 1, columns + i * kNibbleColumns);
+      }
+      RowsToLanes(rows, here, n, height, dst + c * height + i0 * (4 / sizeof(C)));
+    }
+  }
+}
+
 // Packs tile `tile` of rows that `row(i)` points to.
 template <typename C, typename Row>
 inline void PackTile(const PackedRows<C>& to, int64_t tile, int64_t k, Order order,
                      const Row& row) {
   const auto t = to.At(tile);
   C* dst = to.data + t.row0 * to.width;
+  if (to.lanes) {
+    return PackLanes<C>(
+        t.rows, t.height, k, to.width, order, [&](int64_t i) { return row(t.row0 + i); }, dst);
+  }
   for (int i = 0; i < t.height; ++i) {
     C* first = dst + i * PackedRows<C>::kStep;
     if (i < t.rows) {
@@ -152,12 +197,11 @@ inline void Pack(const PackedRows<C>& to, int64_t k, Order order, const Executor
 
 // Rows that one task alone needs, packed into this thread's scratch.
 template <typename C, typename X>
-inline PackedRows<C> PackHere(const X* const* rows, int64_t count, int64_t k, Order order) {
-  const int64_t width = PackedRows<C>::Width(k, order);
-  const int64_t bytes = PackedRows<C>::Count(count, width) * static_cast<int64_t>(sizeof(C));
-  const PackedRows<C> to = {static_cast<C*>(Scratch(kPackScratch, bytes)), count, width};
+inline PackedRows<C> PackHere(const X* const* rows, int64_t count, int64_t k, Packing packing) {
+  PackedRows<C> to = PackedRows<C>::Of(nullptr, count, k, packing);
+  to.data = static_cast<C*>(Scratch(kPackScratch, to.Bytes()));
   for (int64_t tile = 0; tile < to.Tiles(); ++tile) {
-    PackTile(to, tile, k, order, [&](int64_t i) { return rows[i]; });
+    PackTile(to, tile, k, packing.order, [&](int64_t i) { return rows[i]; });
   }
   return to;
 }

@@ -4,8 +4,8 @@
 // The columns are cut into chunks that fit the first-level cache. Within a chunk every output owns
 // one vector accumulator that walks the columns in order and is then summed by a fixed tree; chunks
 // are added in order. So it is whatever the tile and whichever way the weights come (straight from
-// memory for few rows, from a panel copied next to the core for many): the result of a row does not
-// depend on how many rows came with it.
+// memory for few rows, from a panel copied next to the core for more): the result of a row does not
+// depend on how many rows came with it, up to kMostDotRows. Beyond, rows lie across the lanes.
 #ifndef MLA_COMMON_PRODUCT_H_
 #define MLA_COMMON_PRODUCT_H_
 
@@ -28,12 +28,14 @@ constexpr int64_t kRowsAhead = 8;
 
 // Weight rows of a panel (second-level cache), and the most that a tile of products has.
 constexpr int64_t kPanelRows = 64;
-constexpr int kMaxTileCols = 8;
-constexpr int64_t kMaxTile = 32;
+constexpr int kMaxTileCols = kLanes > 8 ? kLanes : 8;
+constexpr int64_t kMaxDotTile = 32;
+constexpr int64_t kMaxTile = Max64(kMaxDotTile, kLanes* kLanes);
 
-// Panel rows a multiple of 4096 bytes apart would evict each other.
+// The same of a panel for rows across the lanes; its columns leave room for a tile of activations.
+constexpr int64_t kLanePanelRows = 96;
 template <typename C>
-constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C));
+constexpr int64_t kLaneChunk = kChunk<C> / 4;
 
 // `Weights` holds rows of k columns:
 //   using C: what is multiplied.
@@ -43,32 +45,43 @@ constexpr int64_t kPanelPitch = kChunk<C> + 64 / static_cast<int64_t>(sizeof(C))
 //   template <int M, int N> void Few(const C* x, int64_t n, int64_t last, int64_t k0,
 //       int64_t width, float* out) const: out[m * N + j] = x[m] . w[min(n + j, last)] over `width`
 //       columns from k0.
-//   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const
+//   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<C>& panel) const
 //   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
 //       j to min(j + N, last) of a panel whose first row is weight row n0.
+//   static constexpr bool kScaled: whether a panel's elements have yet to be multiplied by
+//       float Scale(int64_t n, int64_t k) const, the same up to column int64_t ScaleEnd(int64_t k)
+//       const, an even number, or one past them all.
 
 // Weight rows of one chunk, decoded.
 template <typename C>
 struct Panel {
-  alignas(64) C rows[kPanelRows * kPanelPitch<C>];
+  C* rows;
+  int64_t pitch;
+
+  C* Row(int64_t j) const { return rows + j * pitch; }
+  // Rows a multiple of 4096 bytes apart would evict each other.
+  static Panel Carve(Carver* carver, int64_t rows, int64_t columns) {
+    const int64_t pitch = columns + 64 / static_cast<int64_t>(sizeof(C));
+    return {carver->Take<C>(rows * pitch), pitch};
+  }
 };
 
 // Adds up the chunks of a tile of products and hands on the finished ones.
 template <typename Sink>
 struct ChunkSums {
   const Sink& sink;
-  float* saved;  // kMaxTile for every tile; null where there is one chunk.
+  float* saved;  // kMaxDotTile for every tile; null where there is one chunk.
 
   MLA_INLINE void Take(int64_t tile, bool first, bool last, int64_t m, int mv, int64_t n, int nv,
                        float* out, int ld) const {
     if (saved != nullptr) {
-      float* before = saved + tile * kMaxTile;
+      float* before = saved + tile * kMaxDotTile;
       if (!first) {
-        for (int64_t i = 0; i < kMaxTile; i += kLanes)
+        for (int64_t i = 0; i < kMaxDotTile; i += kLanes)
           Store(out + i, Load(before + i) + Load(out + i));
       }
-      if (!last) __builtin_memcpy(before, out, kMaxTile * sizeof(float));
+      if (!last) __builtin_memcpy(before, out, kMaxDotTile * sizeof(float));
     }
     if (last) sink(m, mv, n, nv, out, ld);
   }
@@ -92,7 +105,7 @@ struct Products {
     float* saved;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      saved = carver.Take<float>(x.width > kChunk<C> ? count * kMaxTile : 0);
+      saved = carver.Take<float>(x.width > kChunk<C> ? count * kMaxDotTile : 0);
       more(&carver);
       return carver.used();
     };
@@ -108,7 +121,7 @@ struct Products {
     const int64_t chunks = CeilDiv(x.width, kChunk<C>), groups = CeilDiv(cols, N);
     const bool by_rows = M * x.width <= kFewElements<C>;
     const ChunkSums<Sink> sums = Carve(groups, [](Carver*) {});
-    alignas(64) float out[kMaxTile] = {};
+    alignas(64) float out[kMaxDotTile] = {};
     for (int64_t i = 0; i < chunks * groups; ++i) {
       const int64_t group = by_rows ? i / chunks : i % groups;
       const int64_t k0 = (by_rows ? i % chunks : i / groups) * kChunk<C>;
@@ -123,7 +136,7 @@ struct Products {
   // while the activations pass.
   void InPlace() const {
     const ChunkSums<Sink> sums = Carve(tiles * CeilDiv(cols, kN), [](Carver*) {});
-    alignas(64) float out[kMaxTile] = {};
+    alignas(64) float out[kMaxDotTile] = {};
     for (int64_t k0 = 0; k0 < x.width; k0 += kChunk<C>) {
       const int64_t width = Min(kChunk<C>, x.width - k0);
       for (int64_t n = 0; n < cols; n += kN) {
@@ -142,11 +155,12 @@ struct Products {
 
   // From panels: a tile of activations stays in the first-level cache while the panel passes.
   void FromPanels() const {
-    Panel<C>* panel;
+    Panel<C> panel;
     const int64_t groups = CeilDiv(Min(cols, kPanelRows), kN);
-    const ChunkSums<Sink> sums =
-        Carve(tiles * groups, [&](Carver* carver) { panel = carver->Take<Panel<C>>(1); });
-    alignas(64) float out[kMaxTile] = {};
+    const ChunkSums<Sink> sums = Carve(tiles * groups, [&](Carver* carver) {
+      panel = Panel<C>::Carve(carver, kPanelRows, kChunk<C>);
+    });
+    alignas(64) float out[kMaxDotTile] = {};
     for (int64_t p0 = 0; p0 < cols; p0 += kPanelRows) {
       const int64_t count = Min(kPanelRows, cols - p0);
       for (int64_t k0 = 0; k0 < x.width; k0 += kChunk<C>) {
@@ -157,11 +171,77 @@ struct Products {
           for (int64_t n = 0; n < count; n += kN) {
             WithHeight(tile.height, [&](auto height) {
               constexpr int kM = decltype(height)::value;
-              w.template FromPanel<kM, kN>(tile.data + k0 * kM, *panel, n, count - 1, n0 + p0, k0,
+              w.template FromPanel<kM, kN>(tile.data + k0 * kM, panel, n, count - 1, n0 + p0, k0,
                                            width, out);
             });
             sums.Take(t * groups + n / kN, k0 == 0, k0 + width == x.width, tile.row0, tile.rows,
                       p0 + n, static_cast<int>(Min(kN, count - n)), out, kN);
+          }
+        }
+      }
+    }
+  }
+
+  // One chunk of a panel times a tile of rows across the lanes, into or onto sums (n, rows).
+  template <int V>
+  void LaneChunk(const C* x_chunk, const Panel<C>& panel, int64_t row0, int64_t count, int64_t k0,
+                 int64_t width, float* sums) const {
+    constexpr int N = LaneCols(V);
+    constexpr int64_t kStride = V * kLanes;
+    for (int64_t n = 0; n < count; n += N) {
+      for (int64_t from = 0, to = width; from < width; from = to) {
+        const C* rows[N];
+        float scale[N];
+        for (int j = 0; j < N; ++j) {
+          const int64_t row = Min(n + j, count - 1);
+          rows[j] = panel.Row(row) + from;
+          if constexpr (Weights::kScaled) {
+            to = Min(width, w.ScaleEnd(k0 + from) - k0);
+            scale[j] = w.Scale(row0 + row, k0 + from);
+          } else {
+            scale[j] = 1.0f;
+          }
+        }
+        LaneTile<V, N, C, C>(x_chunk + from * kStride, rows, to - from, scale, k0 + from > 0,
+                             nullptr, sums + n * kLaneTileRows, kLaneTileRows);
+      }
+    }
+  }
+
+  // Rows across the lanes. All tiles' sums of a panel are kept until its last chunk.
+  void ByLanes() const {
+    Panel<C> panel;
+    float* sums;
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      panel = Panel<C>::Carve(&carver, kLanePanelRows, kLaneChunk<C>);
+      sums = carver.Take<float>(tiles * kLanePanelRows * kLaneTileRows);
+      return carver.used();
+    };
+    carve(Scratch(kPanelScratch, carve(nullptr)));
+    for (int64_t p0 = 0; p0 < cols; p0 += kLanePanelRows) {
+      const int64_t count = Min(kLanePanelRows, cols - p0);
+      for (int64_t k0 = 0; k0 < x.width; k0 += kLaneChunk<C>) {
+        const int64_t width = Min(kLaneChunk<C>, x.width - k0);
+        w.Fill(n0 + p0, count, k0, width, panel);
+        for (int64_t t = 0; t < tiles; ++t) {
+          const auto tile = x.At(tile0 + t);
+          WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
+            LaneChunk<decltype(vectors)::value>(tile.data + k0 * tile.height, panel, n0 + p0, count,
+                                                k0, width,
+                                                sums + t * kLanePanelRows * kLaneTileRows);
+          });
+        }
+      }
+      for (int64_t t = 0; t < tiles; ++t) {
+        const auto tile = x.At(tile0 + t);
+        const float* from = sums + t * kLanePanelRows * kLaneTileRows;
+        for (int64_t m = 0; m < tile.rows; m += kLanes) {
+          for (int64_t n = 0; n < count; n += kLanes) {
+            alignas(64) float out[kMaxTile];
+            LanesToRows(from + n * kLaneTileRows + m, kLaneTileRows, out);
+            sink(tile.row0 + m, static_cast<int>(Min(kLanes, tile.rows - m)), p0 + n,
+                 static_cast<int>(Min(kLanes, count - n)), out, kLanes);
           }
         }
       }
@@ -177,7 +257,9 @@ inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const 
                     int64_t n0, int64_t cols, const Sink& sink) {
   const Products<C, Weights, Sink> products = {x, tile0, tiles, w, n0, cols, sink};
   const bool single = x.rows <= kFewRows;
-  if (w.UsesPanel(single ? x.rows : tiles * kManyRows)) {
+  if (x.lanes) {
+    products.ByLanes();
+  } else if (w.UsesPanel(single ? x.rows : tiles * kManyRows)) {
     products.FromPanels();
   } else if (single) {
     WithHeight(x.At(0).height, [&](auto height) {
@@ -233,7 +315,7 @@ template <int M, int N, typename C>
 inline void PanelTile(const C* x, const Panel<C>& panel, int64_t j, int64_t last, int64_t width,
                       float* out) {
   const C* w[N];
-  for (int n = 0; n < N; ++n) w[n] = panel.rows + Min(j + n, last) * kPanelPitch<C>;
+  for (int n = 0; n < N; ++n) w[n] = panel.Row(Min(j + n, last));
   PlainTile<M, N>(x, w, width, static_cast<const C*>(nullptr), out);
 }
 
@@ -243,6 +325,7 @@ struct PlainWeights {
   const W* data;  // (rows, k)
   int64_t k;
 
+  static constexpr bool kScaled = false;
   static constexpr int FewCols(int height) { return height == 1 ? 8 : (height == 8 ? 2 : kTileN); }
   static constexpr int ManyCols() { return kTileN; }
   // Copies pay for themselves sooner where they also save a conversion in every tile.
@@ -255,10 +338,9 @@ struct PlainWeights {
     PlainTile<M, N>(x, w, Min(width, k - k0), data + (n + kRowsAhead) * k + N * k0, out);
   }
 
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const {
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<C>& panel) const {
     for (int64_t j = 0; j < count; ++j) {
-      PackRow(data + (n + j) * k + k0, Min(width, k - k0), width, Order::kPlain, 1,
-              panel->rows + j * kPanelPitch<C>);
+      PackRow(data + (n + j) * k + k0, Min(width, k - k0), width, Order::kPlain, 1, panel.Row(j));
     }
   }
 

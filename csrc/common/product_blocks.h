@@ -10,15 +10,19 @@ namespace MLA_ISA {
 // Tasks a thread, so that a late one does not leave the others idle for long.
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kMaxTaskCols = 128;   // Weight rows a task of a few activations.
-constexpr int64_t kMaxTaskTiles = 96;   // Tiles of activations a task.
-constexpr int64_t kLeastTaskTiles = 8;  // As few share a decoded panel.
+constexpr int64_t kMaxTaskRows = 576;   // Rows of activations a task.
+constexpr int64_t kLeastTaskRows = 48;  // As few share a decoded panel.
 
 // Rounds a tile of products into rows `ld_y` apart.
 template <typename Y>
 inline void StoreTile(const float* tile, int ld, int rows, int cols, Y* y, int64_t ld_y) {
-  static_assert(kMaxTile % kLanes == 0, "tiles are whole vectors");
+  static_assert(kMaxDotTile % kLanes == 0, "tiles are whole vectors");
+  if (cols == kLanes) {
+    for (int i = 0; i < rows; ++i) Store(y + i * ld_y, Load(tile + i * ld));
+    return;
+  }
   alignas(64) Y rounded[kMaxTile];
-  for (int64_t i = 0; i < kMaxTile; i += kLanes) Store(rounded + i, Load(tile + i));
+  for (int64_t i = 0; i < rows * ld; i += kLanes) Store(rounded + i, Load(tile + i));
   for (int i = 0; i < rows; ++i) {
     if (cols == 4) {
       __builtin_memcpy(y + i * ld_y, rounded + i * ld, 4 * sizeof(Y));
@@ -31,21 +35,23 @@ inline void StoreTile(const float* tile, int ld, int rows, int cols, Y* y, int64
 // All of x (rows, k), row major, times all n rows of `weights`, of `bytes` bytes each element.
 // sink as that of Product, with n counted from the first weight row; tasks call it at once.
 template <typename X, typename Weights, typename Sink>
-inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Order order, const Weights& weights,
-                          int64_t n, double bytes, const Executor& executor, const Sink& sink) {
+inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
+                          const Weights& weights, int64_t n, double bytes, const Executor& executor,
+                          const Sink& sink) {
   using C = typename Weights::C;
-  const int64_t width = PackedRows<C>::Width(k, order);
-  const int64_t packed_bytes = PackedRows<C>::Count(rows, width) * static_cast<int64_t>(sizeof(C));
-  const PackedRows<C> packed = {static_cast<C*>(Scratch(kCallScratch, packed_bytes)), rows, width};
-  Pack(packed, k, order, executor, [&](int64_t i) { return x + i * k; });
+  PackedRows<C> packed = PackedRows<C>::Of(nullptr, rows, k, packing);
+  packed.data = static_cast<C*>(Scratch(kCallScratch, packed.Bytes()));
+  Pack(packed, k, packing.order, executor, [&](int64_t i) { return x + i * k; });
 
   const int64_t tasks = kTasksPerThread * executor.Threads();
   const bool few = rows <= kFewRows;
   const int64_t cols =
       few ? Clamp(CeilDiv(n, tasks * kMaxTileCols) * kMaxTileCols, kMaxTileCols, kMaxTaskCols)
-          : kPanelRows;
+          : (packed.lanes ? kLanePanelRows : kPanelRows);
   const int64_t n_blocks = CeilDiv(n, cols);
-  const int64_t most = Clamp(packed.Tiles() * n_blocks / tasks, kLeastTaskTiles, kMaxTaskTiles);
+  const int64_t most =
+      Clamp(packed.Tiles() * n_blocks / tasks, CeilDiv(kLeastTaskRows, packed.TileRows()),
+            CeilDiv(kMaxTaskRows, packed.TileRows()));
   const int64_t m_blocks = CeilDiv(packed.Tiles(), most);
   const int64_t tiles = CeilDiv(packed.Tiles(), m_blocks);
   const double work = static_cast<double>(n) * static_cast<double>(k);

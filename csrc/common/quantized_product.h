@@ -15,20 +15,20 @@ namespace MLA_ISA {
 // Rows [n, n + count) of one chunk into a panel, zeros past the last column: values as f32; as bf16
 // values of MXFP4 and codes of the others.
 inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_t k0, int64_t width,
-                      Panel<float>* panel) {
+                      const Panel<float>& panel) {
   bf16 work[kChunk<float>];
   const int64_t left = Min(width, m.k - k0);
   for (int64_t j = 0; j < count; ++j) {
-    float* row = panel->rows + j * kPanelPitch<float>;
+    float* row = panel.Row(j);
     DecodeRow(m, n + j, k0, left, work, row);
     for (int64_t i = left; i < width; ++i) row[i] = 0.0f;
   }
 }
 inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_t k0, int64_t width,
-                      Panel<bf16>* panel) {
+                      const Panel<bf16>& panel) {
   const int64_t left = Min(width, m.k - k0);
   for (int64_t j = 0; j < count; ++j) {
-    bf16* row = panel->rows + j * kPanelPitch<bf16>;
+    bf16* row = panel.Row(j);
     DecodeRow(m, n + j, k0, left, row);
     for (int64_t i = left; i < width; ++i) row[i].bits = 0;
   }
@@ -41,6 +41,7 @@ struct DecodedWeights {
   using C = Multiplied;
   const QuantizedMatrix& m;
 
+  static constexpr bool kScaled = false;
   static constexpr int FewCols(int height) { return PlainWeights<C, C>::FewCols(height); }
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t) const { return true; }
@@ -48,7 +49,7 @@ struct DecodedWeights {
   template <int M, int N>
   void Few(const C*, int64_t, int64_t, int64_t, int64_t, float*) const {}
 
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<C>* panel) const {
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<C>& panel) const {
     FillPanel(m, n, count, k0, width, panel);
   }
 
@@ -179,6 +180,7 @@ struct Mxfp4Weights {
   using C = bf16;
   const QuantizedMatrix& m;
 
+  static constexpr bool kScaled = false;
   static bool Takes(const QuantizedMatrix& m) {
     return m.code == Code::kE2M1 && m.block_k == 32 && m.k % 32 == 0;
   }
@@ -263,9 +265,9 @@ struct Mxfp4Weights {
     PlainTile<M, N>(x, w, width, static_cast<const bf16*>(nullptr), out);
   }
 
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<bf16>& panel) const {
     for (int64_t j = 0; j < count; ++j) {
-      DecodeChunk(n + j, k0, width, panel->rows + j * kPanelPitch<bf16>);
+      DecodeChunk(n + j, k0, width, panel.Row(j));
     }
   }
 
@@ -335,6 +337,17 @@ struct CodeWeights {
   using C = bf16;
   const QuantizedMatrix& m;
 
+  static constexpr bool kScaled = true;
+  // A pair of columns has one scale.
+  static bool TakesLanes(const QuantizedMatrix& m) {
+    return m.block_k % 2 == 0 || m.block_k >= m.k;
+  }
+  float Scale(int64_t n, int64_t k) const { return RowScales(m, n)[k / m.block_k]; }
+  int64_t ScaleEnd(int64_t k) const {
+    const int64_t end = (k / m.block_k + 1) * m.block_k;
+    return end < m.k ? end : INT64_MAX;
+  }
+
   static constexpr int FewCols(int height) { return height <= 2 ? 4 : 2; }
   static constexpr int ManyCols() { return 2; }
   bool UsesPanel(int64_t rows) const { return rows > 4; }
@@ -371,7 +384,7 @@ struct CodeWeights {
     ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
   }
 
-  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, Panel<bf16>* panel) const {
+  void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<bf16>& panel) const {
     FillPanel(m, n, count, k0, width, panel);
   }
 
@@ -382,7 +395,7 @@ struct CodeWeights {
     const bf16* w[N];
     RowScales scales[N];
     for (int i = 0; i < N; ++i) {
-      w[i] = panel.rows + Min(j + i, last) * kPanelPitch<bf16>;
+      w[i] = panel.Row(Min(j + i, last));
       scales[i] = RowScales(m, n0 + Min(j + i, last));
     }
     const auto get = [&](int i, int64_t k) __attribute__((always_inline)) {
@@ -393,14 +406,17 @@ struct CodeWeights {
 };
 #endif
 
-// The order in which those weights want the activations.
+// How those weights want activations of type X.
 template <typename X>
-inline Order OrderFor(const QuantizedMatrix& m) {
+inline Packing PackingFor(const QuantizedMatrix& m) {
 #if defined(__AVX512BF16__)
-  if (sizeof(X) == 2 && Mxfp4Weights::Takes(m)) return Order::kByNibble;
+  if (sizeof(X) == 2) {
+    if (Mxfp4Weights::Takes(m)) return {Order::kByNibble, true};
+    if (m.code != Code::kE2M1) return {Order::kPlain, CodeWeights<Code::kE4M3>::TakesLanes(m)};
+  }
 #endif
   (void)m;
-  return Order::kPlain;
+  return {Order::kPlain, true};
 }
 
 // Calls f(weights) with what multiplies activations of type X by m.

@@ -11,6 +11,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -42,6 +44,20 @@ typedef uint16_t vh __attribute__((vector_size(MLA_VECTOR_BYTES / 2)));
 typedef uint8_t vb __attribute__((vector_size(MLA_VECTOR_BYTES / 4)));
 
 MLA_INLINE vf Splat(float x) { return x - vf{}; }
+
+// a * b + c, rounded once wherever the processor can: not left to the compiler, which may decide
+// otherwise from one place to the next.
+MLA_INLINE vf MulAdd(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
 
 MLA_INLINE vu Bits(vf x) { return (vu)x; }
 MLA_INLINE vf FromBits(vu x) { return (vf)x; }
@@ -255,15 +271,13 @@ MLA_INLINE uint32_t LaneMaxMagnitude(vu v) {
   return largest;
 }
 
-// e^x to about one unit in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
-MLA_INLINE vf Exp(vf x) {
-  const vf high = x > 88.72f ? Splat(88.72f) : x;
-  const vf y = high < -87.33f ? Splat(-87.33f) : high;
+// e^x for x in [-87.33, 88.72], to about one unit in the last place.
+MLA_INLINE vf ExpInRange(vf x) {
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const vf magic = Splat(12582912.0f);
-  const vf t = y * 1.44269504088896341f + magic;
+  const vf t = x * 1.44269504088896341f + magic;
   const vf n = t - magic;
-  const vf r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   vf p = Splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -271,14 +285,29 @@ MLA_INLINE vf Exp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_scalef_ps(static_cast<__mmask16>(~0u), (__m512)p, (__m512)n);
+#else
   // 2^n by its exponent field, in two factors because n may be 128.
   const vi k = (vi)Bits(t) - (vi)Bits(magic);
   const vi half = k >> 1;
   const vf s0 = FromBits((vu)((half + 127) << 23));
   const vf s1 = FromBits((vu)((k - half + 127) << 23));
-  const vf e = p * s0 * s1;
-  const vf low = x < -87.33f ? vf{} : e;
-  return x > 88.72f ? Splat(__builtin_inff()) : low;
+  return p * s0 * s1;
+#endif
+}
+
+// e^x for x <= 88.72 or NaN; 0 below -87.3, NaN for NaN.
+MLA_INLINE vf ExpNotLarge(vf x) {
+  const vf y = x < -87.33f ? Splat(-87.33f) : x;
+  const vf e = ExpInRange(y);
+  return x < -87.33f ? vf{} : e;
+}
+
+// e^x; 0 below -87.3, infinity above 88.7, NaN for NaN.
+MLA_INLINE vf Exp(vf x) {
+  const vf y = x > 88.72f ? Splat(88.72f) : x;
+  return x > 88.72f ? Splat(__builtin_inff()) : ExpNotLarge(y);
 }
 
 }  // namespace MLA_ISA

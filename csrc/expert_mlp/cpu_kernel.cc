@@ -15,8 +15,8 @@ struct DenseWeights {
   static constexpr double Bytes() { return sizeof(T); }
 
   template <typename X>
-  Order OrderOf() const {
-    return Order::kPlain;
+  Packing PackingOf() const {
+    return {Order::kPlain, true};
   }
   template <typename X, typename F>
   void With(int64_t expert, const F& f) const {

@@ -16,10 +16,9 @@
 namespace mla {
 namespace MLA_ISA {
 
-constexpr int64_t kMaxExpertTiles = 21;  // Tiles of (token, slot) pairs a turn of work ...
-constexpr int64_t kMaxExpertRows = kMaxExpertTiles * kManyRows;  // ... and their rows.
-constexpr int64_t kInnerBlock = 32;  // Gate rows (and as many up rows) a task.
-constexpr int64_t kOutBlock = 64;    // Output columns a task.
+constexpr int64_t kMaxExpertRows = 384;  // (token, slot) pairs a turn of work.
+constexpr int64_t kInnerBlock = 32;      // Gate rows (and as many up rows) a task.
+constexpr int64_t kOutBlock = 64;        // Output columns a task.
 // The pairs' down projections, in f32, may take this much; the output columns are taken in ranges.
 constexpr int64_t kSumBytes = int64_t{64} << 20;
 
@@ -81,19 +80,37 @@ inline void Gate(float* gate, const float* up, int64_t n) {
 // The activations of every group, packed one group after the other.
 template <typename C>
 struct PackedGroups {
-  C* data;
-  int64_t width;
-  const Groups* groups;
-  const int64_t* offset;  // (count): rows of tiles before each group.
+  C* data = nullptr;
+  int64_t* offset = nullptr;  // (count): elements before each group.
 
-  PackedRows<C> At(int64_t group) const {
-    return {data + offset[group] * width, groups->start[group + 1] - groups->start[group], width};
+  PackedGroups(int64_t columns, Packing how, const Groups* of)
+      : k(columns), packing(how), groups(of) {}
+
+  PackedRows<C> At(int64_t group) const { return Rows(group, data + offset[group]); }
+  // Elements of all groups; sets the offsets, unless they are null.
+  int64_t Place() const {
+    int64_t before = 0;
+    for (int64_t group = 0; group < groups->count; ++group) {
+      if (offset != nullptr) offset[group] = before;
+      const PackedRows<C> rows = Rows(group, nullptr);
+      before += rows.Height() * rows.width;
+    }
+    return before;
+  }
+
+  const int64_t k;
+  const Packing packing;
+  const Groups* const groups;
+
+ private:
+  PackedRows<C> Rows(int64_t group, C* first) const {
+    return PackedRows<C>::Of(first, groups->start[group + 1] - groups->start[group], k, packing);
   }
 };
 
 // Weights: `gate_up` and `down` with
 //   With<T>(expert, f): calls f(weights) with the expert's, as Product takes them;
-//   OrderOf<T>(): the order in which they want their activations; Bytes(), of one weight.
+//   PackingOf<T>(): how they want their activations; Bytes(), of one weight.
 template <typename T, typename Weights>
 struct Experts {
   using C = typename ProductType<T, T>::T;
@@ -106,15 +123,14 @@ struct Experts {
     return static_cast<const T*>(args.x) + pair / args.slots * args.hidden;
   }
 
-  // Packs the groups' rows of k columns, to which `row(pair)` points.
+  // Packs the groups' rows, to which `row(pair)` points.
   template <typename Row>
-  void PackGroups(const PackedGroups<C>& to, int64_t k, Order order, const Executor& executor,
-                  const Row& row) const {
+  void PackGroups(const PackedGroups<C>& to, const Executor& executor, const Row& row) const {
     const Groups& g = *to.groups;
-    ForEach(executor, g.count, PackCost(g.pairs, k), [&](int64_t group) {
+    ForEach(executor, g.count, PackCost(g.pairs, to.k), [&](int64_t group) {
       const PackedRows<C> packed = to.At(group);
       for (int64_t tile = 0; tile < packed.Tiles(); ++tile) {
-        PackTile(packed, tile, k, order,
+        PackTile(packed, tile, to.k, to.packing.order,
                  [&](int64_t i) { return row(g.order[g.start[group] + i]); });
       }
     });
@@ -124,8 +140,9 @@ struct Experts {
   // of the group's pairs.
   void GateUp(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const int64_t* pairs,
               int64_t expert, int64_t c0, int64_t cols, T* inner) const {
-    alignas(64) float gate[kMaxExpertRows * kInnerBlock];
-    alignas(64) float up[kMaxExpertRows * kInnerBlock];
+    auto* gate = static_cast<float*>(
+        Scratch(kTaskScratch, 2 * kMaxExpertRows * kInnerBlock * int64_t{sizeof(float)}));
+    float* up = gate + kMaxExpertRows * kInnerBlock;
     const int64_t row0 = x.At(tile0).row0;
     const auto keep = [&](float* to) {
       return [=](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
@@ -153,8 +170,9 @@ struct Experts {
       const int64_t c0 = task % blocks * kInnerBlock;
       const int64_t cols = Min(kInnerBlock, args.inner - c0);
       const PackedRows<C> packed = x.At(group);
-      for (int64_t tile = 0; tile < packed.Tiles(); tile += kMaxExpertTiles) {
-        GateUp(packed, tile, Min(kMaxExpertTiles, packed.Tiles() - tile), g.order + g.start[group],
+      const int64_t tiles = kMaxExpertRows / packed.TileRows();
+      for (int64_t tile = 0; tile < packed.Tiles(); tile += tiles) {
+        GateUp(packed, tile, Min(tiles, packed.Tiles() - tile), g.order + g.start[group],
                g.expert[group], c0, cols, inner);
       }
     });
@@ -204,31 +222,25 @@ struct Experts {
     const double weights = static_cast<double>(args.inner) * static_cast<double>(args.hidden);
     const double cost = weights * (static_cast<double>(g.count) * gate_up.Bytes() / 20.0 +
                                    static_cast<double>(g.pairs) / 100.0);
-    const Order x_order = gate_up.template OrderOf<T>(), inner_order = down.template OrderOf<T>();
-    PackedGroups<C> x = {nullptr, PackedRows<C>::Width(args.hidden, x_order), &g, nullptr};
-    PackedGroups<C> gated = {nullptr, PackedRows<C>::Width(args.inner, inner_order), &g, nullptr};
-    // Tiles may have a row more than the pairs of their group.
-    const int64_t rows = g.pairs + g.count;
+    PackedGroups<C> x(args.hidden, gate_up.template PackingOf<T>(), &g);
+    PackedGroups<C> gated(args.inner, down.template PackingOf<T>(), &g);
     T* inner;
-    int64_t* offset;
+    const int64_t packed = Max64(x.Place(), gated.Place());
     const auto carve = [&](void* base) {
       Carver carver(base);
       inner = carver.Take<T>(all * args.inner);
-      offset = carver.Take<int64_t>(g.count);
+      x.offset = carver.Take<int64_t>(g.count);
+      gated.offset = carver.Take<int64_t>(g.count);
       // The second pass packs where the first one's activations were.
-      x.data = gated.data = carver.Take<C>(rows * Max64(x.width, gated.width));
+      x.data = gated.data = carver.Take<C>(packed);
       return carver.used();
     };
     carve(Scratch(kCallScratch2, carve(nullptr)));
-    x.offset = gated.offset = offset;
-    for (int64_t group = 0, before = 0; group < g.count; ++group) {
-      offset[group] = before;
-      before += PackedRows<C>::Count(g.start[group + 1] - g.start[group], 1);
-    }
-    PackGroups(x, args.hidden, x_order, executor, [&](int64_t pair) { return X(pair); });
+    x.Place();
+    gated.Place();
+    PackGroups(x, executor, [&](int64_t pair) { return X(pair); });
     FirstPass(g, x, inner, executor, 2 * cost);
-    PackGroups(gated, args.inner, inner_order, executor,
-               [&](int64_t pair) { return inner + pair * args.inner; });
+    PackGroups(gated, executor, [&](int64_t pair) { return inner + pair * args.inner; });
     const int64_t range =
         Clamp(kSumBytes / Max64(1, all * 4) / kOutBlock * kOutBlock, kOutBlock, args.hidden);
     auto* sums = static_cast<float*>(Scratch(kCallScratch3, all * range * 4));

@@ -13,8 +13,8 @@ struct QuantizedWeights {
   double Bytes() const { return first.code == Code::kE4M3 ? 1.0 : 0.5; }
 
   template <typename X>
-  Order OrderOf() const {
-    return OrderFor<X>(first);
+  Packing PackingOf() const {
+    return PackingFor<X>(first);
   }
   template <typename X, typename F>
   void With(int64_t expert, const F& f) const {

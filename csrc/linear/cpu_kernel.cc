@@ -21,8 +21,8 @@ float Bias(const LinearArgs& args, int64_t n) {
 template <typename X, typename W, typename Y>
 void Run(const LinearArgs& args, const Executor& executor) {
   const PlainWeights<X, W> weights = {static_cast<const W*>(args.w), args.k};
-  ProductBlocks<X>(static_cast<const X*>(args.x), args.m, args.k, Order::kPlain, weights, args.n,
-                   sizeof(W), executor,
+  ProductBlocks<X>(static_cast<const X*>(args.x), args.m, args.k, {Order::kPlain, true}, weights,
+                   args.n, sizeof(W), executor,
                    [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
                      Y* y = static_cast<Y*>(args.y) + m * args.n + n;
                      if (args.bias == nullptr) return StoreTile(tile, ld, mv, nv, y, args.n);

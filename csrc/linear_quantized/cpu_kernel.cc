@@ -13,12 +13,12 @@ void Run(const LinearQuantizedArgs& args, const Executor& executor) {
   const QuantizedMatrix& w = args.w;
   const double bytes = static_cast<double>(w.RowBytes()) / static_cast<double>(Max64(1, w.k));
   WithWeights<X>(w, [&](const auto& weights) {
-    ProductBlocks<X>(static_cast<const X*>(args.x), args.m, w.k, OrderFor<X>(w), weights, w.n,
+    ProductBlocks<X>(static_cast<const X*>(args.x), args.m, w.k, PackingFor<X>(w), weights, w.n,
                      bytes, executor,
                      [&](int64_t m, int mv, int64_t n, int nv, const float* tile, int ld) {
                        Y* y = static_cast<Y*>(args.y) + m * w.n + n;
                        if (args.bias == nullptr) return StoreTile(tile, ld, mv, nv, y, w.n);
-                       float bias[Max64(kMaxTileCols, kLanes)] = {};
+                       float bias[kMaxTileCols] = {};
                        ReadRow(args.bias, args.bias_type, n, nv, bias);
                        for (int i = 0; i < mv; ++i) {
                          for (int j = 0; j < nv; ++j) {

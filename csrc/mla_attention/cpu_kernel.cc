@@ -93,21 +93,36 @@ int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
   return count;
 }
 
+// What a task works with.
 template <typename X, typename W>
 struct TaskMemory {
   AttendScratch<X, W> attend;
-  const W* a[kSplitKeys];
-  const W* b[kSplitKeys];
-  const X* qa[kTileRows];
-  const X* qb[kTileRows];
-  int32_t visible[kTileRows];
+  const W** keys;  // Of a split.
+  const X** qa;    // Rows of a tile.
+  const X** qb;
+  int32_t* visible;
+  W* zeros;      // One key.
+  bf16* staged;  // Keys decoded from FP8.
+
+  static TaskMemory Carve(Carver* carver, const MlaAttentionArgs& args, bool stages) {
+    const int64_t width = args.rank + args.rope;
+    TaskMemory m;
+    m.attend = AttendScratch<X, W>::Carve(carver, args.rank, args.rope);
+    m.keys = carver->Take<const W*>(kSplitKeys);
+    m.qa = carver->Take<const X*>(kTileRows);
+    m.qb = carver->Take<const X*>(kTileRows);
+    m.visible = carver->Take<int32_t>(kTileRows);
+    m.zeros = carver->Take<W>(width);
+    m.staged = carver->Take<bf16>(stages ? kSplitKeys * width : 0);
+    return m;
+  }
 };
 
 // Sets the pointers to keys [split * kSplitKeys, + count). Keys on pages that do not exist point
 // to a row of zeros: the queries that see them are overwritten with NaN at the end.
 template <bool kFloat8, typename W>
 void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, int64_t count,
-                const W* zeros, bf16* staged, const W** a, const W** b) {
+                const W* zeros, bf16* staged, const W** keys) {
   const int64_t width = args.rank + args.rope;
   const int32_t* table = args.page_table + tile.sequence * args.max_pages;
   const int64_t begin = split * kSplitKeys;
@@ -123,13 +138,12 @@ void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, i
     }
     for (int64_t i = 0; j < end; ++j, ++i) {
       if (!good) {
-        a[j] = zeros;
+        keys[j] = zeros;
       } else if constexpr (kFloat8) {
-        a[j] = staged + j * width;
+        keys[j] = staged + j * width;
       } else {
-        a[j] = static_cast<const W*>(args.cache) + element + i * width;
+        keys[j] = static_cast<const W*>(args.cache) + element + i * width;
       }
-      b[j] = a[j] + args.rank;
     }
   }
 }
@@ -144,23 +158,22 @@ struct Attention {
   // Attends all rows of a tile over one split. take(r0, rows, state, acc) gets the results of rows
   // [r0, r0 + rows); acc is where place(r0) said.
   template <typename Place, typename Take>
-  void Split(const Tile& tile, int64_t split, TaskMemory<X, W>* memory, W* zeros, bf16* staged,
-             Place&& place, Take&& take) const {
+  void Split(const Tile& tile, int64_t split, const TaskMemory<X, W>& memory, Place&& place,
+             Take&& take) const {
     const int64_t begin = split * kSplitKeys;
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t row = tile.row0 + r;
-      memory->qa[r] = static_cast<const X*>(args.q_latent) + row * args.rank;
-      memory->qb[r] = static_cast<const X*>(args.q_rope) + row * args.rope;
-      memory->visible[r] =
+      memory.qa[r] = static_cast<const X*>(args.q_latent) + row * args.rank;
+      memory.qb[r] = static_cast<const X*>(args.q_rope) + row * args.rope;
+      memory.visible[r] =
           static_cast<int32_t>(Clamp(Visible(args, tile, row) - begin, 0, kSplitKeys));
     }
     // Later rows never see fewer keys, so the last row tells how many are needed.
-    const int64_t count = memory->visible[tile.rows - 1];
-    GatherKeys<kFloat8>(args, tile, split, count, zeros, staged, memory->a, memory->b);
+    const int64_t count = memory.visible[tile.rows - 1];
+    GatherKeys<kFloat8>(args, tile, split, count, memory.zeros, memory.staged, memory.keys);
     const float scale = args.softmax_scale;
-    const Keys<W> keys = {memory->a,
-                          memory->b,
-                          memory->a,
+    const Keys<W> keys = {memory.keys,
+                          memory.keys,
                           args.rank,
                           args.rope,
                           args.rank,
@@ -170,7 +183,7 @@ struct Attention {
       const int64_t rows = Min(kAttendRows, tile.rows - r);
       RowState state[kAttendRows];
       float* acc = place(r);
-      AttendSplit(memory->qa + r, memory->qb + r, rows, memory->visible + r, keys, &memory->attend,
+      AttendSplit(memory.qa + r, memory.qb + r, rows, memory.visible + r, keys, memory.attend,
                   state, acc);
       take(r, rows, state, acc);
     }
@@ -191,30 +204,24 @@ struct Attention {
 
   // A tile through all its splits, merging as it goes.
   void WholeTile(const Tile& tile) const {
-    const auto carve = [&](void* base, TaskMemory<X, W>** memory, W** zeros, bf16** staged,
-                           float** acc, float** run) {
+    TaskMemory<X, W> memory;
+    float *acc, *run;
+    const auto carve = [&](void* base) {
       Carver carver(base);
-      *memory = carver.Take<TaskMemory<X, W>>(1);
-      *zeros = carver.Take<W>(width());
-      *staged = carver.Take<bf16>(kFloat8 ? kSplitKeys * width() : 0);
-      *acc = carver.Take<float>(kAttendRows * args.rank);
-      *run = carver.Take<float>(kTileRows * args.rank);
+      memory = TaskMemory<X, W>::Carve(&carver, args, kFloat8);
+      acc = carver.Take<float>(kAttendRows * args.rank);
+      run = carver.Take<float>(kTileRows * args.rank);
       return carver.used();
     };
-    TaskMemory<X, W>* memory;
-    W* zeros;
-    bf16* staged;
-    float *acc, *run;
-    const int64_t bytes = carve(nullptr, &memory, &zeros, &staged, &acc, &run);
-    carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged, &acc, &run);
-    __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    carve(Scratch(kTaskScratch, carve(nullptr)));
+    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
     RowState state[kTileRows] = {};
     for (int64_t split = 0; split < tile.splits; ++split) {
       Split(
-          tile, split, memory, zeros, staged, [&](int64_t) { return acc; },
+          tile, split, memory, [&](int64_t) { return acc; },
           [&](int64_t r0, int64_t rows, const RowState* split_state, const float* part) {
             for (int64_t r = r0; r < r0 + rows; ++r) {
-              if (memory->visible[r] == 0) continue;
+              if (memory.visible[r] == 0) continue;
               MergeRow(split_state[r - r0], part + (r - r0) * args.rank, args.rank, state + r,
                        run + r * args.rank, split == 0);
             }
@@ -233,21 +240,16 @@ struct Attention {
 
   // One split of a tile into `partial`.
   void OneSplit(const Tile& tile, int64_t split, float* partial) const {
-    const auto carve = [&](void* base, TaskMemory<X, W>** memory, W** zeros, bf16** staged) {
+    TaskMemory<X, W> memory;
+    const auto carve = [&](void* base) {
       Carver carver(base);
-      *memory = carver.Take<TaskMemory<X, W>>(1);
-      *zeros = carver.Take<W>(width());
-      *staged = carver.Take<bf16>(kFloat8 ? kSplitKeys * width() : 0);
+      memory = TaskMemory<X, W>::Carve(&carver, args, kFloat8);
       return carver.used();
     };
-    TaskMemory<X, W>* memory;
-    W* zeros;
-    bf16* staged;
-    const int64_t bytes = carve(nullptr, &memory, &zeros, &staged);
-    carve(Scratch(kTaskScratch, bytes), &memory, &zeros, &staged);
-    __builtin_memset(zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    carve(Scratch(kTaskScratch, carve(nullptr)));
+    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
     Split(
-        tile, split, memory, zeros, staged, [&](int64_t r) { return Values(partial, r); },
+        tile, split, memory, [&](int64_t r) { return Values(partial, r); },
         [&](int64_t r0, int64_t rows, const RowState* state, const float*) {
           for (int64_t r = 0; r < rows; ++r) States(partial)[r0 + r] = state[r];
         });

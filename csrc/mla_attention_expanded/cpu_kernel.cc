@@ -12,7 +12,7 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kTileTokens = 128;
+constexpr int64_t kTileTokens = 256;
 
 struct Tile {
   int64_t token0;  // First token of the sequence.
@@ -21,15 +21,18 @@ struct Tile {
 
 template <typename T>
 struct TaskMemory {
-  AttendScratch<T, T> attend;
-  const T* a[kSplitKeys];
-  const T* b[kSplitKeys];
+  const T* k[kSplitKeys];
   const T* v[kSplitKeys];
   const T* qa[kTileTokens];
   const T* qb[kTileTokens];
   int32_t visible[kTileTokens];
   RowState state[kTileTokens];
 };
+
+template <typename T>
+void CopyRow(const T* src, int64_t n, T* dst) {
+  __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
+}
 
 template <typename T>
 struct Attention {
@@ -64,22 +67,23 @@ struct Attention {
   }
 
   int64_t kv_width() const { return args.nope + args.v; }
+  int64_t qk_width() const { return args.nope + args.rope; }
 
   void RunTile(const Tile& tile, int64_t head) const {
-    const auto carve = [&](void* base, TaskMemory<T>** memory, T** staged, float** acc,
-                           float** run) {
-      Carver carver(base);
-      *memory = carver.Take<TaskMemory<T>>(1);
-      *staged = carver.Take<T>(kSplitKeys * kv_width());
-      *acc = carver.Take<float>(kAttendRows * args.v);
-      *run = carver.Take<float>(kTileTokens * args.v);
-      return carver.used();
-    };
+    AttendScratch<T, T> attend;
     TaskMemory<T>* memory;
     T* staged;
     float *acc, *run;
-    const int64_t bytes = carve(nullptr, &memory, &staged, &acc, &run);
-    carve(Scratch(kTaskScratch, bytes), &memory, &staged, &acc, &run);
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      attend = AttendScratch<T, T>::Carve(&carver, args.nope, args.rope);
+      memory = carver.Take<TaskMemory<T>>(1);
+      staged = carver.Take<T>(kSplitKeys * (qk_width() + args.v));
+      acc = carver.Take<float>(kAttendRows * args.v);
+      run = carver.Take<float>(kTileTokens * args.v);
+      return carver.used();
+    };
+    carve(Scratch(kTaskScratch, carve(nullptr)));
     const int64_t rows = tile.end - tile.begin;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t th = (tile.begin + r) * args.heads + head;
@@ -91,25 +95,26 @@ struct Attention {
       const int64_t count = Min(kSplitKeys, keys - begin);
       for (int64_t j = 0; j < count; ++j) {
         const int64_t token = tile.token0 + begin + j;
-        T* copy = staged + j * kv_width();
-        __builtin_memcpy(copy,
-                         static_cast<const T*>(args.kv) + (token * args.heads + head) * kv_width(),
-                         static_cast<size_t>(kv_width()) * sizeof(T));
-        memory->a[j] = copy;
-        memory->v[j] = copy + args.nope;
-        memory->b[j] = static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope;
+        const T* kv = static_cast<const T*>(args.kv) + (token * args.heads + head) * kv_width();
+        T* copy = staged + j * (qk_width() + args.v);
+        CopyRow(kv, args.nope, copy);
+        CopyRow(static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope,
+                args.rope, copy + args.nope);
+        CopyRow(kv + args.nope, args.v, copy + qk_width());
+        memory->k[j] = copy;
+        memory->v[j] = copy + qk_width();
       }
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t sees = tile.begin + r - tile.token0 + 1;
         memory->visible[r] = static_cast<int32_t>(Clamp(sees - begin, 0, count));
       }
-      const Keys<T> k = {memory->a, memory->b, memory->v,          args.nope,
-                         args.rope, args.v,    args.softmax_scale, args.softmax_scale};
+      const Keys<T> k = {memory->k, memory->v,          args.nope,         args.rope,
+                         args.v,    args.softmax_scale, args.softmax_scale};
       for (int64_t r0 = 0; r0 < rows; r0 += kAttendRows) {
         const int64_t n = Min(kAttendRows, rows - r0);
         RowState state[kAttendRows];
-        AttendSplit(memory->qa + r0, memory->qb + r0, n, memory->visible + r0, k, &memory->attend,
-                    state, acc);
+        AttendSplit(memory->qa + r0, memory->qb + r0, n, memory->visible + r0, k, attend, state,
+                    acc);
         for (int64_t r = 0; r < n; ++r) {
           if (memory->visible[r0 + r] == 0) continue;
           MergeRow(state[r], acc + r * args.v, args.v, memory->state + r0 + r,

@@ -9,7 +9,7 @@ import oracle
 import pytest
 from op_base import KERNELS, Builder, Call, OpTests, Rng, integers, normal, same_bits
 
-from custom_calls.linear import MAX_NATIVE_ROWS, linear
+from custom_calls.linear import INVARIANT_ROWS, linear
 
 BF16 = ml_dtypes.bfloat16
 
@@ -59,8 +59,9 @@ class TestLinear(OpTests):
         "M17-N20-K33": make(17, 20, 33),
         "M47-N17-K40": make(47, 17, 40),
         "M48-N17-K40": make(48, 17, 40),
-        "M127-N17-K40": make(MAX_NATIVE_ROWS, 17, 40),
-        "M128-N17-K40": make(MAX_NATIVE_ROWS + 1, 17, 40),
+        "M64-N17-K40": make(INVARIANT_ROWS, 17, 40),
+        "M65-N17-K40": make(INVARIANT_ROWS + 1, 17, 40),
+        "M97-N110-K1061": make(97, 110, 1061),
         "M9-N9-K4192": make(9, 9, 4192),
         "M130-N131-K24": make(130, 131, 24),
         "bias-float32": make(5, 19, 33, bias="float32"),
@@ -109,10 +110,20 @@ class TestLinear(OpTests):
     @staticmethod
     def rows(rng: Rng, *variant: str) -> tuple[Call, list[tuple[Any, Call]]]:
         # From 48 rows on (16 where x is float32) weights are copied first; 2500 columns take chunks.
-        call = make(MAX_NATIVE_ROWS, 37, 2500)(rng, *variant)
-        at = [slice(0, 1), slice(33, 34), slice(126, 127), slice(0, 3), slice(5, 22), slice(40, 46)]
-        at += [slice(7, 15), slice(60, 107)]
+        call = make(INVARIANT_ROWS, 37, 2500)(rng, *variant)
+        at = [slice(0, 1), slice(33, 34), slice(63, 64), slice(0, 3), slice(5, 22), slice(40, 46)]
+        at += [slice(7, 15), slice(12, 59)]
         return call, [(rows, call.changed(x=call.arrays["x"][rows])) for rows in at]
+
+
+@pytest.mark.parametrize("variant", TestLinear.variants, ids="-".join)
+def test_a_row_is_the_same_in_any_large_batch(variant: tuple[str, ...], rng: Rng) -> None:
+    # Rows lie across the lanes: whole and cut tiles, one task's (576) and more.
+    call = make(600, 130, 1100)(rng, *variant)
+    (full,) = TestLinear.call(call, "native")
+    for rows in (slice(0, 65), slice(530, 600), slice(7, 87), slice(3, 580)):
+        (part,) = TestLinear.call(call.changed(x=call.arrays["x"][rows]), "native")
+        assert same_bits(np.asarray(full)[rows], part), rows
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

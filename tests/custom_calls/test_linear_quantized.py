@@ -23,7 +23,7 @@ from op_base import (
 from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
 
 from custom_calls.errors import LayoutError
-from custom_calls.linear import linear
+from custom_calls.linear import INVARIANT_ROWS, linear
 from custom_calls.linear_quantized import TARGET, TARGET_BIAS
 from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
 
@@ -198,8 +198,8 @@ class TestLinearQuantized(OpTests):
 
     @staticmethod
     def rows(rng: Rng, *variant: str) -> tuple[Call, list[tuple[Any, Call]]]:
-        call = make(70, 37, 160, "fp8_block24x40")(rng, *variant)
-        at = [slice(0, 1), slice(33, 34), slice(69, 70), slice(0, 3), slice(5, 22), slice(64, 70)]
+        call = make(INVARIANT_ROWS, 37, 160, "fp8_block24x40")(rng, *variant)
+        at = [slice(0, 1), slice(33, 34), slice(63, 64), slice(0, 3), slice(5, 22), slice(58, 64)]
         return call, [(rows, call.changed(x=call.arrays["x"][rows])) for rows in at]
 
 
@@ -250,12 +250,17 @@ def test_every_size_against_the_oracle_and_against_the_batch(
     got = jax.jit(everything)({key: OpTests.device(call) for key, call in calls.items()})
     for key, call in calls.items():
         (want,) = TestLinearQuantized.expected(call)
-        *parts, full = (np.asarray(y) for y in got[key])
-        check(full, want, f"linear_quantized {layout} N, K = {key}")
-        for part in parts:
-            # Also shapes: part has as many rows as it was given.
-            assert same_bits(part, full[: len(part)]), f"{layout} N, K = {key}: {len(part)} rows"
-        assert [len(part) for part in parts] == list(GRID_M[:-1])
+        found = [np.asarray(y) for y in got[key]]
+        # Also shapes: each has as many rows as it was given.
+        assert [len(part) for part in found] == list(GRID_M)
+        for parts in (
+            [part for part in found if len(part) <= INVARIANT_ROWS],
+            [part for part in found if len(part) > INVARIANT_ROWS],
+        ):
+            full = parts[-1]
+            check(full, want[: len(full)], f"linear_quantized {layout} N, K = {key}, {len(full)} rows")
+            for part in parts[:-1]:
+                assert same_bits(part, full[: len(part)]), f"{layout} N, K = {key}: {len(part)} rows"
 
 
 @BOTH
@@ -369,12 +374,17 @@ def test_a_broken_weight_row_stays_in_its_column(layout: str, kernels: str, rng:
 @pytest.mark.parametrize("types", [TYPES[0], TYPES[1]], ids="-".join)
 @EACH
 def test_a_row_is_the_same_alone_and_in_any_batch(layout: str, types: tuple[str, str], rng: Rng) -> None:
-    # More rows than a task takes (512), more columns than a panel (64) and than a task (128).
-    call = make(600, 140, 160, layout, bias="float32")(rng, *types)
-    (full,) = TestLinearQuantized.call(call, "native")
-    for rows in (slice(599, 600), slice(510, 514), slice(17, 22), slice(300, 430), slice(0, 513)):
-        (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][rows]), "native")
-        assert same_bits(np.asarray(full)[rows], part), rows
+    # More rows than a task takes (576), more columns than a panel (64 or 96) and than a task (128).
+    many = make(600, 140, 160, layout, bias="float32")(rng, *types)
+    few = many.changed(x=many.arrays["x"][:INVARIANT_ROWS])
+    for call, at in (
+        (many, (slice(530, 600), slice(300, 430), slice(0, 577), slice(9, 74))),
+        (few, (slice(63, 64), slice(50, 54), slice(17, 22), slice(0, 49))),
+    ):
+        (full,) = TestLinearQuantized.call(call, "native")
+        for rows in at:
+            (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][rows]), "native")
+            assert same_bits(np.asarray(full)[rows], part), rows
 
 
 @pytest.mark.parametrize("types", [TYPES[0], TYPES[1]], ids="-".join)

@@ -36,7 +36,6 @@ def test_one_row_an_op_and_no_warning(kernels, platform):
 def test_an_op_that_hands_over_to_xla_says_when_and_why():
     for row in kernel_table("auto", "cpu"):
         kind = {
-            "mla_jax.linear": "127 rows go to XLA's own dot",
             "mla_jax.rmsnorm": "127 rows go to XLA's own fusion",
             "mla_jax.rmsnorm_residual": "127 rows go to XLA's own fusion",
         }

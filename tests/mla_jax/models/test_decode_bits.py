@@ -54,12 +54,15 @@ def test_any_batch(storage, cache_dtype):
 
 @pytest.mark.parametrize("storage", ["bfloat16", "mxfp4"])
 def test_batches_that_go_to_another_product(storage):
-    """Past `MAX_NATIVE_ROWS` plain weights meet XLA's own product, which sums in another order. The bound: nearer to
-    the smaller batch than that is to the same weights in float32."""
+    """Past `INVARIANT_ROWS` rows products sum in another order. The bound: a row is nearer to itself in the smaller
+    batch than that is to the same weights in float32, but for few rows in which a router's near tie goes another way.
+    """
     model = model_of(storage)
     among, most = decode(model, range(ROWS), 16), decode(model, range(SEQS), 16)
     exact = decode(_exact(model), range(ROWS), 16)
-    assert np.linalg.norm(most[:, :ROWS] - among) <= np.linalg.norm(among - exact)
+    moved, own = (np.linalg.norm(other, axis=(0, 2)) for other in (most[:, :ROWS] - among, among - exact))
+    assert np.isfinite(moved).all()
+    assert np.count_nonzero(moved > own) <= ROWS // 16
 
 
 @pytest.mark.parametrize(("storage", "cache_dtype"), KINDS)
