@@ -308,7 +308,7 @@ NAMED = {
 WIDE = {"x": np.ones((2, 3, 64), np.float32), "contract": 1, "x_offset": 0, "out": (2, 3, 4)}
 
 FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "code": ({"code": 7}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 7"),
+    "code": ({"code": 7}, "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got 7"),
     "data-stack": (
         {"data": DATA[None].repeat(2, 0), "scale": SCALE[None].repeat(2, 0)},
         "argument 'data': expected (heads * rows, rank) for 3 heads, got shape (2, 27, 32)",

@@ -328,7 +328,10 @@ GOOD: dict[str, Any] = {
 NAMED = {f"{w}_{n}": v for w in WEIGHTS for n, v in (("code", 0), ("block_n", 1), ("block_k", 32))}
 
 FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "code": ({"down_code": 5}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 5"),
+    "code": (
+        {"down_code": 5},
+        "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got 5",
+    ),
     "gate-up-type": ({"gate_up_code": 1}, "argument 'gate_up': expected float8_e4m3fn, got uint8"),
     "down-type": ({"down_code": 1}, "argument 'down': expected float8_e4m3fn, got uint8"),
     "gate-up-scale": (
