@@ -11,9 +11,9 @@ import numpy as np
 
 from custom_calls.absorb_contract import CONTRACT_CODES, Contract, per_head_product
 from custom_calls.op import Arrays, Op, map_rows
-from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import Container, QuantizedTensor, dequantize, native_attributes
 
-TARGET = "mla_jax.absorb_quantized.v1"
+TARGET = "mla_jax.absorb_quantized.v2"
 
 
 def _abstract(
@@ -57,9 +57,6 @@ def _native(
     container: Container,
     block: tuple[int, int],
 ) -> Arrays:
-    if is_fnuz(data):
-        static = {"contract": contract, "row_offset": row_offset, "rows": rows, "x_offset": x_offset}
-        return _reference(x, data, scale, container=container, block=block, **static)
     result = _abstract(x, data, scale, contract=contract, rows=rows, container=container, block=block)[0]
     y = jax.ffi.ffi_call(TARGET, result)(
         x,
@@ -69,9 +66,7 @@ def _native(
         row_offset=np.int64(row_offset),
         rows_used=np.int64(rows),
         contract=np.int64(CONTRACT_CODES[contract]),
-        code=np.int64(CODES[container]),
-        block_n=np.int64(block[0]),
-        block_k=np.int64(block[1]),
+        **native_attributes(data, container, block),
     )
     return (y,)
 
@@ -82,6 +77,5 @@ ABSORB_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    native_note=FNUZ_NOTE,
     batch=lambda arrays, batched, static: map_rows(ABSORB_QUANTIZED, arrays, batched, static),
 )

@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
-from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import Container, QuantizedTensor, dequantize, native_attributes
 
-TARGET = "mla_jax.expert_mlp_quantized.v1"
-TARGET_WITH_SCRATCH = "mla_jax.expert_mlp_quantized.v2"
+TARGET = "mla_jax.expert_mlp_quantized.v3"
+TARGET_WITH_SCRATCH = "mla_jax.expert_mlp_quantized.v4"
 
 Layout = tuple[Container, tuple[int, int]]
 """Container and block of one weight."""
@@ -59,13 +58,10 @@ def _reference(
 def _native(
     x: jax.Array, *rest: jax.Array, gate_up_layout: Layout, down_layout: Layout, scratch: bool = False
 ) -> Arrays:
-    if is_fnuz(rest[0]) or is_fnuz(rest[2]):
-        return _reference(x, *rest, gate_up_layout=gate_up_layout, down_layout=down_layout)
-    attributes = {}
-    for name, (container, block) in (("gate_up", gate_up_layout), ("down", down_layout)):
-        attributes[f"{name}_code"] = np.int64(CODES[container])
-        attributes[f"{name}_block_n"] = np.int64(block[0])
-        attributes[f"{name}_block_k"] = np.int64(block[1])
+    attributes = {
+        **native_attributes(rest[0], *gate_up_layout, prefix="gate_up_"),
+        **native_attributes(rest[2], *down_layout, prefix="down_"),
+    }
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     if scratch:
         outs += gpu_scratch(x, rest[0].shape[0], rest[0].shape[1] // 2, rest[4])
@@ -96,7 +92,6 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu, FNUZ_NOTE),
-    native_note=FNUZ_NOTE,
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu),
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

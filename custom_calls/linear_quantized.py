@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from custom_calls.op import Arrays, Native, Op, map_rows
-from custom_calls.quantized_tensor import CODES, FNUZ_NOTE, Container, QuantizedTensor, dequantize, is_fnuz
+from custom_calls.quantized_tensor import Container, QuantizedTensor, dequantize, native_attributes
 
-TARGET = "mla_jax.linear_quantized.v1"
-TARGET_BIAS = "mla_jax.linear_quantized_bias.v1"
+TARGET = "mla_jax.linear_quantized.v2"
+TARGET_BIAS = "mla_jax.linear_quantized_bias.v2"
 TARGET_DEQUANTIZE = "mla_jax.mxfp4_dequantize.v1"
 
 MAX_GPU_ROWS = 96
@@ -56,16 +55,9 @@ def _native(
     container: Container,
     block: tuple[int, int],
 ) -> Arrays:
-    if is_fnuz(data):
-        return _reference(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
     result = jax.ShapeDtypeStruct((x.shape[0], data.shape[0]), out_dtype)
     call = jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)
-    attributes = {
-        "code": np.int64(CODES[container]),
-        "block_n": np.int64(block[0]),
-        "block_k": np.int64(block[1]),
-    }
-    return (call(x, data, scale, *bias, **attributes),)
+    return (call(x, data, scale, *bias, **native_attributes(data, container, block)),)
 
 
 def _native_gpu(
@@ -79,7 +71,7 @@ def _native_gpu(
 ) -> Arrays:
     exact = container in ("mxfp4", "fp8_channel", "fp8_tensor")
     most = MAX_MXFP4_GPU_ROWS if container == "mxfp4" else MAX_GPU_ROWS
-    if is_fnuz(data) or x.dtype != jnp.bfloat16 or x.shape[0] <= most or not exact:
+    if x.dtype != jnp.bfloat16 or x.shape[0] <= most or not exact:
         return _native(x, data, scale, *bias, out_dtype=out_dtype, container=container, block=block)
     if container == "mxfp4":
         values = jax.ShapeDtypeStruct((data.shape[0], x.shape[1]), jnp.bfloat16)
@@ -108,11 +100,10 @@ LINEAR_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    native_note=FNUZ_NOTE,
     gpu=Native(
         (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
         _native_gpu,
-        f"{FNUZ_NOTE}; more than {MAX_GPU_ROWS} rows ({MAX_MXFP4_GPU_ROWS} of MXFP4) go to XLA's own dot, "
+        f"more than {MAX_GPU_ROWS} rows ({MAX_MXFP4_GPU_ROWS} of MXFP4) go to XLA's own dot, "
         "for exact weights",
     ),
     batch=_batch,

@@ -21,8 +21,8 @@ from custom_calls.errors import LayoutError, ShapeError
 Container = Literal["mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group"]
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 
-CODES: dict[Container, int] = {"mxfp4": 0, "fp8_block": 1, "fp8_channel": 1, "fp8_tensor": 1, "int4_group": 2}
-"""The native kernels' attribute `code`: element format e2m1, e4m3 or int4."""
+CODES = {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
+"""The native kernels' attribute `code`: the element format of the data."""
 
 ScaleLayout = Literal["row_major", "column_major"]
 Packing = Literal["low_nibble_first", "none"]
@@ -145,12 +145,18 @@ def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
     return replace(tensor, data=data, scale=tensor.scale * np.float32(2))
 
 
-FNUZ_NOTE = "weights with e4m3fnuz codes, which are gfx942's, go to the reference"
-
-
-def is_fnuz(data: jax.Array) -> bool:
-    """Whether FP8 codes are gfx942's: the CPU's kernels leave those to the reference."""
-    return bool(data.dtype == jnp.float8_e4m3fnuz)
+def native_attributes(
+    data: jax.Array, container: Container, block: tuple[int, int], prefix: str = ""
+) -> dict[str, np.int64]:
+    """What the native kernels are told about a weight. Which FP8 codes it holds, the dtype says."""
+    if container == "mxfp4":
+        code = "e2m1"
+    elif container == "int4_group":
+        code = "int4"
+    else:
+        code = "e4m3fnuz" if data.dtype == jnp.float8_e4m3fnuz else "e4m3"
+    values = {"code": CODES[code], "block_n": block[0], "block_k": block[1]}
+    return {prefix + name: np.int64(value) for name, value in values.items()}
 
 
 def scale_shape(container: Container, shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Which FP8 codes weights are held in: the load step from the checkpoint's format to the device's.
 
-Checkpoints hold OCP's e4m3fn, which the CPU, NVIDIA and gfx950 multiply. gfx942 multiplies e4m3fnuz.
+Checkpoints hold OCP's e4m3fn. The kernels read both formats everywhere; gfx942 converts e4m3fnuz in hardware and
+e4m3fn in several instructions.
 """
 
 from typing import Any, Literal, get_args

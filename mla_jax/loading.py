@@ -54,8 +54,8 @@ def load(
       kernels: "auto", "native" or "reference", for every op of the model.
       absorb_weights: how kv_b_proj is held, which every step's absorbed products read; "auto": in the
         checkpoint's own bytes. See `mla_jax.absorbed`.
-      fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", which gfx942
-        multiplies (recoded while loading, scales doubled), or "auto": what the default device multiplies.
+      fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", gfx942's own
+        (recoded while loading, scales doubled), or "auto": the default device's own. Every kernel reads both.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 

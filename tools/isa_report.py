@@ -107,7 +107,7 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-_FORMATS = ("e2m1", "e4m3", "int4", "bf16")
+_FORMATS = ("e2m1", "e4m3", "e4m3fnuz", "int4", "bf16")
 _PRODUCTS = (
     "stream8", "stream16", "narrow8", "narrow16", "wide8", "tile32", "tile64", "low16", "low32", "high16", "high32",
 )  # fmt: skip

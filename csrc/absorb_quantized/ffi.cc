@@ -1,4 +1,4 @@
-// FFI binding of mla_jax.absorb_quantized.v1.
+// FFI binding of mla_jax.absorb_quantized.v2.
 #include "absorb_quantized/kernel.h"
 #include "common/backend.h"
 #include "common/ffi_checks.h"
@@ -56,7 +56,7 @@ ffi::Error AbsorbQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_absorb_quantized_v1, mla::AbsorbQuantizedCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_absorb_quantized_v2, mla::AbsorbQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

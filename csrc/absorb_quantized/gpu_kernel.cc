@@ -31,6 +31,7 @@ extern __shared__ mla::gpu::Chunk mla_absorb_shared[];
 
 MLA_ABSORBS(e2m1, FormatE2M1)
 MLA_ABSORBS(e4m3, FormatE4M3)
+MLA_ABSORBS(e4m3fnuz, FormatE4M3Fnuz)
 
 MLA_GPU_KERNEL(mla_absorb_across_plain, mla::gpu::kAcrossPlainThreads, ProductArgs) {
   mla::gpu::PlainAcross{args}.Run();

@@ -18,7 +18,8 @@ bool Decodes(const ProductArgs& args) {
     return false;
   }
   if (args.format == WeightFormat::kE2M1) return args.k % 32 == 0;
-  if (args.format != WeightFormat::kE4M3 || args.k % 16 != 0) return false;
+  const bool e4m3 = args.format == WeightFormat::kE4M3 || args.format == WeightFormat::kE4M3Fnuz;
+  if (!e4m3 || args.k % 16 != 0) return false;
   // One scale for the part that is decoded at a time.
   const bool rows = args.block_n >= args.batches * args.batch_rows ||
                     (args.block_n % kAcrossMost == 0 && args.first_row % kAcrossMost == 0 &&
@@ -29,10 +30,22 @@ bool Decodes(const ProductArgs& args) {
 struct AbsorbNames {
   const char* of[2][2];  // [along][many tokens]
 };
-constexpr AbsorbNames kE2M1Names = {{{"mla_absorb_across_e2m1_16", "mla_absorb_across_e2m1_64"},
-                                     {"mla_absorb_along_e2m1_16", "mla_absorb_along_e2m1_64"}}};
-constexpr AbsorbNames kE4M3Names = {{{"mla_absorb_across_e4m3_16", "mla_absorb_across_e4m3_64"},
-                                     {"mla_absorb_along_e4m3_16", "mla_absorb_along_e4m3_64"}}};
+#define MLA_ABSORB_NAMES(format)                                                 \
+  {                                                                              \
+    {                                                                            \
+      {"mla_absorb_across_" #format "_16", "mla_absorb_across_" #format "_64"},  \
+          {"mla_absorb_along_" #format "_16", "mla_absorb_along_" #format "_64"} \
+    }                                                                            \
+  }
+constexpr AbsorbNames kE2M1Names = MLA_ABSORB_NAMES(e2m1);
+constexpr AbsorbNames kE4M3Names = MLA_ABSORB_NAMES(e4m3);
+constexpr AbsorbNames kE4M3FnuzNames = MLA_ABSORB_NAMES(e4m3fnuz);
+
+// Of formats that Decodes().
+const AbsorbNames& NamesOf(WeightFormat format) {
+  if (format == WeightFormat::kE2M1) return kE2M1Names;
+  return format == WeightFormat::kE4M3 ? kE4M3Names : kE4M3FnuzNames;
+}
 
 int LaunchBytesOf(bool along, bool many) {
   if (along)
@@ -44,8 +57,8 @@ xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream)
   const bool many = args.tokens > 16, decodes = Decodes(args);
   const int tokens = decodes ? (many ? 64 : 16) : kPlainTokens;
   const int outputs = decodes ? kAcrossOutputs : kAcrossPlainThreads;
-  const AbsorbNames& names = args.format == WeightFormat::kE2M1 ? kE2M1Names : kE4M3Names;
-  const char* name = decodes ? names.of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
+  const char* name =
+      decodes ? NamesOf(args.format).of[along ? 1 : 0][many ? 1 : 0] : "mla_absorb_across_plain";
   args.row_blocks = static_cast<int32_t>(CeilDiv(along ? args.rows : args.k, outputs));
   args.token_blocks = static_cast<int32_t>(CeilDiv(args.tokens, tokens));
   const int64_t blocks = args.batches * args.row_blocks * args.token_blocks;

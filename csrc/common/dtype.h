@@ -7,13 +7,17 @@
 
 namespace mla {
 
-enum class DType : int32_t { kF32, kBF16, kF8E4M3FN, kU8 };
+enum class DType : int32_t { kF32, kBF16, kF8E4M3FN, kU8, kF8E4M3FNUZ };
 
 struct bf16 {
   uint16_t bits;
 };
 
 struct f8e4m3fn {
+  uint8_t bits;
+};
+
+struct f8e4m3fnuz {
   uint8_t bits;
 };
 

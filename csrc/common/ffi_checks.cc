@@ -23,6 +23,8 @@ const char* TypeName(ffi::DataType type) {
       return "bfloat16";
     case ffi::DataType::F8E4M3FN:
       return "float8_e4m3fn";
+    case ffi::DataType::F8E4M3FNUZ:
+      return "float8_e4m3fnuz";
     case ffi::DataType::S32:
       return "int32";
     case ffi::DataType::S64:
@@ -55,6 +57,8 @@ ffi::DataType ToXla(DType type) {
       return ffi::DataType::BF16;
     case DType::kF8E4M3FN:
       return ffi::DataType::F8E4M3FN;
+    case DType::kF8E4M3FNUZ:
+      return ffi::DataType::F8E4M3FNUZ;
     case DType::kU8:
       return ffi::DataType::U8;
   }

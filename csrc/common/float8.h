@@ -1,6 +1,9 @@
 // OCP float8 e4m3fn: 1 sign, 4 exponent (bias 7), 3 mantissa bits, no infinity, NaN = s1111111.
+// e4m3fnuz, gfx942's: bias 8; 10000000 is NaN, so that there is one zero and 240 is the largest.
 #ifndef MLA_COMMON_FLOAT8_H_
 #define MLA_COMMON_FLOAT8_H_
+
+#include <type_traits>
 
 #include "common/simd.h"
 
@@ -46,52 +49,78 @@ MLA_INLINE vu EncodeF8Magnitude(vu magnitude) {
   return (vu)code;
 }
 
+template <typename F8>
+constexpr bool kIsFnuz = std::is_same_v<F8, f8e4m3fnuz>;
+// How many exponents of bf16 the values of F8 lie below those of e4m3fn with the same bits.
+template <typename F8>
+constexpr int kExponentsBelow = kIsFnuz<F8> ? 1 : 0;
+
 // Decodes kLanes codes to bf16, which holds every e4m3 value exactly. No step works on a
 // subnormal, because the thread may run with those flushed to zero.
+template <typename F8>
 MLA_INLINE vh DecodeF8ToBf16(vb codes) {
+  constexpr int kBelow = kExponentsBelow<F8> << 7;
+  constexpr uint16_t kNormal = (120 << 7) - kBelow, kLow = 0x3b00 - kBelow,
+                     kMid = 0x3b80 - kBelow - 2 * 0x40, kTop = 0x3c00 - kBelow - 4 * 0x20;
   const vh c = WidenBytes(codes);
   const vh magnitude = c & 0x7f;
   const vh sign = (c & 0x80) << 8;
-  const vh normal = (magnitude << 4) + (120 << 7);
-  // m * 2^-9 for m = 0..7.
-  const vh low = magnitude * 0x3b00;
-  const vh mid = (magnitude << 6) + (0x3b80 - 2 * 0x40);
-  const vh top = (magnitude << 5) + (0x3c00 - 4 * 0x20);
+  const vh normal = (magnitude << 4) + kNormal;
+  // m * 2^-9 (e4m3fnuz: 2^-10) for m = 0..7.
+  const vh low = magnitude * kLow;
+  const vh mid = (magnitude << 6) + kMid;
+  const vh top = (magnitude << 5) + kTop;
   const vh small = magnitude < 2 ? low : (magnitude < 4 ? mid : top);
   vh out = magnitude < 8 ? small : normal;
-  out = magnitude == 0x7f ? (vh{} + 0x7fc0) : out;
+  out = (kIsFnuz<F8> ? c == 0x80 : magnitude == 0x7f) ? (vh{} + 0x7fc0) : out;
   return out | sign;
 }
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 // 32 codes to bf16, in order. The codes that are not a shifted bit pattern are looked up: NaN, and
-// m * 2^-9 for m = 0..7.
+// m * 2^-9 (e4m3fnuz: 2^-10) for m = 0..7.
+template <typename F8>
 alignas(64) constexpr uint16_t kF8Irregular[32] = {0x7fc0, 0x0000, 0x3b00, 0x3b80, 0x3bc0,
                                                    0x3c00, 0x3c20, 0x3c40, 0x3c60};
+template <>
+alignas(64) constexpr uint16_t kF8Irregular<f8e4m3fnuz>[32] = {
+    0x0000, 0x3a80, 0x3b00, 0x3b40, 0x3b80, 0x3ba0, 0x3bc0, 0x3be0,  //
+    0x7fc0, 0x3a80, 0x3b00, 0x3b40, 0x3b80, 0x3ba0, 0x3bc0, 0x3be0};
+template <typename F8>
 MLA_INLINE __m512i DecodeF8x32(const uint8_t* src) {
   __m256i bytes;
   __builtin_memcpy(&bytes, src, sizeof(bytes));
   const __m512i code = _mm512_maskz_cvtepu8_epi16(~0u, bytes);
   const __m512i low = _mm512_set1_epi16(0x7f);
   const __m512i magnitude = _mm512_and_si512(code, low);
-  const __m512i normal =
-      _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
-  // 0 for NaN, 1..8 for the subnormal codes.
-  const __m512i place = _mm512_and_si512(_mm512_add_epi16(magnitude, _mm512_set1_epi16(1)), low);
-  const __mmask32 irregular = _mm512_cmplt_epu16_mask(place, _mm512_set1_epi16(9));
+  const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4),
+                                          _mm512_set1_epi16((120 - kExponentsBelow<F8>) << 7));
+  __m512i place;
+  __mmask32 irregular;
+  if constexpr (kIsFnuz<F8>) {
+    // The subnormal codes' own bits, the sign moved next to them: 8 for NaN.
+    place = _mm512_add_epi16(magnitude,
+                             _mm512_and_si512(_mm512_srli_epi16(code, 4), _mm512_set1_epi16(8)));
+    irregular = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+  } else {
+    // 0 for NaN, 1..8 for the subnormal codes.
+    place = _mm512_and_si512(_mm512_add_epi16(magnitude, _mm512_set1_epi16(1)), low);
+    irregular = _mm512_cmplt_epu16_mask(place, _mm512_set1_epi16(9));
+  }
   const __m512i value =
-      _mm512_mask_permutexvar_epi16(normal, irregular, place, _mm512_load_si512(kF8Irregular));
+      _mm512_mask_permutexvar_epi16(normal, irregular, place, _mm512_load_si512(kF8Irregular<F8>));
   const __m512i sign =
       _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16(static_cast<int16_t>(0x8000)));
   return _mm512_or_si512(value, sign);
 }
 #endif
 
-inline void DecodeF8Row(const f8e4m3fn* src, int64_t n, bf16* dst) {
+template <typename F8>
+inline void DecodeF8Row(const F8* src, int64_t n, bf16* dst) {
   int64_t i = 0;
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   for (; i + 32 <= n; i += 32) {
-    _mm512_storeu_si512(dst + i, DecodeF8x32(reinterpret_cast<const uint8_t*>(src + i)));
+    _mm512_storeu_si512(dst + i, DecodeF8x32<F8>(reinterpret_cast<const uint8_t*>(src + i)));
   }
 #endif
   for (; i < n; i += kLanes) {
@@ -100,12 +129,12 @@ inline void DecodeF8Row(const f8e4m3fn* src, int64_t n, bf16* dst) {
     vb codes;
     if (m == kLanes) {
       __builtin_memcpy(&codes, src + i, sizeof(codes));
-      const vh h = DecodeF8ToBf16(codes);
+      const vh h = DecodeF8ToBf16<F8>(codes);
       __builtin_memcpy(dst + i, &h, sizeof(h));
     } else {
       for (int64_t j = 0; j < m; ++j) part[j] = src[i + j].bits;
       __builtin_memcpy(&codes, part, sizeof(codes));
-      const vh h = DecodeF8ToBf16(codes);
+      const vh h = DecodeF8ToBf16<F8>(codes);
       uint16_t out[kLanes];
       __builtin_memcpy(out, &h, sizeof(h));
       for (int64_t j = 0; j < m; ++j) dst[i + j].bits = out[j];

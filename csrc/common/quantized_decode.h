@@ -69,6 +69,8 @@ inline void DecodeRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t
   const uint8_t* src = m.data + row * m.RowBytes();
   if (m.code == Code::kE4M3) {
     DecodeF8Row(reinterpret_cast<const f8e4m3fn*>(src + k0), n, dst);
+  } else if (m.code == Code::kE4M3Fnuz) {
+    DecodeF8Row(reinterpret_cast<const f8e4m3fnuz*>(src + k0), n, dst);
   } else if (m.code == Code::kInt4) {
     LookupRow(src + k0 / 2, n, kInt4Values, dst);
   } else {

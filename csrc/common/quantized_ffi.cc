@@ -7,10 +7,13 @@ QuantizedMatrix QuantizedArgument(Checker* check, const char* name, const ffi::A
                                   const ffi::AnyBuffer& scale, int64_t code, int64_t block_n,
                                   int64_t block_k, int64_t* stack) {
   QuantizedMatrix m = {};
-  check->Require(code >= 0 && code <= 2, "code", "0 (e2m1), 1 (e4m3) or 2 (int4)",
+  check->Require(code >= 0 && code <= 3, "code", "0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz)",
                  std::to_string(code));
   m.code = static_cast<Code>(code);
-  check->Type(name, data, {m.code == Code::kE4M3 ? DType::kF8E4M3FN : DType::kU8});
+  check->Type(name, data,
+              {m.code == Code::kE4M3       ? DType::kF8E4M3FN
+               : m.code == Code::kE4M3Fnuz ? DType::kF8E4M3FNUZ
+                                           : DType::kU8});
   if (m.code == Code::kE2M1) {
     m.scale_type = check->Type("scale", scale, {DType::kU8});
   } else {
@@ -21,11 +24,11 @@ QuantizedMatrix QuantizedArgument(Checker* check, const char* name, const ffi::A
   check->Require(block_n >= 0 && block_k >= 0, "block", "no negative sizes",
                  std::to_string(block_n) + " x " + std::to_string(block_k));
   // Two codes a byte: a block that begins inside one cannot be addressed.
-  check->Require(m.code == Code::kE4M3 || block_k % 2 == 0, "block", "an even number of columns",
+  check->Require(m.ByteCodes() || block_k % 2 == 0, "block", "an even number of columns",
                  std::to_string(block_k));
   if (!check->ok()) return m;
   m.n = dims[dims.size() - 2];
-  m.k = dims.back() * (m.code == Code::kE4M3 ? 1 : 2);
+  m.k = dims.back() * (m.ByteCodes() ? 1 : 2);
   m.block_n = block_n == 0 ? (m.n == 0 ? 1 : m.n) : block_n;
   m.block_k = block_k == 0 ? (m.k == 0 ? 1 : m.k) : block_k;
   *stack = 1;

@@ -9,7 +9,7 @@
 namespace mla {
 
 // The order is that of the attribute `code`.
-enum class Code : int64_t { kE2M1 = 0, kE4M3 = 1, kInt4 = 2 };
+enum class Code : int64_t { kE2M1 = 0, kE4M3 = 1, kInt4 = 2, kE4M3Fnuz = 3 };
 
 // value[n, k] = code[n, k] * scale[n / block_n, k / block_k]; last blocks may be ragged.
 struct QuantizedMatrix {
@@ -19,7 +19,8 @@ struct QuantizedMatrix {
   DType scale_type;  // kU8: e8m0
   int64_t n, k, block_n, block_k;
 
-  int64_t RowBytes() const { return code == Code::kE4M3 ? k : k / 2; }
+  bool ByteCodes() const { return code == Code::kE4M3 || code == Code::kE4M3Fnuz; }
+  int64_t RowBytes() const { return ByteCodes() ? k : k / 2; }
   int64_t ScaleRows() const { return (n + block_n - 1) / block_n; }
   int64_t ScaleCols() const { return (k + block_k - 1) / block_k; }
   int64_t ScaleBytes() const {

@@ -6,6 +6,8 @@
 #ifndef MLA_COMMON_QUANTIZED_PRODUCT_H_
 #define MLA_COMMON_QUANTIZED_PRODUCT_H_
 
+#include <type_traits>
+
 #include "common/product.h"
 #include "common/quantized_decode.h"
 
@@ -353,7 +355,7 @@ struct CodeWeights {
   bool UsesPanel(int64_t rows) const { return rows > 4; }
 
   static int64_t Bytes(int64_t columns) {
-    return code == Code::kE4M3 ? columns : (columns + 1) / 2;
+    return code == Code::kInt4 ? (columns + 1) / 2 : columns;
   }
   int64_t End(int64_t k0, int64_t width) const { return Min(m.k, k0 + width); }
 
@@ -379,7 +381,12 @@ struct CodeWeights {
       } else {
         __builtin_prefetch(src + ahead);
       }
-      return code == Code::kE4M3 ? DecodeF8x32(src) : Lookup32(src, table);
+      if constexpr (code == Code::kInt4) {
+        return Lookup32(src, table);
+      } else {
+        using F8 = std::conditional_t<code == Code::kE4M3, f8e4m3fn, f8e4m3fnuz>;
+        return DecodeF8x32<F8>(src);
+      }
     };
     ScaledTile<M, N>(x, scales, m.block_k, k0, End(k0, width), get, out);
   }
@@ -430,6 +437,8 @@ inline void WithWeights(const QuantizedMatrix& m, const F& f) {
       f(DecodedWeights<bf16>{m});
     } else if (m.code == Code::kE4M3) {
       f(CodeWeights<Code::kE4M3>{m});
+    } else if (m.code == Code::kE4M3Fnuz) {
+      f(CodeWeights<Code::kE4M3Fnuz>{m});
     } else {
       f(CodeWeights<Code::kInt4>{m});
     }

@@ -46,7 +46,7 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up, ffi::
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp), mla::Call,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp, 1, 2), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

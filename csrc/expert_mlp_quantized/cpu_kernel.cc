@@ -10,7 +10,7 @@ namespace {
 struct QuantizedWeights {
   QuantizedMatrix first;
 
-  double Bytes() const { return first.code == Code::kE4M3 ? 1.0 : 0.5; }
+  double Bytes() const { return first.ByteCodes() ? 1.0 : 0.5; }
 
   template <typename X>
   Packing PackingOf() const {

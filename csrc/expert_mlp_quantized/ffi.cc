@@ -1,4 +1,4 @@
-// FFI binding of mla_jax.expert_mlp_quantized.v1.
+// FFI binding of mla_jax.expert_mlp_quantized: contract 3, and 4 with scratch.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "common/quantized_ffi.h"
@@ -60,7 +60,7 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(expert_mlp_quantized, 3, 4),
                               mla::ExpertMlpQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()

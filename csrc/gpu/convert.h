@@ -76,6 +76,18 @@ MLA_DEVICE float ToFloat(f8e4m3fn value) {
   return BitCast<float>(bits | sign);
 }
 
+MLA_DEVICE float ToFloat(f8e4m3fnuz value) {
+#if defined(__gfx942__)
+  return __builtin_amdgcn_cvt_f32_fp8(value.bits, 0);
+#else
+  // The same with a bias of 8; minus zero's place is NaN's.
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x80u) << 24;
+  const float scaled = BitCast<float>((value.bits & 0x7fu) << 20) * 0x1p119f;
+  const uint32_t bits = value.bits == 0x80u ? 0x7fc00000u : BitCast<uint32_t>(scaled);
+  return BitCast<float>(bits | sign);
+#endif
+}
+
 // Element `at` of a buffer of f32 or bf16.
 MLA_DEVICE float ReadOne(const void* base, DType type, int64_t at) {
   return type == DType::kF32 ? static_cast<const float*>(base)[at]

@@ -113,30 +113,50 @@ MLA_DEVICE Octet DecodeE2M1(uint32_t word, const GroupScale& scale) {
   return out;
 }
 
-// Bytes 2i and 2i + 1 of a word of e4m3fn codes.
-template <int i>
+// Bytes 2i and 2i + 1 of a word of e4m3fn or e4m3fnuz codes, none of them NaN.
+template <bool fnuz, int i>
 MLA_DEVICE uint32_t E4M3Pair(uint32_t word) {
-  // The code's bits in bf16's place are code * 2^-120.
+#if defined(__gfx942__)
+  // Its own codes are these.
+  if constexpr (fnuz) {
+    const auto values = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(word), i != 0);
+    return PickBytes<0x7632>(BitCast<uint32_t>(values[0]), BitCast<uint32_t>(values[1]));
+  }
+#endif
+  // The code's bits in bf16's place are code * 2^-kExponent.
+  constexpr int kExponent = fnuz ? 119 : 120;
   const uint32_t top = PickBytes<static_cast<uint32_t>(2 * i) * 0x1010u + 0x1404u>(word, 0);
   const uint32_t pair = (top & 0x80008000u) | ((top >> 4) & 0x07f007f0u);
 #if defined(__HIP__)
-  return ScalePair(pair, 120);
+  return ScalePair(pair, kExponent);
 #else
-  return MultiplyPairs(pair, 0x7b807b80u);
+  return MultiplyPairs(pair, static_cast<uint32_t>(kExponent + 127) * 0x00800080u);
 #endif
 }
 
+// Bytes of which one has its highest bit set where any code of a word is NaN: 0x7f and 0xff, or
+// e4m3fnuz's 0x80.
+template <bool fnuz>
+MLA_DEVICE uint32_t E4M3Nans(uint32_t word) {
+  if constexpr (fnuz) {
+    const uint32_t zero = word ^ 0x80808080u;
+    return (zero - 0x01010101u) & ~zero;
+  }
+  return (word & 0x7f7f7f7fu) + 0x01010101u;
+}
+
+template <bool fnuz>
 MLA_DEVICE Octet DecodeE4M3(uint32_t low, uint32_t high) {
-  Octet out = {{E4M3Pair<0>(low), E4M3Pair<1>(low), E4M3Pair<0>(high), E4M3Pair<1>(high)}};
-  // 0x7f and 0xff are NaN and would have become 480.
-  const uint32_t beyond =
-      ((low & 0x7f7f7f7fu) + 0x01010101u) | ((high & 0x7f7f7f7fu) + 0x01010101u);
-  if ((beyond & 0x80808080u) != 0) {
+  Octet out = {{E4M3Pair<fnuz, 0>(low), E4M3Pair<fnuz, 1>(low), E4M3Pair<fnuz, 0>(high),
+                E4M3Pair<fnuz, 1>(high)}};
+  // A NaN has become a number or, of a float whose payload is not known, the upper half.
+  constexpr uint32_t kMask = fnuz ? 0xffu : 0x7fu, kNan = fnuz ? 0x80u : 0x7fu;
+  if (((E4M3Nans<fnuz>(low) | E4M3Nans<fnuz>(high)) & 0x80808080u) != 0) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t word = (i < 2 ? low : high) >> (16 * (i & 1));
-      if ((word & 0x7fu) == 0x7fu) out.pairs[i] |= 0x00007fffu;
-      if ((word & 0x7f00u) == 0x7f00u) out.pairs[i] |= 0x7fff0000u;
+      if ((word & kMask) == kNan) out.pairs[i] |= 0x00007fffu;
+      if ((word & kMask << 8) == kNan << 8) out.pairs[i] |= 0x7fff0000u;
     }
   }
   return out;

@@ -12,8 +12,15 @@
 namespace mla {
 namespace gpu {
 
-// Element format of a weight; the first three are those of Code.
-enum class WeightFormat : int32_t { kE2M1 = 0, kE4M3 = 1, kInt4 = 2, kBF16 = 3, kF32 = 4 };
+// Element format of a weight; the first four are those of Code.
+enum class WeightFormat : int32_t {
+  kE2M1 = 0,
+  kE4M3 = 1,
+  kInt4 = 2,
+  kE4M3Fnuz = 3,
+  kBF16 = 4,
+  kF32 = 5
+};
 
 // y[token, n] = sum_k x[token, k] * weight[n, k] (+ bias[n]), in f32 and rounded once; for each of
 // `batches` pairs of token and weight rows. Strides are in elements.

@@ -139,6 +139,9 @@ Error Launch(const Kernel& kernel, int64_t blocks, int threads, size_t shared_by
   Function function = nullptr;
   if (Error error = Find(kernel, shared_bytes, &function); error.failure()) return error;
 #if defined(MLA_GPU_EMULATED)
+  // XLA may run independent calls at once; what one announces must still hold when it is launched.
+  static std::mutex emulator;
+  const std::lock_guard<std::mutex> lock(emulator);
   AnnounceMemory();
 #endif
   void* params[] = {const_cast<void*>(args)};

@@ -29,7 +29,8 @@ struct FormatE2M1 {
 };
 
 // The f32 scales of the others multiply sums over kFoldOctets octets.
-struct FormatE4M3 {
+template <bool fnuz>
+struct FormatOfE4M3 {
   static constexpr int kStep = 64, kOctets = 2, kChunks = 1, kPieces = 1, kStepBytes = 64;
   static constexpr int kFoldOctets = 2;
   static constexpr bool kGroupScales = false;
@@ -39,9 +40,11 @@ struct FormatE4M3 {
   static constexpr bool kNibbles = false;
   template <bool>
   static MLA_DEVICE Octet Decode(const Chunk* chunks, int o, const GroupScale&) {
-    return DecodeE4M3(WordOf(chunks[0], 2 * o), WordOf(chunks[0], 2 * o + 1));
+    return DecodeE4M3<fnuz>(WordOf(chunks[0], 2 * o), WordOf(chunks[0], 2 * o + 1));
   }
 };
+using FormatE4M3 = FormatOfE4M3<false>;
+using FormatE4M3Fnuz = FormatOfE4M3<true>;
 
 // The quarters share 32 values an octet, the smallest group that matrix cores take.
 struct FormatInt4 {
@@ -97,6 +100,10 @@ MLA_DEVICE float ReadWeight(const ProductArgs& args, const uint8_t* data, const 
                      row * args.k + k);
     case WeightFormat::kE4M3: {
       const f8e4m3fn code{data[row * args.k + k]};
+      return ToFloat(code) * ReadOne(scale, args.scale_type, scale_at);
+    }
+    case WeightFormat::kE4M3Fnuz: {
+      const f8e4m3fnuz code{data[row * args.k + k]};
       return ToFloat(code) * ReadOne(scale, args.scale_type, scale_at);
     }
     default:

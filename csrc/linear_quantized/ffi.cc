@@ -1,4 +1,4 @@
-// FFI binding of mla_jax.linear_quantized.v1 and mla_jax.linear_quantized_bias.v1.
+// FFI binding of mla_jax.linear_quantized.v2 and mla_jax.linear_quantized_bias.v2.
 #include "common/backend.h"
 #include "common/ffi_checks.h"
 #include "common/quantized_ffi.h"
@@ -52,7 +52,7 @@ ffi::Error LinearQuantizedBiasCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBu
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_v1, mla::LinearQuantizedCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_v2, mla::LinearQuantizedCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -64,7 +64,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_v1, mla::LinearQuantizedC
                                   .Ret<xla::ffi::AnyBuffer>(),
                               MLA_TRAITS);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_bias_v1, mla::LinearQuantizedBiasCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mla_jax_linear_quantized_bias_v2, mla::LinearQuantizedBiasCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

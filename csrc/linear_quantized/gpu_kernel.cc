@@ -45,13 +45,16 @@ constexpr int BlocksTogether() {
 MLA_PRODUCTS(e2m1, FormatE2M1)
 MLA_PRODUCTS(e4m3, FormatE4M3)
 MLA_PRODUCTS(int4, FormatInt4)
+MLA_PRODUCTS(e4m3fnuz, FormatE4M3Fnuz)
 MLA_PRODUCTS(bf16, FormatBF16)
 MLA_UNGATED_PRODUCTS(e2m1, FormatE2M1)
 MLA_UNGATED_PRODUCTS(e4m3, FormatE4M3)
 MLA_UNGATED_PRODUCTS(int4, FormatInt4)
+MLA_UNGATED_PRODUCTS(e4m3fnuz, FormatE4M3Fnuz)
 // Not int4: with a scale every 32 values its sums want too many registers.
 MLA_PRODUCT(mla_product_e2m1_tile64, FormatE2M1, TileShape64)
 MLA_PRODUCT(mla_product_e4m3_tile64, FormatE4M3, TileShape64)
+MLA_PRODUCT(mla_product_e4m3fnuz_tile64, FormatE4M3Fnuz, TileShape64)
 MLA_PRODUCT(mla_product_bf16_tile64, FormatBF16, TileShape64)
 
 #if !defined(__HIP__)

@@ -49,10 +49,12 @@ constexpr Names kNames[] = {
     {{MLA_PRODUCT_NAMES(e2m1), MLA_PRODUCT_NAME(e2m1, tile64), MLA_UNGATED_NAMES(e2m1)}},
     {{MLA_PRODUCT_NAMES(e4m3), MLA_PRODUCT_NAME(e4m3, tile64), MLA_UNGATED_NAMES(e4m3)}},
     {{MLA_PRODUCT_NAMES(int4), nullptr, MLA_UNGATED_NAMES(int4)}},
+    {{MLA_PRODUCT_NAMES(e4m3fnuz), MLA_PRODUCT_NAME(e4m3fnuz, tile64),
+      MLA_UNGATED_NAMES(e4m3fnuz)}},
     {{MLA_PRODUCT_NAMES(bf16), MLA_PRODUCT_NAME(bf16, tile64)}},
 };
 // Chunks of 16 bytes that a lane reads a step and row.
-constexpr int kChunksOf[] = {1, 1, 1, 2};
+constexpr int kChunksOf[] = {1, 1, 1, 1, 2};
 
 template <typename Shape>
 ProductKernel Of(const ProductArgs& args, ShapeIndex shape) {
@@ -84,6 +86,7 @@ bool TakesMatrixCores(const ProductArgs& args) {
     case WeightFormat::kE2M1:
       return args.k % 32 == 0 && args.block_k == 32 && args.block_n == 1;
     case WeightFormat::kE4M3:
+    case WeightFormat::kE4M3Fnuz:
       return args.k % 16 == 0 && folds(64);
     case WeightFormat::kInt4:
       return args.k % 8 == 0 && folds(32);

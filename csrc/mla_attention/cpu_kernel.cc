@@ -316,6 +316,7 @@ void RunForIo(const MlaAttentionArgs& args, const Executor& executor) {
       return Attention<X, bf16, false>{args}.Run(executor);
     case DType::kF8E4M3FN:
       return Attention<X, bf16, true>{args}.Run(executor);
+    case DType::kF8E4M3FNUZ:
     case DType::kU8:
       return;  // No cache holds them; the binding refuses it.
   }

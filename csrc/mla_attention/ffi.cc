@@ -83,7 +83,7 @@ ffi::Error Call(Backend backend, ffi::AnyBuffer q_latent, ffi::AnyBuffer q_rope,
 }  // namespace
 }  // namespace mla
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(mla_attention), mla::Call,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MLA_SCRATCH_HANDLER(mla_attention, 1, 2), mla::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<mla::Backend>()
                                   .Arg<xla::ffi::AnyBuffer>()

@@ -12,12 +12,12 @@
   target(mla_attention_expanded, 1) \
   target(mxfp4_quantize, 1) \
   target(mxfp4_dequantize, 1) \
-  target(linear_quantized, 1) \
-  target(linear_quantized_bias, 1) \
+  target(linear_quantized, 2) \
+  target(linear_quantized_bias, 2) \
   target(linear_mxfp4, 1) \
-  target(absorb_quantized, 1) \
+  target(absorb_quantized, 2) \
   target(expert_mlp, 2) \
-  target(expert_mlp_quantized, 2) \
+  target(expert_mlp_quantized, 4) \
   target(rmsnorm, 1) \
   target(rmsnorm_residual, 1) \
   target(rmsnorm_quantize, 1) \

@@ -20,10 +20,10 @@
   target(absorb, 1) between \
   target(expert_mlp, 1) between \
   target(mxfp4_quantize, 1) between \
-  target(linear_quantized, 1) between \
-  target(linear_quantized_bias, 1) between \
-  target(absorb_quantized, 1) between \
-  target(expert_mlp_quantized, 1) between \
+  target(linear_quantized, 2) between \
+  target(linear_quantized_bias, 2) between \
+  target(absorb_quantized, 2) between \
+  target(expert_mlp_quantized, 3) between \
   target(flatten_quantize, 1) between \
   target(rmsnorm_quantize, 1) between \
   target(fused_qk_rmsnorm, 2)

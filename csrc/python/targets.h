@@ -13,11 +13,11 @@
 #define MLA_TARGET_NAME(op, contract) "mla_jax." #op ".v" #contract
 #define MLA_OP_NAME(op) "mla_jax." #op
 
-// Contract 2 of some ops is contract 1 with scratch as further results, which GPUs need.
+// Some ops have a contract of their own for GPUs: the CPU's with scratch as further results.
 #if defined(MLA_GPU)
-#define MLA_SCRATCH_HANDLER(op) MLA_TARGET_HANDLER(op, 2)
+#define MLA_SCRATCH_HANDLER(op, cpu, gpu) MLA_TARGET_HANDLER(op, gpu)
 #else
-#define MLA_SCRATCH_HANDLER(op) MLA_TARGET_HANDLER(op, 1)
+#define MLA_SCRATCH_HANDLER(op, cpu, gpu) MLA_TARGET_HANDLER(op, cpu)
 #endif
 
 #define MLA_DECLARE_TARGET(op, contract) \

@@ -19,7 +19,7 @@ from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.mxfp4_quantize import mxfp4_quantize
-from custom_calls.quantized_tensor import QuantizedTensor, dequantize
+from custom_calls.quantized_tensor import QuantizedTensor, dequantize, to_fnuz
 from custom_calls.registry import Kernels
 from custom_calls.rmsnorm import rmsnorm, rmsnorm_residual
 from custom_calls.rmsnorm_quantize import rmsnorm_quantize
@@ -252,6 +252,7 @@ def _quantised(values: jax.Array) -> dict[str, QuantizedTensor]:
     return {
         "mxfp4": mxfp4_quantize(values, kernels="reference"),
         "fp8_block": fp8_block(values),
+        "fp8_block_fnuz": to_fnuz(fp8_block(values)),
         "fp8_channel": fp8_channel(values),
     }
 

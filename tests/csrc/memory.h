@@ -25,6 +25,8 @@ inline const char* Name(DType type) {
       return "bf16";
     case DType::kF8E4M3FN:
       return "f8";
+    case DType::kF8E4M3FNUZ:
+      return "f8 fnuz";
     case DType::kU8:
       return "u8";
   }
@@ -48,8 +50,10 @@ class Memory {
         Store(data, type, i, static_cast<float>(static_cast<double>(random >> 40) / (1 << 23) - 1));
       } else {
         const auto byte = static_cast<uint8_t>(random >> 32);
-        // 0x7f and 0xff are NaN.
-        data[i] = type == DType::kF8E4M3FN && (byte & 0x7f) == 0x7f ? byte - 1 : byte;
+        // 0x7f and 0xff are NaN; of e4m3fnuz 0x80 is.
+        const bool nan = (type == DType::kF8E4M3FN && (byte & 0x7f) == 0x7f) ||
+                         (type == DType::kF8E4M3FNUZ && byte == 0x80);
+        data[i] = nan ? byte - 1 : byte;
       }
     }
     return data;

@@ -18,7 +18,12 @@ struct WeightFormat {
   int64_t block_n, block_k;
 
   // Whether rows of k values can be stored.
-  bool Holds(int64_t k) const { return code == Code::kE4M3 || k % 2 == 0; }
+  bool Holds(int64_t k) const { return ByteType() != DType::kU8 || k % 2 == 0; }
+
+  DType ByteType() const {
+    if (code == Code::kE4M3Fnuz) return DType::kF8E4M3FNUZ;
+    return code == Code::kE4M3 ? DType::kF8E4M3FN : DType::kU8;
+  }
 
   // `stack` matrices of (n, k), one after the other.
   QuantizedMatrix Take(Memory& memory, int64_t n, int64_t k, int64_t stack = 1) const {
@@ -29,8 +34,7 @@ struct WeightFormat {
     m.k = k;
     m.block_n = block_n == 0 ? n : block_n;
     m.block_k = block_k == 0 ? k : block_k;
-    const DType bytes = code == Code::kE4M3 ? DType::kF8E4M3FN : DType::kU8;
-    m.data = static_cast<uint8_t*>(memory.Values(bytes, stack * n * m.RowBytes()));
+    m.data = static_cast<uint8_t*>(memory.Values(ByteType(), stack * n * m.RowBytes()));
     const int64_t scales = stack * m.ScaleRows() * m.ScaleCols();
     // Exponents around one, so that sums are numbers.
     m.scale = scale_type == DType::kU8 ? memory.Range(scales, 120, 130)
@@ -45,6 +49,7 @@ inline const std::vector<WeightFormat>& WeightFormats() {
       {"mxfp4 by 6", Code::kE2M1, DType::kU8, 1, 6},
       {"fp8 block", Code::kE4M3, DType::kF32, 5, 32},
       {"fp8 odd block", Code::kE4M3, DType::kBF16, 3, 7},
+      {"fnuz odd block", Code::kE4M3Fnuz, DType::kF32, 3, 7},
       {"fp8 channel", Code::kE4M3, DType::kF32, 1, 0},
       {"fp8 tensor", Code::kE4M3, DType::kBF16, 0, 0},
       {"int4 group", Code::kInt4, DType::kBF16, 1, 32},

@@ -19,12 +19,14 @@ from oracle import FLUSHED, Bounded, U, f64, relative, round_to
 Array = np.ndarray
 Rng = np.random.Generator
 BF16 = ml_dtypes.bfloat16
-FP8 = ml_dtypes.float8_e4m3fn
+FP8, FNUZ = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 GROUP = 32
 NAN_SCALE = 255
 NAN_FP8 = 0x7F
+NAN_CODES = {np.dtype(FP8): NAN_FP8, np.dtype(FNUZ): 0x80}
+"""A NaN of each type of FP8 codes."""
 
 
 def unpack(packed: Array) -> Array:
@@ -253,10 +255,15 @@ LAYOUTS: dict[str, tuple[str, tuple[int, int]]] = {
     "fp8_block24x40": ("fp8_block", (24, 40)),
     "fp8_channel": ("fp8_channel", (1, 0)),
     "fp8_tensor": ("fp8_tensor", (0, 0)),
+    "fp8_block128_fnuz": ("fp8_block", (128, 128)),
     "int4_group32": ("int4_group", (1, 32)),
     "int4_group20_bfloat16": ("int4_group", (1, 20)),
 }
-"""Every container, with blocks that whole vectors can take and blocks that they cannot."""
+"""Every container, with blocks that whole vectors can take and blocks that they cannot; and gfx942's FP8 codes."""
+
+
+def fp8_dtype(layout: str) -> np.dtype:
+    return np.dtype(FNUZ if layout.endswith("fnuz") else FP8)
 
 
 def scale_shape(shape: tuple[int, ...], container: str, block: tuple[int, int]) -> tuple[int, ...]:
@@ -282,8 +289,9 @@ def random_weight(rng: Rng, shape: tuple[int, ...], layout: str) -> tuple[Array,
         data = rng.integers(0, 256, (*shape[:-1], shape[-1] // 2), np.uint8)
         return data, np.asarray(factor / 32, np.float32).astype(dtype)
     codes = rng.integers(0, 256, shape).astype(np.uint8)
-    codes[codes % 128 == NAN_FP8] = 0
-    return codes.view(FP8), np.asarray(factor / 512, np.float32)
+    codes = codes.view(fp8_dtype(layout))
+    codes[np.isnan(codes.astype(np.float32))] = 0
+    return codes, np.asarray(factor / 512, np.float32)
 
 
 # ---- activations in groups ----

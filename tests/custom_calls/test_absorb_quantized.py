@@ -11,7 +11,7 @@ import numpy as np
 import oracle_quantized
 import pytest
 from op_base import KERNELS, Builder, Call, OpTests, Rng, check, integers, normal, poison, same_bits
-from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
+from oracle_quantized import FP8, LAYOUTS, NAN_CODES, NAN_SCALE, random_weight
 
 from custom_calls.absorb import absorb
 from custom_calls.absorb_quantized import TARGET
@@ -30,8 +30,8 @@ def run(x: Any, data: Any, scale: Any, *, container: str, block: tuple[int, int]
 
 def spoil(data: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> None:
     """NaN in these rows of a matrix, as far as its container has one for single rows."""
-    if data.dtype == FP8:
-        data.view(np.uint8)[rows] = NAN_FP8
+    if data.dtype in NAN_CODES:
+        data.view(np.uint8)[rows] = NAN_CODES[data.dtype]
     elif scale.dtype == np.uint8:
         scale[rows] = NAN_SCALE
     else:
@@ -104,6 +104,9 @@ class TestAbsorbQuantized(OpTests):
         **both("T12-aligned", 12, 2, 256, 128, layout="fp8_block128", row_offset=128, x_offset=8),
         **both("T65-aligned", 65, 2, 288, 136, layout="mxfp4", row_offset=128, x_offset=8),
         **both("T17-aligned", 17, 2, 256, 128, layout="fp8_block128", row_offset=128, x_offset=8),
+        **both("T9-aligned", 9, 2, 256, 128, layout="fp8_block128_fnuz", row_offset=128, x_offset=8),
+        **both("T130-aligned", 130, 2, 256, 128, layout="fp8_block128_fnuz", row_offset=128, x_offset=8),
+        **both("ragged-rank", 5, 3, 33, 17, layout="fp8_block128_fnuz", row_offset=5),
         # More rows than are decoded at a time (64), whatever the number of threads.
         **both("many-rows", 6, 2, 160, 130, layout="fp8_block24x40", row_offset=3),
         **both("T70", 70, 2, 64, 5, layout="fp8_block24x40", rows_behind=1),
@@ -219,15 +222,19 @@ def test_nan_stays_with_its_token_and_head(contract: str, kernels: str, rng: Rng
 
 @BOTH
 @pytest.mark.parametrize("contract", CONTRACTS)
-def test_fnuz_weights_give_the_same_product(contract: str, kernels: str, rng: Rng) -> None:
-    call = make(5, 3, 160, 7, contract, "fp8_block128", row_offset=1)(rng, "float32")
-    data, scale = random_weight(rng, call.arrays["data"].shape, "fp8_block128")
-    call = call.changed(data=data, scale=scale)
-    weight = to_fnuz(QuantizedTensor(jnp.asarray(data), jnp.asarray(scale), "fp8_block", (128, 128)))
-    got = absorb(
-        jnp.asarray(call.arrays["x"]), weight, contract=contract, row_offset=1, rows=7, kernels=kernels
-    )
-    check(got, TestAbsorbQuantized.expected(call)[0], "absorb_quantized fnuz")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recoded_weights_give_the_same_bits(dtype: str, contract: str, kernels: str, rng: Rng) -> None:
+    # Codes of half the value under scales of twice the value. At sizes that GPUs decode next to their matrix cores,
+    # but for an odd rank.
+    for layout, tokens, rank, rows in (("fp8_block128", 12, 256, 128), ("fp8_block24x40", 5, 33, 7)):
+        call = make(tokens, 2, rank, rows, contract, layout)(rng, dtype)
+        x, data, scale = (jnp.asarray(call.arrays[name]) for name in ("x", "data", "scale"))
+        weight = QuantizedTensor(data, scale, *LAYOUTS[layout])
+        plain, recoded = (
+            absorb(x, w, contract=contract, row_offset=0, rows=rows, kernels=kernels)
+            for w in (weight, to_fnuz(weight))
+        )
+        assert same_bits(recoded, plain)
 
 
 def test_weights_keep_row_major_scales(rng: Rng) -> None:
@@ -301,7 +308,7 @@ NAMED = {
 WIDE = {"x": np.ones((2, 3, 64), np.float32), "contract": 1, "x_offset": 0, "out": (2, 3, 4)}
 
 FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "code": ({"code": 7}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 7"),
+    "code": ({"code": 7}, "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got 7"),
     "data-stack": (
         {"data": DATA[None].repeat(2, 0), "scale": SCALE[None].repeat(2, 0)},
         "argument 'data': expected (heads * rows, rank) for 3 heads, got shape (2, 27, 32)",

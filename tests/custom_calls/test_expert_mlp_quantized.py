@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import oracle_quantized
 import pytest
-from op_base import KERNELS, Builder, Call, OpTests, Rng, check, normal, same_bits
-from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
+from op_base import KERNELS, Builder, Call, OpTests, Rng, normal, same_bits
+from oracle_quantized import FP8, LAYOUTS, NAN_CODES, NAN_SCALE, random_weight
 
 from custom_calls.errors import LayoutError, ShapeError
 from custom_calls.expert_mlp import expert_mlp
@@ -70,14 +70,15 @@ def spoiled(call: Call, *experts: int) -> Call:
     for name in WEIGHTS:
         data, scale = call.arrays[name].copy(), call.arrays[f"{name}_scale"].copy()
         for expert in experts:
-            if data.dtype == FP8:
-                data.view(np.uint8)[expert] = NAN_FP8
+            if data.dtype in NAN_CODES:
+                data.view(np.uint8)[expert] = NAN_CODES[data.dtype]
             scale[expert] = NAN_SCALE if scale.dtype == np.uint8 else np.nan
         changes |= {name: data, f"{name}_scale": scale}
     return call.changed(**changes)
 
 
 PAIRS = (
+    ("fp8_block128_fnuz", "fp8_block128"), ("mxfp4", "fp8_block128_fnuz"),
     ("mxfp4", "fp8_block128"), ("fp8_block24x40", "mxfp4"), ("fp8_tensor", "int4_group20_bfloat16"),
 )  # fmt: skip
 
@@ -96,6 +97,8 @@ class TestExpertMlpQuantized(OpTests):
         "ragged-blocks": make(3, 150, 130, 3, 2, "fp8_block128"),
         "ragged-small-blocks": make(3, 50, 33, 3, 2, "fp8_block24x40"),
         "odd-sizes": make(3, 33, 7, 5, 2, "fp8_channel"),
+        "odd-sizes-fnuz": make(3, 33, 7, 5, 2, "fp8_block128_fnuz"),
+        "T130-fnuz": make(130, 64, 32, 3, 2, "fp8_block128_fnuz"),
         # More than a tile's 128 pairs for one expert.
         "T140-k1": with_ids(make(140, 32, 32, 2, 1), 1),
         # So many that GPUs take them through shared memory.
@@ -273,8 +276,10 @@ def test_many_experts_and_more_pairs_than_a_tile(rng: Rng) -> None:
 
 
 @BOTH
-def test_fnuz_experts_give_the_same_result(kernels: str, rng: Rng) -> None:
-    call = make(5, 64, 40, 3, 2, "fp8_block24x40", "fp8_channel")(rng, "float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recoded_experts_give_the_same_bits(dtype: str, kernels: str, rng: Rng) -> None:
+    # Codes of half the value under scales of twice the value; either weight alone, and both.
+    call = make(5, 64, 40, 3, 2, "fp8_block24x40", "fp8_channel")(rng, dtype)
     into, out = (
         QuantizedTensor(
             jnp.asarray(call.arrays[name]),
@@ -285,9 +290,9 @@ def test_fnuz_experts_give_the_same_result(kernels: str, rng: Rng) -> None:
     )
     rest = [jnp.asarray(call.arrays[name]) for name in ("topk_ids", "topk_weights")]
     x = jnp.asarray(call.arrays["x"])
-    (want,) = TestExpertMlpQuantized.expected(call)
+    want = expert_mlp(x, into, out, *rest, kernels=kernels)
     for gate_up, down in ((to_fnuz(into), out), (into, to_fnuz(out)), (to_fnuz(into), to_fnuz(out))):
-        check(expert_mlp(x, gate_up, down, *rest, kernels=kernels), want, "expert_mlp_quantized fnuz")
+        assert same_bits(expert_mlp(x, gate_up, down, *rest, kernels=kernels), want)
 
 
 def test_both_weights_are_quantised_or_neither(rng: Rng) -> None:
@@ -323,7 +328,10 @@ GOOD: dict[str, Any] = {
 NAMED = {f"{w}_{n}": v for w in WEIGHTS for n, v in (("code", 0), ("block_n", 1), ("block_k", 32))}
 
 FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
-    "code": ({"down_code": 5}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 5"),
+    "code": (
+        {"down_code": 5},
+        "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got 5",
+    ),
     "gate-up-type": ({"gate_up_code": 1}, "argument 'gate_up': expected float8_e4m3fn, got uint8"),
     "down-type": ({"down_code": 1}, "argument 'down': expected float8_e4m3fn, got uint8"),
     "gate-up-scale": (

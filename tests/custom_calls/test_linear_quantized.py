@@ -20,11 +20,11 @@ from op_base import (
     normal,
     same_bits,
 )
-from oracle_quantized import FP8, LAYOUTS, NAN_FP8, NAN_SCALE, random_weight
+from oracle_quantized import FNUZ, FP8, LAYOUTS, NAN_CODES, NAN_SCALE, fp8_dtype, random_weight
 
 from custom_calls.errors import LayoutError
 from custom_calls.linear import INVARIANT_ROWS, linear
-from custom_calls.linear_quantized import TARGET, TARGET_BIAS
+from custom_calls.linear_quantized import MAX_GPU_ROWS, TARGET, TARGET_BIAS
 from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
 
 BF16 = ml_dtypes.bfloat16
@@ -109,6 +109,8 @@ class TestLinearQuantized(OpTests):
         "fp8_block128-N160-K33": make(6, 160, 33, "fp8_block128"),
         "fp8_block24x40-K100": make(5, 50, 100, "fp8_block24x40", bias="float32"),
         "fp8_channel-K1": make(5, 9, 1, "fp8_channel"),
+        "fp8_block128_fnuz-M9-K33": make(9, 37, 33, "fp8_block128_fnuz", bias="bfloat16"),
+        "fp8_block128_fnuz-M70-N12500": make(70, 12500, 64, "fp8_block128_fnuz"),
         "mxfp4-K2048": make(2, 5, 2048, "mxfp4"),
         # Each of a GPU's kernels, which follow from rows and tokens, and beyond MAX_GPU_ROWS.
         "mxfp4-M3-N8500": make(3, 8500, 64, "mxfp4"),
@@ -291,14 +293,16 @@ def test_every_mxfp4_value_reaches_the_product_exactly(width: int, kernels: str)
 
 
 @BOTH
-@pytest.mark.parametrize("layout", ["fp8_channel", "fp8_block128", "fp8_block24x40", "int4_group32"])
+@pytest.mark.parametrize(
+    "layout", ["fp8_channel", "fp8_block128", "fp8_block24x40", "fp8_block128_fnuz", "int4_group32"]
+)
 def test_every_code_reaches_the_product_rounded_once(layout: str, kernels: str, rng: Rng) -> None:
     container, block = LAYOUTS[layout]
     is_int4 = container == "int4_group"
     size, width = (16 if is_int4 else 256), 64
     codes = np.full((size, width), 8 if is_int4 else 0, np.uint8)  # 8 is int4's zero
     codes[np.arange(size), rng.integers(0, width, size)] = np.arange(size)
-    data = oracle_quantized.pack(codes) if is_int4 else codes.view(FP8)
+    data = oracle_quantized.pack(codes) if is_int4 else codes.view(fp8_dtype(layout))
     scale = rng.uniform(1e-3, 1, oracle_quantized.scale_shape((size, width), container, block)).astype(
         np.float32
     )
@@ -312,7 +316,7 @@ def test_every_code_reaches_the_product_rounded_once(layout: str, kernels: str, 
         )  # fmt: skip
         for row in np.asarray(got, np.float64):
             assert np.array_equal(row, want, equal_nan=True)
-    assert np.isnan(want).sum() == (0 if is_int4 else 2)
+    assert np.isnan(want).sum() == (0 if is_int4 else 1 if layout.endswith("fnuz") else 2)
 
 
 @BOTH
@@ -358,8 +362,8 @@ def test_a_broken_weight_row_stays_in_its_column(layout: str, kernels: str, rng:
     for m, dtype in ((1, "float32"), (1, "bfloat16"), (4, "bfloat16"), (6, "bfloat16"), (20, "float32")):
         call = make(m, 30, 160, layout)(rng, dtype, "float32")
         data, scale = call.arrays["data"].copy(), call.arrays["scale"].copy()
-        if data.dtype == FP8:
-            data.view(np.uint8)[7, 3] = NAN_FP8
+        if data.dtype in NAN_CODES:
+            data.view(np.uint8)[7, 3] = NAN_CODES[data.dtype]
         elif scale.dtype == np.uint8:
             scale[7, 2] = NAN_SCALE
         else:
@@ -434,14 +438,47 @@ def test_column_major_scales_are_refused(kernels: str, rng: Rng) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("layout", ["fp8_block128", "fp8_channel", "fp8_tensor"])
-def test_fnuz_weights_give_the_same_product(layout: str, kernels: str, rng: Rng) -> None:
-    call = make(5, 37, 160, layout, bias="float32")(rng, "bfloat16", "float32")
-    container, block = LAYOUTS[layout]
-    weight = to_fnuz(weight_of(call.arrays["data"], call.arrays["scale"], container, block))
-    arrays = OpTests.device(call)
-    got = linear(arrays["x"], weight, arrays["bias"], out_dtype="float32", kernels=kernels)
-    check(got, TestLinearQuantized.expected(call)[0], "linear_quantized fnuz")
+@pytest.mark.parametrize("layout", ["fp8_block128", "fp8_block24x40", "fp8_channel", "fp8_tensor"])
+def test_recoded_weights_give_the_same_bits(layout: str, kernels: str, rng: Rng) -> None:
+    # Codes of half the value under scales of twice the value: every step of every sum is the same but for a
+    # power of two, which no rounding sees.
+    calls = {
+        (n, k, dtype): make(130, n, k, layout, bias="float32")(rng, dtype, dtype)
+        for n, k, dtype in ((37, 160, "bfloat16"), (5, 33, "bfloat16"), (9, 31, "float32"))
+    }
+    for call in calls.values():
+        call.arrays["data"].view(np.uint8)[3, 2] = NAN_CODES[np.dtype(FP8)]
+
+    def products(given: Any) -> Any:
+        results = []
+        for key, arrays in given.items():
+            x, weight = arrays["x"], weight_of(arrays["data"], arrays["scale"], *LAYOUTS[layout])
+            for m in (1, 9, 130):
+                results += [
+                    linear(x[:m], w, arrays["bias"], out_dtype=key[2], kernels=kernels)
+                    for w in (weight, to_fnuz(weight))
+                ]
+        return results
+
+    results = jax.jit(products)({key: OpTests.device(call) for key, call in calls.items()})
+    for plain, recoded in zip(results[::2], results[1::2], strict=True):
+        assert np.isnan(np.asarray(recoded, np.float32)).sum(0).tolist() == [
+            len(plain) if column == 3 else 0 for column in range(plain.shape[1])
+        ]
+        assert same_bits(np.delete(np.asarray(recoded), 3, 1), np.delete(np.asarray(plain), 3, 1))
+
+
+@BOTH
+def test_every_fnuz_code_beyond_the_rows_of_kernels(kernels: str) -> None:
+    # On GPUs XLA's own dot takes such a product, of codes that are converted before it.
+    data = np.zeros((256, 64), np.uint8)
+    data[np.arange(256), np.arange(256) % 64] = np.arange(256)
+    weight = weight_of(data.view(FNUZ), np.full(256, 0.5, np.float32), "fp8_channel", (1, 0))
+    got = linear(jnp.ones((MAX_GPU_ROWS + 1, 64), BF16), weight, out_dtype="float32", kernels=kernels)
+    want = np.arange(256, dtype=np.uint8).view(FNUZ).astype(np.float32) / 2
+    assert np.isnan(want).sum() == 1 and np.nanmax(want) == 120
+    for row in np.asarray(got):
+        assert np.array_equal(row, want, equal_nan=True)
 
 
 def test_one_jitted_function_takes_every_container(rng: Rng) -> None:
@@ -479,17 +516,33 @@ X, DATA, SCALE, OUT = (
     np.zeros((5, 2), np.uint8),
     ((3, 5), F32),
 )
-FP8_DATA = np.zeros((5, 64), FP8)
+FP8_DATA, FNUZ_DATA = np.zeros((5, 64), FP8), np.zeros((5, 64), FNUZ)
 
 FFI_ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
-    "code": ((X, DATA, SCALE, OUT), {"code": 3}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got 3"),
+    "code": (
+        (X, DATA, SCALE, OUT), {"code": 4},
+        "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got 4",
+    ),
     "code-negative": (
-        (X, DATA, SCALE, OUT), {"code": -1}, "argument 'code': expected 0 (e2m1), 1 (e4m3) or 2 (int4), got -1"
+        (X, DATA, SCALE, OUT), {"code": -1},
+        "argument 'code': expected 0 (e2m1), 1 (e4m3), 2 (int4) or 3 (e4m3fnuz), got -1",
     ),
     "data-type": ((X, FP8_DATA, SCALE, OUT), {}, "argument 'data': expected uint8, got float8_e4m3fn"),
     "fp8-data-type": (
         (X, DATA, np.ones((1, 1), F32), OUT), {"code": 1, "block": (0, 0)},
         "argument 'data': expected float8_e4m3fn, got uint8",
+    ),
+    "fnuz-data-as-ocp": (
+        (X, FNUZ_DATA, np.ones((1, 1), F32), OUT), {"code": 1, "block": (0, 0)},
+        "argument 'data': expected float8_e4m3fn, got float8_e4m3fnuz",
+    ),
+    "ocp-data-as-fnuz": (
+        (X, FP8_DATA, np.ones((1, 1), F32), OUT), {"code": 3, "block": (0, 0)},
+        "argument 'data': expected float8_e4m3fnuz, got float8_e4m3fn",
+    ),
+    "fnuz-scale-type": (
+        (X, FNUZ_DATA, np.zeros((5, 2), np.uint8), OUT), {"code": 3},
+        "argument 'scale': expected float32 or bfloat16, got uint8",
     ),
     "scale-type": ((X, DATA, np.ones((5, 2), F32), OUT), {}, "argument 'scale': expected uint8, got float32"),
     "fp8-scale-type": (

@@ -20,7 +20,7 @@ from custom_calls.quantized_tensor import (
     QuantizedTensor,
     check_weight,
     dequantize,
-    is_fnuz,
+    native_attributes,
     scale_shape,
     to_fnuz,
 )
@@ -171,7 +171,23 @@ def test_only_fp8_becomes_fnuz(rng: Rng) -> None:
         to_fnuz(tensor(rng, (4, 32), "mxfp4"))
     with pytest.raises(LayoutError, match=r"^to_fnuz: expected float8_e4m3fn data, got float8_e4m3fnuz$"):
         to_fnuz(to_fnuz(fp8))
-    assert is_fnuz(to_fnuz(fp8).data) and not is_fnuz(fp8.data)
+
+
+@EACH
+def test_the_kernels_are_told_container_and_codes(layout: str, rng: Rng) -> None:
+    q = tensor(rng, (6, 160), layout)
+    code = {"mxfp4": 0, "int4_group": 2}.get(q.container, 1)
+    told = native_attributes(q.data, q.container, q.block, prefix="down_")
+    assert told == {
+        "down_code": 3 if layout.endswith("fnuz") else code,
+        "down_block_n": q.block[0],
+        "down_block_k": q.block[1],
+    }
+    assert all(type(value) is np.int64 for value in told.values())
+    if code == 1:
+        ocp = QuantizedTensor(jnp.zeros((6, 160), jnp.float8_e4m3fn), q.scale, q.container, q.block)
+        assert native_attributes(ocp.data, ocp.container, ocp.block)["code"] == 1
+        assert native_attributes(to_fnuz(ocp).data, ocp.container, ocp.block)["code"] == 3
 
 
 # ---- the pytree ----
@@ -182,7 +198,7 @@ def test_static_fields_are_these() -> None:
         "data", "scale", "container", "block", "rounding", "scale_layout"
     ]  # fmt: skip
     assert CONTAINERS == ("mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group")
-    assert CODES == {"mxfp4": 0, "fp8_block": 1, "fp8_channel": 1, "fp8_tensor": 1, "int4_group": 2}
+    assert CODES == {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
 
 
 @EACH

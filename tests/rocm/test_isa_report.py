@@ -77,6 +77,16 @@ def test_codes_are_multiplied_as_they_are(kernels: list[isa_report.Kernel]) -> N
         assert k.instructions["global_load_dwordx4"] > 0
 
 
+def test_only_gfx942_reads_fnuz_codes_with_its_own_conversion(kernels: list[isa_report.Kernel]) -> None:
+    # gfx950's instruction of that name reads OCP codes, and gfx942's reads no others than these.
+    found = [kernel for kernel in kernels if "_e4m3_" in kernel.name or "_e4m3fnuz_" in kernel.name]
+    assert len(found) == 2 * 2 * (11 + 4)
+    for kernel in found:
+        own = kernel.architecture == "gfx942" and "fnuz" in kernel.name
+        pairs = sum(n for name, n in kernel.instructions.items() if name.startswith("v_cvt_pk_f32_fp8_"))
+        assert (pairs > 0) == own, kernel.name
+
+
 def test_expanded_attention_multiplies_on_matrix_cores(kernels: list[isa_report.Kernel]) -> None:
     tiles = [k for k in kernels if k.name in ("mla_expanded_long", "mla_expanded_short")]
     assert len(tiles) == 4
@@ -89,7 +99,7 @@ def test_expanded_attention_multiplies_on_matrix_cores(kernels: list[isa_report.
 
 def test_absorbing_blocks_share_a_compute_unit(kernels: list[isa_report.Kernel]) -> None:
     tiles = [k for k in kernels if re.fullmatch(r"mla_absorb_(across|along)_\w+_(16|64)", k.name)]
-    assert len(tiles) == 16
+    assert len(tiles) == 24
     for k in tiles:
         assert set(k.matrix) == {MATRIX[k.architecture]}
         assert k.waves_per_simd >= 2, f"{k.name} on {k.architecture}"
