@@ -18,7 +18,7 @@ TARGET_DEQUANTIZE = "mla_jax.shuffled_dequantize.v1"
 MAX_GPU_ROWS = 128
 """With more bfloat16 rows than this the weight goes through one decoded copy to XLA's own dot."""
 
-MAX_FEW_ROWS = 16
+MAX_FEW_ROWS = 8
 """Up to this many rows the kernels need no scratch."""
 
 _LAYOUT: dict[str, Any] = {"container": "mxfp4", "block": (1, MXFP4_GROUP)}
@@ -46,7 +46,7 @@ def _reference(
 def _native(
     x: jax.Array, data: jax.Array, scale: jax.Array, *bias: jax.Array, out_dtype: str, outputs: int
 ) -> Arrays:
-    """The CPU's kernel of rows, which reads them at the rate of memory where they lie one behind the other."""
+    """The kernels of row-major weights: the CPU's, and a GPU's for float32 rows."""
     weight = unshuffle(_weight(data, scale, outputs))
     (call,) = linear_quantized.LINEAR_QUANTIZED.natives.values()
     return call(x, weight.data, weight.scale, *bias, out_dtype=out_dtype, **_LAYOUT)
@@ -56,20 +56,16 @@ def _native_gpu(
     x: jax.Array, data: jax.Array, scale: jax.Array, *bias: jax.Array, out_dtype: str, outputs: int
 ) -> Arrays:
     rows = x.shape[0]
-    if x.dtype == jnp.bfloat16 and rows <= MAX_GPU_ROWS:
+    if x.dtype != jnp.bfloat16:
+        return _native(x, data, scale, *bias, out_dtype=out_dtype, outputs=outputs)
+    if rows <= MAX_GPU_ROWS:
         result = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
         scratch = jax.ShapeDtypeStruct((_arranged_bytes(rows, data.shape[1]),), jnp.uint8)
         call = jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, (result, scratch))
         return (call(x, data, scale, *bias)[0],)
     values = jax.ShapeDtypeStruct((outputs, x.shape[1]), jnp.bfloat16)
     weight = jax.ffi.ffi_call(TARGET_DEQUANTIZE, values)(data, scale)
-    y = jax.lax.dot_general(
-        x,
-        weight.astype(x.dtype),
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    y = jax.lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if bias:
         y = y + bias[0].astype(jnp.float32)[None, :]
     return (y.astype(out_dtype),)
@@ -99,9 +95,10 @@ LINEAR_SHUFFLED: Op = Op(
     native=_native,
     native_note="weights are brought into rows at every call: hold them row_major here",
     gpu=Native(
-        (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
+        (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE, linear_quantized.TARGET, linear_quantized.TARGET_BIAS),
         _native_gpu,
-        f"float32 rows and more than {MAX_GPU_ROWS} rows go to XLA's own dot",
+        f"more than {MAX_GPU_ROWS} rows go to XLA's own dot; for float32 rows weights are brought into rows at every "
+        "call",
     ),
     batch=_batch,
 )

@@ -35,7 +35,7 @@ struct ShuffledTiles {
   static_assert(stages == 2, "one stage ahead");
   static constexpr int kBytes = 0;
   Chunk held[steps], taken[steps];
-  Chunk held_scales, taken_scales;
+  Pack<uint32_t, steps> held_scales, taken_scales;  // A row's, four a word.
 
   MLA_DEVICE explicit ShuffledTiles(char*) {}
 
@@ -46,7 +46,8 @@ struct ShuffledTiles {
       held[s] =
           exists ? *reinterpret_cast<const Chunk*>(stage.codes + s * 1024 + Lane() * 16) : Chunk{};
     }
-    held_scales = *reinterpret_cast<const Chunk*>(stage.scales + Lane() % 16 * 16);
+    held_scales =
+        LoadPack<steps>(reinterpret_cast<const uint32_t*>(stage.scales + Lane() % 16 * 16));
   }
   MLA_DEVICE void Commit() {}
   MLA_DEVICE void Take(int) {
@@ -63,7 +64,7 @@ struct ShuffledTiles {
     GroupScale scale;
   };
   MLA_DEVICE Words Read(int step) const {
-    return {taken[step], {(taken_scales[step] >> (8 * (Lane() / 16))) & 255u}};
+    return {taken[step], {(taken_scales.at[step] >> (8 * (Lane() / 16))) & 255u}};
   }
   template <bool two_steps>
   static MLA_DEVICE Octet Decode(const Words& words, int, int o) {

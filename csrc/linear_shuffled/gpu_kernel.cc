@@ -15,18 +15,34 @@ extern __shared__ mla::gpu::Chunk mla_shuffled_shared[];
 namespace mla {
 namespace gpu {
 
-// A word of eight codes a thread, in the order in which they lie.
+// A block has 16 chunks of a tile, a thread four words of eight codes of a row: neighbours write
+// 256 bytes one behind the other, and two rows fill a sector that is read.
 MLA_DEVICE void DecodeShuffled(const LinearShuffledArgs& args) {
-  const int64_t at = static_cast<int64_t>(BlockX()) * kDecodeThreads + ThreadX();
-  const int64_t chunk = at / 64, group = chunk % args.chunks, tile = chunk / args.chunks;
-  const int64_t row = tile * 16 + at / 4 % 16;
-  if (row >= args.rows) return;
-  const uint32_t scale =
-      args.scale[((tile * args.scale_chunks + group / 16) * 16 + row % 16) * 16 + group % 16];
-  const Octet values = FromNibbleOrder(
-      DecodeE2M1<true>(reinterpret_cast<const uint32_t*>(args.data)[at], GroupScale{scale}));
-  reinterpret_cast<Chunk*>(args.y)[(row * args.chunks + group) * 4 + at % 4] =
-      BitCast<Chunk>(values);
+  const int64_t set = BlockX() % args.scale_chunks, tile = BlockX() / args.scale_chunks;
+  const int64_t row = ThreadX() / 32 * 2 + ThreadX() / 4 % 2;
+  if (tile * 16 + row >= args.rows) return;
+  const auto* words = reinterpret_cast<const uint32_t*>(args.data);
+  const uint8_t* scales = args.scale + ((tile * args.scale_chunks + set) * 16 + row) * 16;
+  uint32_t word[4], scale[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int in_set = 4 * i + ThreadX() / 8 % 4;
+    const int64_t chunk = set * 16 + in_set;
+    scale[i] = scales[in_set];
+    word[i] = 0;
+    if (chunk < args.chunks) {
+      word[i] = words[((tile * args.chunks + chunk) * 16 + row) * 4 + ThreadX() % 4];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t chunk = set * 16 + 4 * i + ThreadX() / 8 % 4;
+    if (chunk >= args.chunks) return;
+    const Octet values = FromNibbleOrder(DecodeE2M1<true>(word[i], GroupScale{scale[i]}));
+    reinterpret_cast<Chunk*>(
+        args.y)[((tile * 16 + row) * args.chunks + chunk) * 4 + ThreadX() % 4] =
+        BitCast<Chunk>(values);
+  }
 }
 
 }  // namespace gpu

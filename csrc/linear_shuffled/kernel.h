@@ -23,7 +23,7 @@ struct LinearShuffledArgs {
 };
 
 // The most tokens of a call, and those that need no scratch.
-constexpr int64_t kShuffledTokens = 128, kFewTokens = 16;
+constexpr int64_t kShuffledTokens = 128, kFewTokens = 8;
 
 // Tokens of the kernel for many that takes `tokens`.
 constexpr int64_t ManyTokens(int64_t tokens) {
