@@ -25,6 +25,7 @@ CODES = {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
 """The native kernels' attribute `code`: the element format of the data."""
 
 ScaleLayout = Literal["row_major", "column_major"]
+DataLayout = Literal["row_major", "shuffled"]
 Packing = Literal["low_nibble_first", "none"]
 
 _SCALE_DTYPES: dict[str, tuple[str, ...]] = {
@@ -35,15 +36,23 @@ _SCALE_DTYPES: dict[str, tuple[str, ...]] = {
     "int4_group": ("float32", "bfloat16"),
 }
 
+TILE_ROWS = 16
+"""Rows of a tile of the shuffled layout: what a matrix instruction takes."""
+
+CHUNK_BYTES = 16
+"""Bytes of a row that stay together in the shuffled layout: what a lane loads at once."""
+
+_NO_SCALE = 127  # e8m0's 1: what pads scales.
+
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["data", "scale"],
-    meta_fields=["container", "block", "rounding", "scale_layout"],
+    meta_fields=["container", "block", "rounding", "scale_layout", "data_layout", "padding_rows"],
 )
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A matrix (N, K), or a stack (..., N, K) of them, in the checkpoint's own bytes.
+    """A matrix (N, K), or a stack (..., N, K) of them, in the checkpoint's own bytes or those in another order.
 
     | container   | data                            | scale, row_major                   | block    |
     |-------------|---------------------------------|------------------------------------|----------|
@@ -58,6 +67,13 @@ class QuantizedTensor:
     value[n, k] = code[n, k] * scale[n // b, k // c]; last blocks may be ragged. Two codes a byte: the even
     index is in the low nibble (`packing`).
 
+    data_layout "shuffled" is for MXFP4 weights that GPUs read a tile of 16 rows at a time: the rows are cut into
+    chunks of 16 bytes, and chunk i of all 16 rows lies before chunk i + 1 of any. A chunk of codes is one group of
+    32 values, a chunk of scales those of 16 groups. data: uint8 (..., ceil(N/16), K/32, 16, 16), scale: uint8
+    (..., ceil(N/16), ceil(K/512), 16, 16), where the third of the four axes is the row in its tile. Rows that fill
+    up the last tile have codes 0, they and groups that fill up the last chunk have scales 1. `shuffle` makes it,
+    `unshuffle` undoes it.
+
     Attributes:
       data, scale: arrays, see the table.
       container: which row of the table.
@@ -65,6 +81,8 @@ class QuantizedTensor:
       rounding: rule by which an mxfp4 scale was chosen, or None where a checkpoint does not say.
       scale_layout: "row_major" as in the table; "column_major" is the transposed array (..., ceil(K/c), N) that
         GEMMs on AMD GPUs take for activations. Said here, never inferred from shapes or strides.
+      data_layout: "row_major" as in the table, or "shuffled"; of codes and scales.
+      padding_rows: shuffled: rows of the last tile that the matrix does not have; else 0.
 
     Raises:
       ShapeError, LayoutError: naming the field, expected and got.
@@ -76,6 +94,8 @@ class QuantizedTensor:
     block: tuple[int, int] = field(default=(1, MXFP4_GROUP))
     rounding: Rounding | None = None
     scale_layout: ScaleLayout = "row_major"
+    data_layout: DataLayout = "row_major"
+    padding_rows: int = 0
 
     def __post_init__(self) -> None:
         # Transformations rebuild pytrees around things that are no arrays (axis numbers, shardings, descriptions).
@@ -89,6 +109,9 @@ class QuantizedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the values, (..., N, K)."""
+        if self.data_layout == "shuffled":
+            *lead, tiles, chunks, _, _ = self.data.shape
+            return (*lead, tiles * TILE_ROWS - self.padding_rows, chunks * CHUNK_BYTES * 2)
         per_byte = 2 if self.packing == "low_nibble_first" else 1
         return (*self.data.shape[:-1], self.data.shape[-1] * per_byte)
 
@@ -105,6 +128,8 @@ class QuantizedTensor:
 def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> jax.Array:
     """The values, (..., N, K): exact products of code and scale, rounded to float32, then to `dtype`."""
     check_dtype("dequantize", "dtype", jax.ShapeDtypeStruct((), dtype), ("float32", "bfloat16"))
+    if tensor.data_layout == "shuffled":
+        tensor = unshuffle(tensor)
     *_, rows, columns = tensor.shape if tensor.ndim > 1 else (1, *tensor.shape)
     scale = tensor.scale
     if tensor.scale_layout == "column_major":
@@ -124,6 +149,58 @@ def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> jax.Array:
     else:
         codes = tensor.data.astype(jnp.float32)
     return (codes * scale.astype(jnp.float32)).astype(dtype)
+
+
+def shuffle(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same values with data_layout "shuffled": the load step for weights that a GPU's kernels read.
+
+    Args:
+      tensor: "mxfp4" (..., N, K), row-major; K is a multiple of 32. A shuffled one is returned as it is.
+
+    Raises:
+      LayoutError: another container, column-major scales, or one row without a matrix.
+      ShapeError: K is no multiple of 32.
+    """
+    if tensor.data_layout == "shuffled":
+        return tensor
+    if tensor.container != "mxfp4" or tensor.ndim < 2:
+        raise LayoutError(
+            f"shuffle: expected an mxfp4 matrix (..., N, K), got {tensor.container} {tensor.shape}"
+        )
+    check_weight("shuffle", "tensor", tensor)
+    padding = -tensor.shape[-2] % TILE_ROWS
+    return replace(
+        tensor,
+        data=_in_tiles(tensor.data, 0),
+        scale=_in_tiles(tensor.scale, _NO_SCALE),
+        data_layout="shuffled",
+        padding_rows=padding,
+    )
+
+
+def unshuffle(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The tensor that `shuffle` was given; a row-major one is returned as it is."""
+    if tensor.data_layout == "row_major":
+        return tensor
+    rows, columns = tensor.shape[-2:]
+    data, scale = (_out_of_tiles(array)[..., :rows, :] for array in (tensor.data, tensor.scale))
+    scale = scale[..., : columns // MXFP4_GROUP]
+    return replace(tensor, data=data, scale=scale, data_layout="row_major", padding_rows=0)
+
+
+def _in_tiles(rows: jax.Array, fill: int) -> jax.Array:
+    """Bytes (..., N, B) as (..., ceil(N/16), ceil(B/16), 16, 16)."""
+    *lead, high, wide = rows.shape
+    extra = ((0, -high % TILE_ROWS), (0, -wide % CHUNK_BYTES))
+    padded = jnp.pad(rows, (*[(0, 0)] * len(lead), *extra), constant_values=np.uint8(fill))
+    tiles, chunks = padded.shape[-2] // TILE_ROWS, padded.shape[-1] // CHUNK_BYTES
+    return jnp.swapaxes(padded.reshape(*lead, tiles, TILE_ROWS, chunks, CHUNK_BYTES), -2, -3)
+
+
+def _out_of_tiles(tiles: jax.Array) -> jax.Array:
+    """Back, with the rows and bytes that were filled up."""
+    *lead, high, wide, _, _ = tiles.shape
+    return jnp.swapaxes(tiles, -2, -3).reshape(*lead, high * TILE_ROWS, wide * CHUNK_BYTES)
 
 
 def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
@@ -169,8 +246,15 @@ def scale_shape(container: Container, shape: tuple[int, ...], block: tuple[int, 
     return (*lead, -(-shape[-1] // block[1]))
 
 
-def check_weight(op: str, name: str, weight: QuantizedTensor) -> None:
-    """A quantised weight that the kernels can read: row-major scales, K a multiple of an MXFP4 group."""
+def check_weight(
+    op: str, name: str, weight: QuantizedTensor, data_layouts: tuple[DataLayout, ...] = ("row_major",)
+) -> None:
+    """A quantised weight that an op can read: row-major scales, K a multiple of an MXFP4 group, a layout of its."""
+    if weight.data_layout not in data_layouts:
+        raise LayoutError(
+            f"{op}: argument '{name}': expected data_layout {' or '.join(map(repr, data_layouts))}, got "
+            f"{weight.data_layout!r}: see custom_calls.quantized_tensor.unshuffle"
+        )
     if weight.scale_layout != "row_major":
         raise LayoutError(
             f"{op}: argument '{name}': expected row_major scales, got {weight.scale_layout}: only activations "
@@ -188,6 +272,7 @@ def _check(tensor: QuantizedTensor) -> None:
     check_choice(name, "scale_layout", tensor.scale_layout, get_args(ScaleLayout))
     if tensor.rounding is not None:
         check_choice(name, "rounding", tensor.rounding, ROUNDINGS)
+    check_choice(name, "data_layout", tensor.data_layout, get_args(DataLayout))
     packed = tensor.packing == "low_nibble_first"
     check_dtype(name, "data", tensor.data, ("uint8",) if packed else ("float8_e4m3fn", "float8_e4m3fnuz"))
     check_dtype(name, "scale", tensor.scale, _SCALE_DTYPES[tensor.container])
@@ -200,6 +285,12 @@ def _check(tensor: QuantizedTensor) -> None:
     }
     if not allowed[tensor.container]:
         raise LayoutError(f"{name}: field 'block': {block} is not one of container {tensor.container!r}")
+    if tensor.data_layout == "shuffled":
+        return _check_shuffled(tensor)
+    if tensor.padding_rows:
+        raise LayoutError(
+            f"{name}: field 'padding_rows': expected 0 for row_major data, got {tensor.padding_rows}"
+        )
     least = 1 if block[0] == 1 else 2
     if tensor.data.ndim < least:
         raise ShapeError(
@@ -216,4 +307,29 @@ def _check(tensor: QuantizedTensor) -> None:
         raise ShapeError(
             f"{name}: field 'scale': expected shape {expected} for values {tensor.shape} in blocks of {block}, "
             f"got {tuple(tensor.scale.shape)}"
+        )
+
+
+def _check_shuffled(tensor: QuantizedTensor) -> None:
+    name, tile = "QuantizedTensor", (TILE_ROWS, CHUNK_BYTES)
+    if tensor.container != "mxfp4" or tensor.scale_layout != "row_major":
+        raise LayoutError(
+            f"{name}: field 'data_layout': only 'mxfp4' with row_major scales can be shuffled, got "
+            f"{tensor.container!r} with {tensor.scale_layout} scales"
+        )
+    if tensor.data.ndim < 4 or tuple(tensor.data.shape[-2:]) != tile:
+        raise ShapeError(
+            f"{name}: field 'data': expected shape (..., ceil(N/16), K/32, 16, 16) for shuffled data, got "
+            f"{tuple(tensor.data.shape)}"
+        )
+    *lead, tiles, chunks, _, _ = tensor.data.shape
+    if not 0 <= tensor.padding_rows < min(TILE_ROWS, tiles * TILE_ROWS + 1):
+        raise ShapeError(
+            f"{name}: field 'padding_rows': expected 0 to 15, and 0 without tiles, got {tensor.padding_rows}"
+        )
+    expected = (*lead, tiles, -(-chunks // CHUNK_BYTES), *tile)
+    if tuple(tensor.scale.shape) != expected:
+        raise ShapeError(
+            f"{name}: field 'scale': expected shape {expected} for shuffled values {tensor.shape}, got "
+            f"{tuple(tensor.scale.shape)}"
         )

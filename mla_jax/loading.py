@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 
+from custom_calls.quantized_tensor import DataLayout
 from custom_calls.registry import KERNELS, Kernels, check_environment
 from mla_jax.absorbed import AbsorbWeights, absorbed_weight, check_absorb_weights
 from mla_jax.arguments import dtype_name
@@ -22,6 +23,7 @@ from mla_jax.fp8_format import Fp8Format, in_fp8_format, resolve_fp8_format
 from mla_jax.models import MLAForCausalLM
 from mla_jax.parameters import ParamInfo, abstract_parameter, map_table, parameter_table, with_storage
 from mla_jax.rope import RopeTable
+from mla_jax.weight_layout import WeightLayout, in_weight_layout, resolve_weight_layout
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
@@ -38,6 +40,7 @@ def load(
     kernels: Kernels = "auto",
     absorb_weights: AbsorbWeights = "auto",
     fp8_format: Fp8Format = "auto",
+    weight_layout: WeightLayout = "auto",
     abstract: bool = False,
     progress: bool = True,
 ) -> tuple[MLAForCausalLM, ModelConfig]:
@@ -56,6 +59,9 @@ def load(
         checkpoint's own bytes. See `mla_jax.absorbed`.
       fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", gfx942's own
         (recoded while loading, scales doubled), or "auto": the default device's own. Every kernel reads both.
+      weight_layout: how the codes of MXFP4 weights of `linear` lie: "row_major", as checkpoints hold them,
+        "shuffled", which a GPU's kernels read faster (made while loading), or "auto": what the default device's
+        kernels read. kv_b_proj and experts stay row-major.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 
@@ -72,15 +78,16 @@ def load(
     codes = resolve_fp8_format(fp8_format)
     source = locate(path_or_id, revision)
     config = read_config(source.folder, asked)
+    layout = resolve_weight_layout(weight_layout, config.dtype)
     if abstract:
         quantization = parse_quantization(config.quantization)
         table = parameter_table(config)
         if quantization is not None:
             table = with_storage(table, lambda info: expected_storage(info, quantization))
-        params = map_table(lambda info: _abstract(info, config, absorb_weights, codes), table)
+        params = map_table(lambda info: _abstract(info, config, absorb_weights, codes, layout), table)
         rope = RopeTable.abstract(config.rope, config.max_position_embeddings)
         return MLAForCausalLM(config, params, rope, kernels=kernels), config
-    return read_model(source, config, kernels, absorb_weights, codes, progress=progress), config
+    return read_model(source, config, kernels, absorb_weights, codes, layout, progress=progress), config
 
 
 def compute_dtype(asked: Any) -> str:
@@ -114,12 +121,14 @@ def read_model(
     kernels: Kernels,
     absorb_weights: AbsorbWeights = "auto",
     fp8_format: Fp8Format = "auto",
+    weight_layout: WeightLayout = "auto",
     *,
     progress: bool = True,
 ) -> MLAForCausalLM:
     """The model that `config` (of `read_config`) describes, with the checkpoint's weights."""
     codes = resolve_fp8_format(fp8_format)
-    params = _read_parameters(source.with_weights(), config, absorb_weights, codes, progress)
+    layout = resolve_weight_layout(weight_layout, config.dtype)
+    params = _read_parameters(source.with_weights(), config, absorb_weights, codes, layout, progress)
     table = RopeTable.from_config(config.rope, config.max_position_embeddings)
     return MLAForCausalLM(config, params, table, kernels=kernels)
 
@@ -129,6 +138,7 @@ def _read_parameters(
     config: ModelConfig,
     absorb_weights: AbsorbWeights,
     fp8_format: Literal["e4m3fn", "e4m3fnuz"],
+    layout: DataLayout,
     progress: bool,
 ) -> dict[str, object]:
     is_info = lambda node: isinstance(node, ParamInfo)  # noqa: E731
@@ -146,18 +156,20 @@ def _read_parameters(
             param = one.assemble(arrays)
             if one.info.absorbed:
                 param = absorbed_weight(param, absorb_weights, config.dtype)
-            params.append(in_fp8_format(param, fp8_format))
+            params.append(in_weight_layout(in_fp8_format(param, fp8_format), one.info, layout))
         return jax.tree.unflatten(structure, params)
 
 
-def _abstract(info: ParamInfo, config: ModelConfig, absorb_weights: AbsorbWeights, fp8_format: Any) -> Any:
+def _abstract(
+    info: ParamInfo, config: ModelConfig, absorb_weights: AbsorbWeights, fp8_format: Any, layout: DataLayout
+) -> Any:
     """A parameter's description, after the same steps as its data."""
     described = abstract_parameter(info, config.dtype)
 
     def held(weight: Any) -> Any:
         if info.absorbed:
             weight = absorbed_weight(weight, absorb_weights, config.dtype)
-        return in_fp8_format(weight, fp8_format)
+        return in_weight_layout(in_fp8_format(weight, fp8_format), info, layout)
 
     return jax.eval_shape(held, described)
 

@@ -117,6 +117,9 @@ _DYNAMIC_LDS = {
     "linear_mxfp4/gpu_shape.h": {
         f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
     },
+    "linear_shuffled/gpu_shape.h": {
+        f"mla_linear_shuffled_few{tokens}": f"Few{tokens}::kSharedBytes" for tokens in (16, 32)
+    },
     "gpu/product.h": {
         f"mla_product_{format_}_{shape}": re.sub(
             r"([A-Za-z]+)(\d+)", r"\1Shape\2::SharedBytes(1)", shape.capitalize()

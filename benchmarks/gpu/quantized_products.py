@@ -22,7 +22,7 @@ import numpy as np
 from custom_calls.absorb import absorb
 from custom_calls.expert_mlp import expert_mlp
 from custom_calls.linear import linear
-from custom_calls.quantized_tensor import QuantizedTensor, dequantize
+from custom_calls.quantized_tensor import QuantizedTensor, dequantize, shuffle
 
 BYTES_A_SECOND = 4.3e12
 FLOP_A_SECOND = 790e12
@@ -103,15 +103,19 @@ def measure(
 
 
 def linear_cases(repeats: int, container: str) -> None:
+    held: dict[str, Callable[[QuantizedTensor], QuantizedTensor]] = {"row_major": lambda w: w}
+    if container == "mxfp4":
+        held["shuffled"] = jax.jit(shuffle)
     for n, k in ((18432, 7168), (7168, 18432)):
-        for m in (1, 8, 16, 32, 128, 1024):
-            x = jax.random.normal(jax.random.key(9), (m, k), jnp.bfloat16)
-            measure(
-                f"linear {container}", f"({m}, {k}) x ({n}, {k})",
-                lambda x, w: linear(x, w, kernels="native"), lambda x, w: linear(x, w, kernels="native"),
-                x, lambda key, n=n, k=k: random_weight(key, (n, k), container), 2.0 * m * n * k, repeats,
-                lambda w: dequantize(w, "bfloat16"),
-            )  # fmt: skip
+        for m in (1, 8, 16, 32, 64, 128, 1024):
+            for layout, hold in held.items():
+                x = jax.random.normal(jax.random.key(9), (m, k), jnp.bfloat16)
+                measure(
+                    f"linear {container} {layout}", f"({m}, {k}) x ({n}, {k})",
+                    lambda x, w: linear(x, w, kernels="native"), lambda x, w: linear(x, w, kernels="native"),
+                    x, lambda key, n=n, k=k, hold=hold: hold(random_weight(key, (n, k), container)),
+                    2.0 * m * n * k, repeats, lambda w: dequantize(w, "bfloat16"),
+                )  # fmt: skip
 
 
 def absorb_cases(repeats: int, container: str) -> None:

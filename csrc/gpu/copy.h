@@ -213,7 +213,7 @@ struct DirectCopy {
 #endif
 
 #if !defined(__HIP__)
-// 16 bytes, past the first-level cache, or 4, to shared memory; zeros where `exists` is false.
+// 16 bytes, past the first-level cache, or 8 or 4, to shared memory; zeros where `exists` is false.
 template <int bytes>
 MLA_DEVICE void CopyAsync(void* shared, const void* from, bool exists) {
   const uint32_t to = SharedAddress(shared);
@@ -223,10 +223,10 @@ MLA_DEVICE void CopyAsync(void* shared, const void* from, bool exists) {
                  : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
                  : "memory");
   } else {
-    static_assert(bytes == 4, "16 bytes or 4");
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+    static_assert(bytes == 8 || bytes == 4, "16 bytes, 8 or 4");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
                  :
-                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 4 : 0)
+                 : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? bytes : 0), "n"(bytes)
                  : "memory");
   }
 }

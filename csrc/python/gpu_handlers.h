@@ -15,6 +15,9 @@
   target(linear_quantized, 2) \
   target(linear_quantized_bias, 2) \
   target(linear_mxfp4, 1) \
+  target(linear_shuffled, 1) \
+  target(linear_shuffled_bias, 1) \
+  target(shuffled_dequantize, 1) \
   target(absorb_quantized, 2) \
   target(expert_mlp, 2) \
   target(expert_mlp_quantized, 4) \

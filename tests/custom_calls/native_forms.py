@@ -12,6 +12,11 @@ OPS: dict[str, tuple[str, ...]] = {
         "mla_jax.mxfp4_dequantize",
     ),
     "test_linear_mxfp4.py": ("mla_jax.linear_mxfp4",),
+    "test_linear_shuffled.py": (
+        "mla_jax.linear_shuffled",
+        "mla_jax.linear_shuffled_bias",
+        "mla_jax.shuffled_dequantize",
+    ),
     "test_absorb_quantized.py": ("mla_jax.absorb_quantized",),
     "test_expert_mlp.py": ("mla_jax.expert_mlp",),
     "test_expert_mlp_quantized.py": ("mla_jax.expert_mlp_quantized",),

@@ -22,7 +22,9 @@ from custom_calls.quantized_tensor import (
     dequantize,
     native_attributes,
     scale_shape,
+    shuffle,
     to_fnuz,
+    unshuffle,
 )
 
 BF16, FP8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
@@ -195,7 +197,7 @@ def test_the_kernels_are_told_container_and_codes(layout: str, rng: Rng) -> None
 
 def test_static_fields_are_these() -> None:
     assert [field.name for field in fields(QuantizedTensor)] == [
-        "data", "scale", "container", "block", "rounding", "scale_layout"
+        "data", "scale", "container", "block", "rounding", "scale_layout", "data_layout", "padding_rows"
     ]  # fmt: skip
     assert CONTAINERS == ("mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group")
     assert CODES == {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
@@ -456,4 +458,116 @@ def test_weights_have_row_major_scales_and_whole_groups(rng: Rng) -> None:
         check_weight("absorb", "weight", ragged)
     assert str(wrong.value) == (
         "absorb: argument 'weight': expected K to be a multiple of 32 for MXFP4, got 34"
+    )
+
+
+# ---- the shuffled layout ----
+
+
+@pytest.mark.parametrize(
+    ("lead", "rows", "columns"),
+    [((), 16, 512), ((), 37, 544), ((), 1, 32), ((3,), 20, 64), ((2, 2), 33, 1056), ((), 0, 64)],
+    ids=str,
+)  # fmt: skip
+def test_shuffled_bytes_lie_where_the_layout_says(
+    lead: tuple[int, ...], rows: int, columns: int, rng: Rng
+) -> None:
+    q = tensor(rng, (*lead, rows, columns), "mxfp4", rounding="even")
+    made = shuffle(q)
+    tiles, groups = -(-rows // 16), columns // 32
+    assert made.data.shape == (*lead, tiles, groups, 16, 16) and made.data.dtype == np.uint8
+    assert made.scale.shape == (*lead, tiles, -(-groups // 16), 16, 16)
+    assert (made.data_layout, made.padding_rows, made.rounding) == ("shuffled", -rows % 16, "even")
+    assert made.shape == q.shape and made.ndim == q.ndim
+    for before, after, fill in ((q.data, made.data, 0), (q.scale, made.scale, 127)):
+        old, new = np.asarray(before), np.asarray(after)
+        row, chunk = np.arange(16 * tiles), np.arange(new.shape[-3])
+        for r in row:
+            for c in chunk:
+                want = np.full((*lead, 16), fill, np.uint8)
+                if r < rows:
+                    part = old[..., r, 16 * c : 16 * c + 16]
+                    want[..., : part.shape[-1]] = part
+                assert same_bits(new[..., r // 16, c, r % 16, :], want)
+    back = unshuffle(made)
+    assert same_bits(back.data, q.data) and same_bits(back.scale, q.scale)
+    assert (back.data_layout, back.padding_rows, back.rounding) == ("row_major", 0, "even")
+    assert same_bits(VALUES(made), VALUES(q))
+    assert shuffle(made) is made and unshuffle(q) is q
+
+
+def test_shuffled_is_a_field_of_the_pytree(rng: Rng) -> None:
+    made = shuffle(tensor(rng, (20, 64), "mxfp4"))
+    leaves, structure = jax.tree.flatten(made)
+    assert len(leaves) == 2 and leaves[0] is made.data and leaves[1] is made.scale
+    assert structure != jax.tree.structure(shuffle(tensor(rng, (21, 64), "mxfp4")))
+    traced = jax.eval_shape(shuffle, tensor(rng, (20, 64), "mxfp4"))
+    assert (traced.shape, traced.data_layout, traced.padding_rows) == ((20, 64), "shuffled", 12)
+
+
+SHUFFLED = {"container": "mxfp4", "data_layout": "shuffled"}
+NOT_SHUFFLED = {
+    "layout": (
+        ((4, 16), U8), ((4, 1), U8), {"container": "mxfp4", "data_layout": "tiled"}, ShapeError,
+        "argument 'data_layout': expected 'row_major' or 'shuffled', got 'tiled'",
+    ),
+    "container": (
+        ((1, 2, 16, 16), U8), ((1, 1, 16, 16), F32), {**SHUFFLED, "container": "int4_group"}, LayoutError,
+        "field 'data_layout': only 'mxfp4' with row_major scales can be shuffled, got 'int4_group' with row_major "
+        "scales",
+    ),
+    "scales": (
+        ((1, 2, 16, 16), U8), ((1, 1, 16, 16), U8), {**SHUFFLED, "scale_layout": "column_major"}, LayoutError,
+        "field 'data_layout': only 'mxfp4' with row_major scales can be shuffled, got 'mxfp4' with column_major "
+        "scales",
+    ),
+    "data": (
+        ((1, 2, 16, 8), U8), ((1, 1, 16, 16), U8), SHUFFLED, ShapeError,
+        "field 'data': expected shape (..., ceil(N/16), K/32, 16, 16) for shuffled data, got (1, 2, 16, 8)",
+    ),
+    "rank": (
+        ((2, 16, 16), U8), ((1, 1, 16, 16), U8), SHUFFLED, ShapeError,
+        "field 'data': expected shape (..., ceil(N/16), K/32, 16, 16) for shuffled data, got (2, 16, 16)",
+    ),
+    "scale": (
+        ((1, 17, 16, 16), U8), ((1, 1, 16, 16), U8), {**SHUFFLED, "padding_rows": 3}, ShapeError,
+        "field 'scale': expected shape (1, 2, 16, 16) for shuffled values (13, 544), got (1, 1, 16, 16)",
+    ),
+    "padding": (
+        ((1, 2, 16, 16), U8), ((1, 1, 16, 16), U8), {**SHUFFLED, "padding_rows": 16}, ShapeError,
+        "field 'padding_rows': expected 0 to 15, and 0 without tiles, got 16",
+    ),
+    "no-tiles": (
+        ((0, 2, 16, 16), U8), ((0, 1, 16, 16), U8), {**SHUFFLED, "padding_rows": 1}, ShapeError,
+        "field 'padding_rows': expected 0 to 15, and 0 without tiles, got 1",
+    ),
+    "rows": (
+        ((4, 16), U8), ((4, 1), U8), {"container": "mxfp4", "padding_rows": 1}, LayoutError,
+        "field 'padding_rows': expected 0 for row_major data, got 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_SHUFFLED)
+def test_wrong_fields_of_the_shuffled_layout_are_named(name: str) -> None:
+    (shape, dtype), (scales, scale_dtype), given, kind, message = NOT_SHUFFLED[name]
+    with pytest.raises(kind) as raised:
+        QuantizedTensor(jnp.zeros(shape, dtype), jnp.zeros(scales, scale_dtype), **given)
+    assert str(raised.value) == f"QuantizedTensor: {message}"
+
+
+def test_what_cannot_be_shuffled_or_read_is_refused(rng: Rng) -> None:
+    with pytest.raises(LayoutError, match=r"shuffle: expected an mxfp4 matrix .* got fp8_block \(4, 200\)"):
+        shuffle(tensor(rng, (4, 200), "fp8_block128"))
+    with pytest.raises(LayoutError, match=r"shuffle: expected an mxfp4 matrix .* got mxfp4 \(64,\)"):
+        shuffle(QuantizedTensor(jnp.zeros(32, U8), jnp.zeros(2, U8), "mxfp4"))
+    with pytest.raises(ShapeError, match="shuffle: argument 'tensor': expected K to be a multiple of 32"):
+        shuffle(QuantizedTensor(jnp.zeros((4, 17), U8), jnp.zeros((4, 2), U8), "mxfp4"))
+    made = shuffle(tensor(rng, (4, 64), "mxfp4"))
+    check_weight("linear", "weight", made, ("row_major", "shuffled"))
+    with pytest.raises(LayoutError) as wrong:
+        check_weight("absorb", "weight", made)
+    assert str(wrong.value) == (
+        "absorb: argument 'weight': expected data_layout 'row_major', got 'shuffled': see "
+        "custom_calls.quantized_tensor.unshuffle"
     )
