@@ -13,6 +13,7 @@ _HOMES = {
     "Appended": "mla_jax.latent",
     "CheckError": "mla_jax.errors",
     "Completion": "mla_jax.completion",
+    "Decoded": "mla_jax.models",
     "Engine": "mla_jax.engine",
     "EngineLimits": "mla_jax.engine",
     "FrozenModel": "mla_jax.models",
@@ -30,6 +31,7 @@ _HOMES = {
     "check_step": "mla_jax.step_checks",
     "checked": "mla_jax.checking",
     "decode_step": "mla_jax.models",
+    "decode_steps": "mla_jax.models",
     "forward": "mla_jax.models",
     "freeze": "mla_jax.models",
     "init_cache": "mla_jax.cache",
@@ -75,7 +77,16 @@ if TYPE_CHECKING:
     )
     from mla_jax.llm import LLM
     from mla_jax.loading import load
-    from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, forward, freeze, prefill
+    from mla_jax.models import (
+        Decoded,
+        FrozenModel,
+        MLAForCausalLM,
+        decode_step,
+        decode_steps,
+        forward,
+        freeze,
+        prefill,
+    )
     from mla_jax.paging import AttentionMetadata, PageTable, SlotMapping, advance
     from mla_jax.rope import RopeTable, softmax_scale
     from mla_jax.sampling import sample

@@ -25,6 +25,7 @@ from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
 from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import FP8, MXFP4, Storage
 from mla_jax.rope import RopeTable
+from mla_jax.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,9 @@ def time_decode(
         model: FrozenModel, tokens: jax.Array, cache: Any, meta: AttentionMetadata
     ) -> tuple[jax.Array, Any, AttentionMetadata]:
         logits, cache = decode_step(model, tokens, cache, meta)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache, advance(meta)
+        # As in the engine: greedy, and pages that are there before the first step.
+        drawn = sample(logits, jax.random.key(0), temperature=0.0)
+        return drawn, cache, advance(meta, reserved=True)
 
     # All that changes is given away, so that every step finds its buffers where the last one had them: command
     # buffers are recorded once.

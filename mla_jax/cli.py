@@ -189,6 +189,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=int, help="tokens of one sequence, prompt included")
     group.add_argument("--max-num-seqs", type=int, help="sequences that run at the same time")
     group.add_argument("--max-total-tokens", type=int, help="tokens of all running sequences together")
+    group.add_argument(
+        "--decode-steps", type=int, help="decode steps of one program at most (default 4 on a CPU, else 1)"
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +222,7 @@ def _llm(options: argparse.Namespace) -> "LLM":
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_total_tokens=options.max_total_tokens,
+        decode_steps=options.decode_steps,
     )
 
 

@@ -84,6 +84,7 @@ class LLM:
       max_model_len: tokens of one sequence; by default the model's context as far as 1 GiB of cache reach.
       max_num_seqs: sequences that run at the same time.
       max_total_tokens: tokens of all running sequences together; more requests wait their turn.
+      decode_steps: decode steps of one program at most, see `EngineLimits`: the same tokens, in bursts of as many.
       checks: checked mode, see `Engine`; by default what the environment's MLA_JAX_CHECK says now, 0 or 1.
 
     Attributes:
@@ -110,6 +111,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_total_tokens: int | None = None,
+        decode_steps: int | None = None,
         checks: bool | None = None,
     ) -> None:
         self.checks = checks_asked(checks)
@@ -119,7 +121,7 @@ class LLM:
         self._defaults: GenerationDefaults | None = None
         self.tokenizer = _checked_tokenizer(tokenizer)
         self._why_no_tokenizer = "a model in memory has none"
-        sizes = (page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens)
+        sizes = (page_size, kv_cache_dtype, max_model_len, max_num_seqs, max_total_tokens, decode_steps)
         if isinstance(path_or_model, str | os.PathLike):
             source = locate(path_or_model, revision)
             # What can be refused without the weights is refused before they are read.
@@ -319,6 +321,8 @@ class LLM:
 
     def _deliver(self, engine: Engine, event: Event) -> None:
         live = self._live[event.request_id]
+        if live.error is not None or live.sequence.finish_reason is not None:
+            return  # tokens of the same block as the one that ended the text
         try:
             live.pieces.append(live.sequence.take(event))
         except Exception as error:  # a caller's tokenizer may fail: the request's own matter
@@ -541,6 +545,7 @@ def _limits(
     max_model_len: int | None,
     max_num_seqs: int | None,
     max_total_tokens: int | None,
+    decode_steps: int | None,
 ) -> EngineLimits:
     """Sizes that were not given, from the model's context and the default budget of the pool."""
     page_size = _size("page_size", page_size)
@@ -570,6 +575,7 @@ def _limits(
         max_total_tokens=max_total_tokens,
         page_size=page_size,
         kv_cache_dtype=resolved.name,
+        decode_steps=None if decode_steps is None else _size("decode_steps", decode_steps),
     )
 
 

@@ -298,6 +298,28 @@ class AttentionMetadata:
         )
 
     @staticmethod
+    def held(table: PageTable, seq_lens: Any, *, checks: bool = False) -> "AttentionMetadata":
+        """What sequences hold between two steps: of no step itself, for `advance`.
+
+        Args:
+          table: the sequences' pages.
+          seq_lens: (num_seqs,) int32 tokens that each sequence holds.
+          checks: checked mode, in the steps that `advance` makes of it.
+
+        Raises:
+          ConfigError: `checks` is no bool. ShapeError: seq_lens are not (num_seqs,) integers, or not all >= 0.
+        """
+        lengths = _lengths("AttentionMetadata.held", "seq_lens", seq_lens, table.num_seqs)
+        return AttentionMetadata(
+            positions=lengths,
+            slot_mapping=None,
+            page_table=table,
+            query_start_loc=jnp.arange(table.num_seqs + 1, dtype=jnp.int32),
+            seq_lens=lengths,
+            checks=checks,
+        )
+
+    @staticmethod
     def extend(
         table: PageTable,
         seq_lens: Any,
@@ -359,16 +381,21 @@ class AttentionMetadata:
         return meta
 
 
-def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = None) -> AttentionMetadata:
+def advance(
+    meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = None, *, reserved: bool = False
+) -> AttentionMetadata:
     """Metadata of the next decode step: one new token for each sequence, row i for sequence i.
 
     Args:
       meta: metadata of the step before, a prefill's or a decode step's.
       active: (num_seqs,) bool; the other sequences keep their length, store nothing and their row's
         result is to be ignored. By default the sequences that hold at least one token.
+      reserved: static: the table has the pages already (`PageTable.allocate`, or `append` by hand), so none is
+        looked for, which costs time with the size of pool and table. A token without a page is not stored, and its
+        sequence's result is NaN.
 
     Returns:
-      Metadata with T = num_seqs. Pages are taken from the pool where a sequence needs a new one.
+      Metadata with T = num_seqs. Pages are taken from the pool where a sequence needs a new one, unless `reserved`.
 
     Raises:
       LayoutError: `meta` has no pool. ShapeError: `active` is not such a mask.
@@ -383,7 +410,7 @@ def advance(meta: AttentionMetadata, active: Bool[Array, " num_seqs"] | None = N
             f"advance: argument 'active': expected a bool mask of shape ({meta.num_seqs},), got "
             f"{grows.dtype} of shape {grows.shape}"
         )
-    table = meta.page_table.append(meta.seq_lens, grows.astype(jnp.int32))
+    table = meta.page_table if reserved else meta.page_table.append(meta.seq_lens, grows.astype(jnp.int32))
     sequence = jnp.arange(meta.num_seqs, dtype=jnp.int32)
     positions = jnp.where(grows, meta.seq_lens, 0)
     after = AttentionMetadata(

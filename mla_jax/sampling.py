@@ -51,50 +51,134 @@ def sample(
             f"shape {logits.shape}"
         )
     rows, vocab = logits.shape
+    key = _typed(key)
+    if key.shape not in ((), (rows,)):
+        raise ShapeError(f"sample: argument 'key': expected one key or {rows} keys, got shape {key.shape}")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     limits = {name: _per_row(name, value, rows, vocab) for name, value in given.items()}
     usable = functools.reduce(operator.and_, (LIMIT_RANGES[name][1](value) for name, value in limits.items()))
+    # As many as there are is all of them.
+    limits["top_k"] = jnp.where(limits["top_k"] >= vocab, 0, limits["top_k"])
     values = logits.astype(jnp.float32)
-    greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
+    greedy = _likeliest(values)
     warm = limits["temperature"] > 0
     # Differences to the maximum, so that a tiny temperature overflows to -inf and never to a tie at +inf.
     peak = jnp.max(values, axis=-1, keepdims=True)
     divisor = jnp.maximum(limits["temperature"], jnp.finfo(jnp.float32).tiny)
     scaled = (values - peak) / jnp.where(warm, divisor, jnp.float32(1))[:, None]
-    limited = (limits["top_p"] < 1) | (limits["top_k"] > 0) | (limits["min_p"] > 0)
-
-    # Sorting a vocabulary costs far more than anything else here: only rows that need it pay for it. A
-    # row's draw is the same on either path, so that it does not depend on the rows around it.
-    def draw() -> jax.Array:
-        noise = _gumbel(key, rows, vocab)
-
-        def unlimited() -> jax.Array:
-            return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
-
-        return jax.lax.cond(jnp.any(warm & limited), lambda: _draw_limited(scaled, noise, limits), unlimited)
-
-    sampled = jax.lax.cond(jnp.any(warm), draw, lambda: greedy)
+    sampled = jax.lax.cond(jnp.any(warm), lambda: _draw(scaled, key, warm, limits), lambda: greedy)
     # NaN anywhere, or no finite maximum: there is no most likely token, and 0 must not pass for one.
     answerable = jnp.isfinite(peak[:, 0]) & usable
     return jnp.where(answerable, jnp.where(warm, sampled, greedy), jnp.int32(-1))
 
 
-def _draw_limited(scaled: jax.Array, noise: jax.Array, limits: dict[str, jax.Array]) -> jax.Array:
-    vocab = scaled.shape[1]
-    order = jnp.argsort(scaled, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(scaled, order, axis=-1)
-    rank = jnp.arange(vocab, dtype=jnp.int32)[None, :]
-    top_k = jnp.where(limits["top_k"] > 0, limits["top_k"], vocab)[:, None]
+_GROUP = 256
+"""Tokens of a group: a row is looked through in two steps, group by group and then inside one of them."""
+
+_FEW = 64
+"""Up to this top_k a row's likeliest tokens are picked out; beyond it the vocabulary is sorted."""
+
+_TRIALS = 8
+"""Draws that a row may lose to its limits before the vocabulary is sorted for it."""
+
+
+def _likeliest(values: jax.Array) -> jax.Array:
+    """argmax of every row, the lowest index among equals. XLA:CPU's own looks at one number at a time."""
+    groups = _grouped(values)
+    best = jnp.argmax(jnp.max(groups, axis=-1), axis=-1)
+    own = jnp.take_along_axis(groups, best[:, None, None], axis=1)[:, 0]
+    return (best * groups.shape[-1] + jnp.argmax(own, axis=-1)).astype(jnp.int32)
+
+
+def _grouped(values: jax.Array) -> jax.Array:
+    """(rows, vocab) as (rows, groups, group), with -inf behind the last token."""
+    rows, vocab = values.shape
+    width = min(_GROUP, vocab)
+    filled = jnp.pad(values, ((0, 0), (0, -vocab % width)), constant_values=-jnp.inf)
+    return filled.reshape(rows, filled.shape[1] // width, width)
+
+
+def _draw(scaled: jax.Array, key: jax.Array, warm: jax.Array, limits: dict[str, jax.Array]) -> jax.Array:
+    """A token for every warm row, in one of three ways.
+
+    The way is the row's own matter, and whatever costs more than a look at the vocabulary is done only if a row needs
+    it: a row's draw does not depend on the rows around it, but the time does.
+    """
+    none = jnp.zeros(scaled.shape[:1], jnp.int32)
+    few = (limits["top_k"] > 0) & (limits["top_k"] <= _FEW)
+
+    def among_few() -> jax.Array:
+        ranked, order = jax.lax.top_k(scaled, min(_FEW, scaled.shape[1]))
+        return _draw_ranked(ranked, order, _gumbel(key, *ranked.shape), limits)
+
+    def among_all() -> jax.Array:
+        order = jnp.argsort(scaled, axis=-1, descending=True, stable=True)
+        ranked = jnp.take_along_axis(scaled, order, axis=-1)
+        return _draw_ranked(ranked, order, _gumbel(key, *ranked.shape), limits)
+
+    drawn = jax.lax.cond(jnp.any(warm & few), among_few, lambda: none)
+    tried, won = _draw_by_trial(scaled, key, warm & (limits["top_k"] <= 0), limits)
+    drawn = jnp.where(won, tried, drawn)
+    left = warm & ~few & ~won
+    return jnp.where(left, jax.lax.cond(jnp.any(left), among_all, lambda: none), drawn)
+
+
+def _draw_by_trial(
+    scaled: jax.Array, key: jax.Array, asked: jax.Array, limits: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Draws of the `asked` rows, and which of them kept to top_p and min_p, from the whole distribution.
+
+    A draw outside the limits is made again. What comes in the end is distributed as within them, and no row has to be
+    sorted: whether a token is within top_p is seen from the probability of all that are more likely than it.
+    """
+    rows, vocab = scaled.shape
+    groups = _grouped(scaled)
+    # The largest of log-probabilities plus Gumbel noise is a draw: of a group first, then of a token in it.
+    masses = jnp.log(jnp.sum(jnp.exp(groups), axis=-1))
+    limited = (limits["top_p"] < 1) | (limits["min_p"] > 0)
+    ids = jnp.arange(vocab, dtype=jnp.int32)[None, :]
+
+    def within(tokens: jax.Array) -> jax.Array:
+        own = jnp.take_along_axis(scaled, tokens[:, None], axis=1)
+        probability = jnp.exp(scaled)
+        likely = jnp.where(probability >= limits["min_p"][:, None], probability, jnp.float32(0))
+        ahead = (scaled > own) | ((scaled == own) & (ids < tokens[:, None]))
+        before = jnp.sum(jnp.where(ahead, likely, jnp.float32(0)), axis=-1)
+        enough = limits["top_p"] * jnp.sum(likely, axis=-1)
+        return (jnp.exp(own[:, 0]) >= limits["min_p"]) & ((before < enough) | (limits["top_p"] >= 1))
+
+    def trial(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        number, tokens, pending = state
+        noise = _gumbel(_folded(key, number), rows, groups.shape[1] + groups.shape[2])
+        group = jnp.argmax(masses + noise[:, : groups.shape[1]], axis=-1)
+        own = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
+        inside = jnp.argmax(own + noise[:, groups.shape[1] :], axis=-1)
+        new = (group * groups.shape[2] + inside).astype(jnp.int32)
+        won = jax.lax.cond(
+            jnp.any(pending & limited), lambda: ~limited | within(new), lambda: jnp.ones((rows,), jnp.bool_)
+        )
+        return number + 1, jnp.where(pending, new, tokens), pending & ~won
+
+    start: tuple[jax.Array, ...] = (jnp.int32(0), jnp.zeros((rows,), jnp.int32), asked)
+    _, tokens, pending = jax.lax.while_loop(
+        lambda state: (state[0] < _TRIALS) & jnp.any(state[2]), trial, start
+    )
+    return tokens, asked & ~pending
+
+
+def _draw_ranked(
+    ranked: jax.Array, order: jax.Array, noise: jax.Array, limits: dict[str, jax.Array]
+) -> jax.Array:
+    """Draws among tokens in descending order: all, or as many as top_k keeps."""
+    rank = jnp.arange(ranked.shape[1], dtype=jnp.int32)[None, :]
+    top_k = jnp.where(limits["top_k"] > 0, limits["top_k"], ranked.shape[1])[:, None]
     probability = jax.nn.softmax(jnp.where(rank < top_k, ranked, -jnp.inf), axis=-1)
     likely = probability >= limits["min_p"][:, None] * probability[:, :1]
     probability = jnp.where(likely, probability, jnp.float32(0))
     probability = probability / jnp.sum(probability, axis=-1, keepdims=True)
     before = jnp.cumsum(probability, axis=-1) - probability
     kept = (probability > 0) & (before < limits["top_p"][:, None])
-    # A limit that is off keeps everything, however small its probability has become.
-    off = (limits["top_p"] >= 1) & (limits["top_k"] <= 0) & (limits["min_p"] <= 0)
-    kept = kept | (rank == 0) | off[:, None]
-    noisy = jnp.where(kept, ranked + jnp.take_along_axis(noise, order, axis=-1), -jnp.inf)
+    noisy = jnp.where(kept | (rank == 0), ranked + noise, -jnp.inf)
     drawn = jnp.argmax(noisy, axis=-1)
     return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
@@ -132,11 +216,19 @@ def _per_row(name: str, value: Any, rows: int, vocab: int) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(array, kind), (rows,))
 
 
-def _gumbel(key: jax.Array, rows: int, vocab: int) -> jax.Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # an old-style uint32 key
+def _typed(key: jax.Array) -> jax.Array:
+    """`key`, if need be made of an old-style uint32 key."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _folded(key: jax.Array, number: jax.Array) -> jax.Array:
+    """Other keys for another number."""
+    fold = jax.random.fold_in
+    return fold(key, number) if key.shape == () else jax.vmap(lambda one: fold(one, number))(key)
+
+
+def _gumbel(key: jax.Array, rows: int, count: int) -> jax.Array:
+    """(rows, count) noise, of one key or of a key a row."""
     if key.shape == ():
-        return jax.random.gumbel(key, (rows, vocab), jnp.float32)
-    if key.shape != (rows,):
-        raise ShapeError(f"sample: argument 'key': expected one key or {rows} keys, got shape {key.shape}")
-    return jax.vmap(lambda one: jax.random.gumbel(one, (vocab,), jnp.float32))(key)
+        return jax.random.gumbel(key, (rows, count), jnp.float32)
+    return jax.vmap(lambda one: jax.random.gumbel(one, (count,), jnp.float32))(key)

@@ -5,6 +5,9 @@ until then it waits, first come, first served. Admission reserves, so a running 
 pages and is never preempted. Requests with the same prompt that wait one after the other, as the n samples of
 one prompt do, are prefilled once: the others fork the first one's rows as far as they can be admitted, and
 share its whole pages. What they reserve is what they would need alone.
+
+The device is kept busy: a program is sent before the tokens of the one before it are read. Rows end on the device,
+so tokens are the same however many steps a program has.
 """
 
 from collections import deque
@@ -18,9 +21,10 @@ import numpy as np
 from mla_jax.cache import init_cache
 from mla_jax.checking import check_flag
 from mla_jax.engine.logprobs import TOP_LOGPROBS, top_logprobs
-from mla_jax.engine.programs import Drawn, EngineState, Programs, bucket_of, buckets
+from mla_jax.engine.programs import Drawn, EngineState, Programs, bucket_of, buckets, stop_bits
 from mla_jax.engine.request import Event, FinishReason, Request, Running
 from mla_jax.errors import CheckError, NumericsError, RequestError
+from mla_jax.models.decode_loop import NO_TOKEN
 from mla_jax.models.frozen import Model, freeze
 from mla_jax.sampling import LIMIT_RANGES
 from mla_jax.step_checks import check_weight_scales
@@ -38,6 +42,10 @@ class EngineLimits:
       kv_cache_dtype: see `mla_jax.init_cache`.
       max_prefill_tokens: longer prompts are prefilled in chunks of this size.
       min_prefill_bucket: smallest compiled prefill.
+      decode_steps: decode steps of one program at most; None is `default_decode_steps()`. Tokens are the same for
+        every number. More steps cost the host less, and tokens come in bursts of as many: a request that arrives
+        waits for the block that runs, and so does one that waits for the row of a request with a stop id. Steps
+        whose log-probabilities are asked for are programs of one step.
     """
 
     max_model_len: int
@@ -47,6 +55,7 @@ class EngineLimits:
     kv_cache_dtype: str = "auto"
     max_prefill_tokens: int = 512
     min_prefill_bucket: int = 16
+    decode_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -56,10 +65,23 @@ class EngineLimits:
             "page_size",
             "max_prefill_tokens",
             "min_prefill_bucket",
+            "decode_steps",
         ):
             value = getattr(self, name)
+            if name == "decode_steps" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: expected an integer >= 1, got {value!r}")
+
+
+def default_decode_steps() -> int:
+    """Decode steps of one program: 4 on a CPU, elsewhere 1.
+
+    On a CPU the second to fourth step of a program save what a call costs, later ones save little and make tokens
+    come in longer bursts. On a GPU the steps of a loop are not recorded into a command buffer, and every turn waits
+    for its condition; a program of one step is recorded, and the next is sent while it runs.
+    """
+    return 4 if jax.default_backend() == "cpu" else 1
 
 
 class Engine:
@@ -101,10 +123,16 @@ class Engine:
             dtype=limits.kv_cache_dtype,
         )
         self._num_pages = self._free_pages = cache.num_pages
-        self._state = EngineState.init(cache, limits.max_num_seqs, limits.max_model_len, checks)
-        self._programs = Programs(checks)
+        self._state = EngineState.init(
+            cache, limits.max_num_seqs, limits.max_model_len, config.vocab_size, checks
+        )
+        self.decode_steps = limits.decode_steps or default_decode_steps()
+        self._programs = Programs(checks, self.decode_steps)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._running: dict[int, Running] = {}
+        self._unread: deque[tuple[list[Running], Drawn]] = deque()
+        self._events: list[Event] = []
+        self._errors: deque[NumericsError] = deque()
         self._next_id = 0
 
     @property
@@ -118,13 +146,13 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is waiting or running."""
-        return bool(self._waiting or self._running)
+        """Whether a request is waiting or running, or something is left to report."""
+        return bool(self._waiting or self._running or self._events or self._errors)
 
     @property
     def num_running(self) -> int:
         """Requests that hold a row."""
-        return len(self._running)
+        return len(self._with_rows())
 
     def check(self, request: Request) -> None:
         """Raises `RequestError` when the request is malformed or can never be served."""
@@ -172,18 +200,38 @@ class Engine:
         running = self._running.get(request_id)
         if running is not None:
             self._finish(running)
+        self._events = [event for event in self._events if event.request_id != request_id]
 
     def step(self) -> list[Event]:
-        """Runs one program: the next prefill chunk if a request can be admitted, else a decode step."""
-        unfinished = [r for r in self._running.values() if r.prefilled < len(r.request.prompt)]
+        """Sends one program, then reports the tokens of the one that was sent before it.
+
+        The program is the next prefill chunk if a request can be admitted, else a block of decode steps. While one
+        can be sent, tokens are reported a step late; the last step only reports.
+
+        Raises:
+          NumericsError: a request's logits are not numbers; it is over. What the other requests have got is
+            reported by the next step.
+          CheckError: in checked mode.
+        """
+        before = len(self._unread)
+        running = self._with_rows()
+        unfinished = [one for one in running if one.prefilled < len(one.request.prompt)]
         if not unfinished:
             admitted = self._admit_next()
             unfinished = [admitted] if admitted is not None else []
         if unfinished:
-            return self._prefill(unfinished[0])
-        if self._running:
-            return self._decode(list(self._running.values()))
-        return []
+            self._prefill(unfinished[0])
+        elif running:
+            self._decode(running)
+        for _ in range(before if unfinished or running else len(self._unread)):
+            self._read(*self._unread.popleft())
+        if self._errors:
+            raise self._errors.popleft()
+        events, self._events = self._events, []
+        return events
+
+    def _with_rows(self) -> list[Running]:
+        return [one for one in self._running.values() if one.has_row]
 
     def _reserve(self, request: Request) -> int:
         return min(len(request.prompt) + request.max_tokens, self.limits.max_model_len)
@@ -193,7 +241,7 @@ class Engine:
 
     def _admit_next(self, source: Running | None = None) -> Running | None:
         """Gives the next request its row and pages, if there are enough; only a copy of `source`, where given."""
-        if not self._waiting or len(self._running) >= self.limits.max_num_seqs:
+        if not self._waiting or self.num_running >= self.limits.max_num_seqs:
             return None
         request_id, request = self._waiting[0]
         if source is not None and request.prompt != source.request.prompt:
@@ -202,9 +250,10 @@ class Engine:
         if pages > self._free_pages:
             return None
         self._waiting.popleft()
-        used = {running.row for running in self._running.values()}
+        used = {running.row for running in self._with_rows()}
         row = next(row for row in range(self.limits.max_num_seqs) if row not in used)
-        running = Running(request_id, request, row, pages)
+        max_new = self._reserve(request) - len(request.prompt)
+        running = Running(request_id, request, row, pages, max_new)
         self._running[request_id] = running
         self._free_pages -= pages
         settings = {
@@ -213,6 +262,8 @@ class Engine:
             "top_p": np.float32(request.top_p),
             "top_k": np.int32(min(request.top_k, self.model.config.vocab_size)),
             "min_p": np.float32(request.min_p),
+            "left": np.int32(max_new),
+            "stop_bits": stop_bits(request.stop_token_ids, self.model.config.vocab_size),
         }
         reserve, at = np.int32(self._reserve(request)), np.int32(row)
         if source is None:
@@ -223,7 +274,7 @@ class Engine:
             running.prefilled = len(request.prompt)
         return running
 
-    def _prefill(self, running: Running) -> list[Event]:
+    def _prefill(self, running: Running) -> None:
         prompt = running.request.prompt
         chunk = prompt[running.prefilled : running.prefilled + self.prefill_buckets[-1]]
         tokens = np.zeros((bucket_of(len(chunk), self.prefill_buckets),), np.int32)
@@ -234,61 +285,91 @@ class Engine:
             )
         running.prefilled += len(chunk)
         if running.prefilled < len(prompt):
-            return []
+            return
         # Copies before any token is drawn: a request that ends with its first gives its pages back.
         ready = [running]
         while (copy := self._admit_next(running)) is not None:
             ready.append(copy)
-        events = []
         for one in ready:
             drawn, self._state = self._programs.draw(
                 self._state, np.int32(one.row), logits, np.int32(self.vocab_limit)
             )
-            events += self._events([one], drawn)
-        return events
+            self._sent([one], drawn, 1)
 
-    def _decode(self, running: list[Running]) -> list[Event]:
+    def _decode(self, running: list[Running]) -> None:
         size = bucket_of(len(running), self.decode_buckets)
         rows = np.full((size,), self.limits.max_num_seqs, np.int32)
         rows[: len(running)] = [one.row for one in running]
+        steps = min(self.decode_steps, max(one.max_new - one.sent for one in running))
+        if self._waiting:  # for a row or pages: the first that are known to be given back end the block
+            steps = min(steps, *(one.max_new - one.sent for one in running))
+        if _asked_logprobs(running):
+            steps = 1
+        limit = (np.int32(steps),) if self.decode_steps > 1 else ()
         with _naming_requests(running):
             drawn, self._state = self._programs.decode(
-                self.model, self._state, rows, np.int32(self.vocab_limit)
+                self.model, self._state, rows, np.int32(self.vocab_limit), *limit
             )
-        return self._events(running, drawn)
+        self._sent(running, drawn, steps)
 
-    def _events(self, running: list[Running], drawn: Drawn) -> list[Event]:
-        tokens = jax.device_get(drawn.tokens)
-        asked = any(one.request.logprobs is not None for one in running)
-        logits = jax.device_get(drawn.logits) if asked else None
-        events = []
-        for i, one in enumerate(running):
-            token = int(tokens[i])
-            if token < 0:
-                self._finish(one)
-                raise NumericsError(
-                    f"request {one.request_id}: the logits after {len(one.request.prompt) + one.generated} tokens "
+    def _sent(self, running: list[Running], drawn: Drawn, steps: int) -> None:
+        """Takes note of a program on its way, and gives back rows that it ends whatever it draws."""
+        drawn.tokens.copy_to_host_async()
+        if _asked_logprobs(running):
+            drawn.logits.copy_to_host_async()
+        self._unread.append((running, drawn))
+        for one in running:
+            one.sent += steps
+            if one.sent >= one.max_new:
+                self._give_back(one)
+
+    def _read(self, running: list[Running], drawn: Drawn) -> None:
+        """Turns what a program drew into events; waits for it."""
+        tokens = np.asarray(drawn.tokens)
+        logits = np.asarray(drawn.logits) if _asked_logprobs(running) else None
+        for step in tokens:
+            for i, one in enumerate(running):
+                if not one.ended and step[i] != NO_TOKEN:
+                    self._take(one, int(step[i]), None if logits is None else logits[i])
+
+    def _take(self, one: Running, token: int, logits: np.ndarray | None) -> None:
+        request = one.request
+        if token < 0:
+            self._finish(one)
+            self._errors.append(
+                NumericsError(
+                    f"request {one.request_id}: the logits after {len(request.prompt) + one.generated} tokens "
                     "are not numbers; the weights may be damaged, or too large for the compute dtype"
                 )
-            one.generated += 1
-            reason: FinishReason | None = None
-            if token in one.request.stop_token_ids:
-                reason = "stop"
-            elif one.generated >= one.request.max_tokens or (
-                len(one.request.prompt) + one.generated >= self.limits.max_model_len
-            ):
-                reason = "length"
-            count = one.request.logprobs
-            logprobs = None if count is None or logits is None else top_logprobs(logits[i], token, count)
-            events.append(Event(one.request_id, token, logprobs, reason))
-            if reason is not None:
-                self._finish(one)
-        return events
+            )
+            return
+        one.generated += 1
+        reason: FinishReason | None = None
+        if token in request.stop_token_ids:
+            reason = "stop"
+        elif one.generated >= one.max_new:
+            reason = "length"
+        count = request.logprobs
+        logprobs = None if count is None or logits is None else top_logprobs(logits, token, count)
+        self._events.append(Event(one.request_id, token, logprobs, reason))
+        if reason is not None:
+            self._finish(one)
 
     def _finish(self, running: Running) -> None:
         del self._running[running.request_id]
-        self._free_pages += running.pages
-        self._state = self._programs.release(self._state, np.int32(running.row))
+        running.ended = True
+        self._give_back(running)
+
+    def _give_back(self, running: Running) -> None:
+        """Frees row and pages for programs that are sent from now on."""
+        if running.has_row:
+            running.has_row = False
+            self._free_pages += running.pages
+            self._state = self._programs.release(self._state, np.int32(running.row))
+
+
+def _asked_logprobs(running: list[Running]) -> bool:
+    return any(one.request.logprobs is not None and not one.ended for one in running)
 
 
 @contextmanager

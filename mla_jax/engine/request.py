@@ -50,11 +50,25 @@ class Event:
 
 @dataclass
 class Running:
-    """A request that holds a batch row and its pages."""
+    """A request that is served.
+
+    Attributes:
+      request_id, request: what it is.
+      row: its batch row. pages: of its reservation.
+      max_new: tokens that it can have: `max_tokens`, or fewer where the sequence would become too long.
+      prefilled: prompt tokens that were sent. sent: new tokens that programs were asked for, as far as none stops.
+      generated: new tokens that were read.
+      has_row: whether row and pages are its own still; tokens may be unread when they are given back.
+      ended: whether it is over, so that what else was sent for it does not count.
+    """
 
     request_id: int
     request: Request
     row: int
     pages: int
+    max_new: int
     prefilled: int = 0
+    sent: int = 0
     generated: int = 0
+    has_row: bool = True
+    ended: bool = False

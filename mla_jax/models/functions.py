@@ -31,7 +31,7 @@ def forward(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "b
       ShapeError: wrong rank or dtype, or S beyond the model's context.
     """
     module = _module(model)
-    ids = _token_ids("forward", tokens, ("B", "S"))
+    ids = token_ids("forward", tokens, ("B", "S"))
     batch, length = ids.shape
     _check_context("forward", module, length)
     hidden, _ = module(ids.reshape(batch * length), None, AttentionMetadata.dense(batch, length))
@@ -59,7 +59,7 @@ def prefill(
       is one where lengths are known, outside jit.
     """
     module = _module(model)
-    ids = _token_ids("prefill", tokens, ("T",))
+    ids = token_ids("prefill", tokens, ("T",))
     _check_step("prefill", module, ids, cache, meta)
     hidden, cache_after = module(ids, cache, meta)
     assert cache_after is not None
@@ -89,7 +89,7 @@ def decode_step(
       ShapeError, LayoutError: as `prefill`; outside jit also on metadata in which row i is not sequence i's.
     """
     module = _module(model)
-    ids = _token_ids("decode_step", tokens, ("num_seqs",))
+    ids = token_ids("decode_step", tokens, ("num_seqs",))
     if meta.num_tokens != meta.num_seqs:
         raise ShapeError(
             f"decode_step: argument 'meta': expected one row for each of {meta.num_seqs} sequences, got "
@@ -135,7 +135,8 @@ def _module(model: Model) -> MLAForCausalLM:
     raise LayoutError(f"argument 'model': expected MLAForCausalLM or FrozenModel, got {type(model).__name__}")
 
 
-def _token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) -> jax.Array:
+def token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) -> jax.Array:
+    """`tokens` as int32; raises `ShapeError` unless they are integers with as many axes as `expected` names."""
     ids = jnp.asarray(tokens)
     if ids.ndim != len(expected) or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ShapeError(

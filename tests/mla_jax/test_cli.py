@@ -210,7 +210,7 @@ def test_model_flags_arrive(folder, capsys, monkeypatch):
 
     monkeypatch.setattr("mla_jax.llm.LLM", remember)
     flags = "--dtype float32 --kernels reference --page-size 4 --kv-cache-dtype fp8 --max-model-len 64 "
-    flags += "--max-num-seqs 2 --max-total-tokens 99 --revision v2 --absorb-weights mxfp4"
+    flags += "--max-num-seqs 2 --max-total-tokens 99 --decode-steps 3 --revision v2 --absorb-weights mxfp4"
     assert main(["generate", "M", "--prompt", "x", *flags.split()]) == 130
     assert asked == {
         "path": "M",
@@ -223,11 +223,12 @@ def test_model_flags_arrive(folder, capsys, monkeypatch):
         "max_model_len": 64,
         "max_num_seqs": 2,
         "max_total_tokens": 99,
+        "decode_steps": 3,
     }
     assert capsys.readouterr().err == "interrupted\n"
     asked.clear()
     main(["chat", "M"])
-    unset = ("revision", "max_model_len", "max_num_seqs", "max_total_tokens")
+    unset = ("revision", "max_model_len", "max_num_seqs", "max_total_tokens", "decode_steps")
     assert asked == dict.fromkeys(unset) | {
         "path": "M",
         "dtype": "auto",

@@ -215,7 +215,9 @@ def test_default_sizes_keep_to_the_budget(llm, monkeypatch, kv_cache_dtype, toke
     assert (sizes.max_model_len, sizes.max_total_tokens) == (256, 256)
 
 
-@pytest.mark.parametrize("name", ["page_size", "max_model_len", "max_num_seqs", "max_total_tokens"])
+@pytest.mark.parametrize(
+    "name", ["page_size", "max_model_len", "max_num_seqs", "max_total_tokens", "decode_steps"]
+)
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "8"])
 def test_sizes_are_checked(llm, name, value):
     with pytest.raises(RequestError, match=f"{name}: expected an integer >= 1, got {value!r}"):

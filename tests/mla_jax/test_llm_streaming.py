@@ -162,7 +162,7 @@ def test_streams_are_refused_when_asked_for(llm, prompt, params, message):
 
 def test_an_interrupted_step_costs_its_requests_and_nothing_after(llm, alone, monkeypatch):
     other, fetched = llm.stream(PROMPTS[1], GREEDY), llm.stream(PROMPTS[2], replace(GREEDY, max_tokens=1))
-    next(other)
+    got = [next(other)]
     programs, decode = llm.engine._programs, llm.engine._programs.decode
 
     def interrupted(*args, **kwargs):
@@ -176,7 +176,9 @@ def test_an_interrupted_step_costs_its_requests_and_nothing_after(llm, alone, mo
         parts(one) for one in alone[:5]
     ]
     with pytest.raises(MlaJaxError, match="interrupted, and this request was lost"):
-        next(other)
+        got.extend(other)
+    assert 0 < len(got) < GREEDY.max_tokens
+    assert [piece.token_id for piece in got] == alone[1].token_ids[: len(got)]
     assert collect(fetched)[1] == alone[2].token_ids[:1]
 
 

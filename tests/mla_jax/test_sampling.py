@@ -295,3 +295,89 @@ def test_a_limit_of_another_kind_is_refused(name, value):
 def test_a_limit_that_float32_rounds_out_of_its_range_is_refused(name, value):
     with pytest.raises(RequestError, match=rf"argument '{name}': expected .*, got 1e[+-]\d\d$"):
         sample(jnp.zeros((2, 5), jnp.float32), jax.random.key(0), **{"temperature": 1.0, name: value})
+
+
+# Vocabularies wider than a group, and the three ways of a limited draw -------------------------------------
+
+
+WIDE = 700  # two groups of tokens and a part of a third
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 255, 256, 257, WIDE])
+def test_greedy_is_the_first_of_the_largest_wherever_it_is(rng, vocab):
+    logits = rng.integers(-3, 3, (40, vocab)).astype(np.float32)
+    logits[0] = -np.inf
+    logits[0, -1] = -7
+    logits[1] = 2.5
+    np.testing.assert_array_equal(run(logits, jax.random.key(0), temperature=0.0), logits.argmax(-1))
+
+
+def kept_by(probabilities, top_p, top_k, min_p):
+    """The set that limits keep, one token after the other."""
+    order = sorted(range(len(probabilities)), key=lambda i: (-probabilities[i], i))
+    order = order[:top_k] if top_k else order
+    order = [i for i in order if probabilities[i] >= min_p * probabilities[order[0]]]
+    total, before, kept = sum(probabilities[i] for i in order), 0.0, []
+    for i in order:
+        if kept and before >= top_p * total:
+            break
+        kept.append(i)
+        before += probabilities[i]
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "min_p"),
+    [
+        (1.0, 0, 0.0),
+        (0.7, 0, 0.0),  # by trial
+        (0.9, 0, 0.15),
+        (0.02, 0, 0.0),  # so few that most rows lose every trial and are sorted
+        (1.0, 20, 0.0),  # among few
+        (0.6, 64, 0.1),
+        (1.0, 65, 0.0),  # sorted
+        (0.5, 300, 0.05),
+    ],
+)
+def test_wide_rows_keep_the_set_and_its_proportions(top_p, top_k, min_p):
+    """A distribution in which no two tokens are alike; tokens in no order, so that every group has likely ones."""
+    weights = np.exp(-3 * np.random.default_rng(5).permutation(WIDE) / WIDE)
+    probabilities = weights / weights.sum()
+    kept = kept_by(probabilities, top_p, top_k, min_p)
+    drawn = counts(logits_of(probabilities), temperature=1.0, top_p=top_p, top_k=top_k, min_p=min_p)
+    assert set(np.flatnonzero(drawn)) <= set(kept)
+    expected = probabilities[kept] / probabilities[kept].sum() * DRAWS
+    # Sets are of hundreds of tokens: in parts with at least 100 draws each.
+    part = np.minimum(np.cumsum(expected) // 100, max(DRAWS // 100 - 1, 0)).astype(int)
+    _, part = np.unique(part, return_inverse=True)
+    seen, wanted = np.bincount(part, drawn[kept]), np.bincount(part, expected)
+    wanted_chi = ((seen - wanted) ** 2 / wanted).sum()
+    assert wanted_chi < len(wanted) - 1 + 5 * np.sqrt(2 * max(len(wanted) - 1, 1))
+
+
+def test_the_way_of_a_row_does_not_depend_on_its_neighbours(rng):
+    """Rows of all three ways and greedy ones, each by itself and all together."""
+    logits = rng.standard_normal((12, WIDE)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), 12)
+    limits = {
+        "temperature": np.tile([1.0, 0.0, 0.7, 2.0], 3).astype(np.float32),
+        "top_p": np.tile([1.0, 0.9, 0.01], 4).astype(np.float32),
+        "top_k": np.repeat([0, 0, 20, 100], 3).astype(np.int32),
+        "min_p": np.tile([0.0, 0.1], 6).astype(np.float32),
+    }
+    together = np.asarray(run(logits, keys, **limits))
+    assert len(set(together.tolist())) > 6
+    for i in range(12):
+        own = {name: value[i : i + 1] for name, value in limits.items()}
+        assert run(logits[i : i + 1], keys[i : i + 1], **own)[0] == together[i]
+
+
+def test_only_rows_that_need_it_are_sorted():
+    """The vocabulary's sort stands in a branch, and greedy rows take none of the random numbers."""
+    text = run.lower(jnp.zeros((2, WIDE)), jax.random.key(0), temperature=jnp.zeros(2)).as_text()
+    main = text[text.index("func.func public @main") :]
+    depth_zero = [
+        line for line in main.split("func.func private")[0].splitlines() if line.startswith("    %")
+    ]
+    assert depth_zero
+    assert not any("sort" in line or "threefry" in line or "rng" in line for line in depth_zero)
