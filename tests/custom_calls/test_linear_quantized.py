@@ -261,7 +261,11 @@ def test_every_size_against_the_oracle_and_against_the_batch(
             assert same_bits(part, full[: len(part)]), f"{layout} N, K = {key}: {len(part)} rows"
         # A few rows are summed in another order.
         few = calls[key].changed(x=calls[key].arrays["x"][: GRID_M[-2]])
-        check(found[-2], TestLinearQuantized.expected(few)[0], f"linear_quantized {layout} N, K = {key}, few rows")
+        check(
+            found[-2],
+            TestLinearQuantized.expected(few)[0],
+            f"linear_quantized {layout} N, K = {key}, few rows",
+        )
 
 
 @BOTH
