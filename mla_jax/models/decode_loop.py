@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Int
 from mla_jax.cache import LatentCache
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.models.frozen import Model, freeze
-from mla_jax.models.functions import decode_step, token_ids
+from mla_jax.models.functions import decode_step
+from mla_jax.models.token_ids import token_ids
 from mla_jax.paging import AttentionMetadata, advance
 from mla_jax.pytree import pytree
 

@@ -14,6 +14,7 @@ from mla_jax.checking import first_wrong, known, require
 from mla_jax.errors import LayoutError, ShapeError
 from mla_jax.models.causal_lm import MLAForCausalLM
 from mla_jax.models.frozen import FrozenModel, Model
+from mla_jax.models.token_ids import token_ids
 from mla_jax.paging import AttentionMetadata
 
 
@@ -133,17 +134,6 @@ def _module(model: Model) -> MLAForCausalLM:
     if isinstance(model, MLAForCausalLM):
         return model
     raise LayoutError(f"argument 'model': expected MLAForCausalLM or FrozenModel, got {type(model).__name__}")
-
-
-def token_ids(op: str, tokens: Int[Array, "..."], expected: tuple[str, ...]) -> jax.Array:
-    """`tokens` as int32; raises `ShapeError` unless they are integers with as many axes as `expected` names."""
-    ids = jnp.asarray(tokens)
-    if ids.ndim != len(expected) or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ShapeError(
-            f"{op}: argument 'tokens': expected integers of shape ({', '.join(expected)}), got "
-            f"{ids.dtype} of shape {ids.shape}"
-        )
-    return ids.astype(jnp.int32)
 
 
 def _check_context(op: str, module: MLAForCausalLM, length: int) -> None:
