@@ -17,6 +17,7 @@ from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
 from mla_jax.cost import StepCost, decode_cost, prefill_cost, weight_bytes
 from mla_jax.errors import RequestError
+from mla_jax.fp8_format import in_fp8_format, resolve_fp8_format
 from mla_jax.loading import load
 from mla_jax.machine import available_bytes, on_host, peak_bytes, product_rate, read_rate
 from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, freeze, prefill
@@ -26,6 +27,7 @@ from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import FP8, MXFP4, Storage
 from mla_jax.rope import RopeTable
 from mla_jax.sampling import sample
+from mla_jax.weight_layout import in_weight_layout, resolve_weight_layout
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,19 @@ def random_model(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
             f"{config} with {weights or 'bf16'} weights needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available"
         )
     rope = RopeTable.from_config(settings.rope, settings.max_position_embeddings)
-    params = random_weights(table, settings.dtype)
+    params = _as_loaded(random_weights(table, settings.dtype), table, settings.dtype)
     return freeze(MLAForCausalLM(settings, params, rope)), table
+
+
+def _as_loaded(params: Tree, table: Tree, dtype: str) -> Tree:
+    """Weights in the formats in which `load` holds them for the default device, unless it is told another."""
+    codes, layout = resolve_fp8_format("auto"), resolve_weight_layout("auto", dtype)
+    return jax.tree.map(
+        lambda info, weight: in_weight_layout(in_fp8_format(weight, codes), info, layout),
+        table,
+        params,
+        is_leaf=lambda node: isinstance(node, ParamInfo),
+    )
 
 
 def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:

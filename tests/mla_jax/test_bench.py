@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
+from custom_calls.quantized_tensor import QuantizedTensor
 from mla_jax import bench as bench_module
 from mla_jax import machine
 from mla_jax.bench import WEIGHTS, bench, format_report
@@ -127,3 +129,17 @@ def test_the_peak_is_the_models_and_not_the_ceilings(monkeypatch):
         )
     found = bench(str(CASE), prompt=0, decode=0)
     assert found["peak_rss_bytes"] == 7 and order[0] == "peak_bytes" and len(order) == 3
+
+
+def test_random_weights_are_held_as_loaded_ones(config, monkeypatch):
+    monkeypatch.setattr(bench_module, "resolve_fp8_format", lambda _: "e4m3fnuz")
+    monkeypatch.setattr(bench_module, "resolve_weight_layout", lambda *_: "shuffled")
+
+    def held(weights):
+        params = bench_module.random_model(str(config), weights)[0].params
+        leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QuantizedTensor))
+        return {(w.data.dtype.name, w.data_layout) for w in leaves if isinstance(w, QuantizedTensor)}
+
+    # Experts and kv_b_proj are never shuffled.
+    assert held("mxfp4-all") == {("uint8", "shuffled"), ("uint8", "row_major")}
+    assert held("fp8") == {("float8_e4m3fnuz", "row_major")}
