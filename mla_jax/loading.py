@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 
-from custom_calls.quantized_tensor import DataLayout
 from custom_calls.registry import KERNELS, Kernels, check_environment
 from mla_jax.absorbed import AbsorbWeights, absorbed_weight, check_absorb_weights
 from mla_jax.arguments import dtype_name
@@ -60,8 +59,8 @@ def load(
       fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", gfx942's own
         (recoded while loading, scales doubled), or "auto": the default device's own. Every kernel reads both.
       weight_layout: how the codes of MXFP4 weights of `linear` lie: "row_major", as checkpoints hold them,
-        "shuffled", which a GPU's kernels read faster (made while loading), or "auto": what the default device's
-        kernels read. kv_b_proj and experts stay row-major.
+        "shuffled", which a GPU's kernels read faster if they are large (made while loading), or "auto": on a GPU
+        large ones are shuffled, see `mla_jax.weight_layout`. kv_b_proj and experts stay row-major.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 
@@ -138,7 +137,7 @@ def _read_parameters(
     config: ModelConfig,
     absorb_weights: AbsorbWeights,
     fp8_format: Literal["e4m3fn", "e4m3fnuz"],
-    layout: DataLayout,
+    layout: WeightLayout,
     progress: bool,
 ) -> dict[str, object]:
     is_info = lambda node: isinstance(node, ParamInfo)  # noqa: E731
@@ -161,7 +160,7 @@ def _read_parameters(
 
 
 def _abstract(
-    info: ParamInfo, config: ModelConfig, absorb_weights: AbsorbWeights, fp8_format: Any, layout: DataLayout
+    info: ParamInfo, config: ModelConfig, absorb_weights: AbsorbWeights, fp8_format: Any, layout: WeightLayout
 ) -> Any:
     """A parameter's description, after the same steps as its data."""
     described = abstract_parameter(info, config.dtype)

@@ -10,9 +10,12 @@ import pytest
 
 import mla_jax
 from custom_calls.quantized_tensor import QuantizedTensor, unshuffle
+from mla_jax import weight_layout
 from mla_jax.errors import ConfigError
 from mla_jax.models import freeze
-from mla_jax.weight_layout import resolve_weight_layout
+from mla_jax.parameters import parameter_table
+from mla_jax.quant import MXFP4, random_tensor
+from mla_jax.weight_layout import LEAST_SHUFFLED, in_weight_layout, resolve_weight_layout
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens_quantized"
 TOKENS = jnp.arange(9, dtype=jnp.int32)[None]
@@ -26,9 +29,9 @@ def weights(model):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_auto_is_what_the_devices_kernels_read(platform, dtype):
+def test_auto_is_for_gpus_that_compute_in_bfloat16(platform, dtype):
     device = SimpleNamespace(platform=platform)
-    wanted = "shuffled" if (platform, dtype) == ("gpu", "bfloat16") else "row_major"
+    wanted = "auto" if (platform, dtype) == ("gpu", "bfloat16") else "row_major"
     assert resolve_weight_layout("auto", dtype, device) == wanted
     for choice in ("row_major", "shuffled"):
         assert resolve_weight_layout(choice, dtype, device) == choice
@@ -61,6 +64,19 @@ def test_weights_of_linear_are_shuffled_and_others_are_not(case):
         assert np.array_equal(back.data, before.data) and np.array_equal(back.scale, before.scale), name
     # ct_mxfp4 has only experts in MXFP4.
     assert ("shuffled" in layouts) == (case != "ct_mxfp4")
+
+
+def test_auto_shuffles_large_weights_only(monkeypatch):
+    table = parameter_table(freeze(mla_jax.load(GOLDENS / "quark_mxfp4", progress=False)[0]).config)
+    info = table["model"]["layers"][0]["self_attn"]["o_proj"]["weight"]
+    small = random_tensor(MXFP4, (7, 96), jax.random.key(0), 1.0)
+    assert LEAST_SHUFFLED > 10944 * 2048 and LEAST_SHUFFLED < 18432 * 7168
+    assert in_weight_layout(small, info, "auto") is small
+    assert in_weight_layout(small, info, "shuffled").data_layout == "shuffled"
+    for least, layout in ((7 * 96, "shuffled"), (7 * 96 + 1, "row_major")):
+        monkeypatch.setattr(weight_layout, "LEAST_SHUFFLED", least)
+        assert in_weight_layout(small, info, "auto").data_layout == layout
+        assert in_weight_layout(small, info, "row_major") is small
 
 
 @pytest.mark.parametrize("case", CASES)
