@@ -120,6 +120,7 @@ class TestMlaAttention(OpTests):
         "R512-peaked": make([(1, 200), (3, 70)], 16, 512, 64, 16, scale=100.0),
         "R512-H128": make([(1, 65), (1, 128)], 128, 512, 64, 64),
         "prefill-page16": make([(17, 17), (3, 3)], 3, 40, 8, 16),
+        "odd-rank": make([(3, 30), (1, 65)], 5, 33, 6, 16),
         "chunks-page64": make([(5, 22), (1, 70), (17, 17)], 12, 24, 8, 64),
         "empty-in-the-middle": make(
             [(3, 10), (0, 5), (2, 2), (0, 0), (1, 4)], 3, 8, 2, 3, before=2, behind=4
