@@ -412,6 +412,15 @@ def test_long_rows_are_the_same_alone_and_in_any_batch(layout: str, types: tuple
         assert same_bits(np.asarray(full)[:rows], part), rows
 
 
+def test_many_rows_meet_blocks_of_odd_width(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of columns with two scales cannot be multiplied at once."""
+    monkeypatch.setitem(LAYOUTS, "fp8_block24x33", ("fp8_block", (24, 33)))
+    call = make(INVARIANT_ROWS + 6, 37, 165, "fp8_block24x33")(rng, "bfloat16", "float32")
+    (got,) = TestLinearQuantized.call(call, "native")
+    (want,) = TestLinearQuantized.expected(call)
+    check(np.asarray(got), want, "linear_quantized, blocks of odd width")
+
+
 # ---- the rest ----
 
 
