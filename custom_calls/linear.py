@@ -1,7 +1,6 @@
 """`linear`: x (M,K) times a weight stored (N,K), as checkpoints store it."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.linear_quantized import LINEAR_QUANTIZED
 from custom_calls.linear_shuffled import LINEAR_SHUFFLED
 from custom_calls.mxfp4_quantize import mxfp4_quantize
-from custom_calls.op import Arrays, Native, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, join_rows
 from custom_calls.quantized_tensor import QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
@@ -134,21 +133,12 @@ def _native(x: jax.Array, weight: jax.Array, *bias: jax.Array, out_dtype: str) -
     return (jax.ffi.ffi_call(TARGET_BIAS if bias else TARGET, result)(x, weight, *bias),)
 
 
-def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
-    x, weight, *bias = arrays
-    if batched[0] and not any(batched[1:]):
-        rows = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
-        y = LINEAR(rows, weight, *bias, **static)[0]
-        return (y.reshape(*x.shape[:2], weight.shape[0]),)
-    return map_rows(LINEAR, arrays, batched, static)
-
-
-LINEAR = Op(
+LINEAR: Op = Op(
     "mla_jax.linear",
     targets=(TARGET, TARGET_BIAS),
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    batch=_batch,
+    batch=lambda arrays, batched, static: join_rows(LINEAR, arrays, batched, static),
     gpu=Native((), _reference, "it is XLA's own dot there"),
 )

@@ -1,12 +1,11 @@
 """`linear_quantized`: x (M,K) times a quantised weight (N,K); what `linear` calls for a `QuantizedTensor`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from custom_calls.op import Arrays, Native, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, join_rows
 from custom_calls.quantized_tensor import Container, QuantizedTensor, dequantize, native_attributes
 
 TARGET = "mla_jax.linear_quantized.v2"
@@ -86,14 +85,6 @@ def _native_gpu(
     return (y.astype(out_dtype),)
 
 
-def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
-    x, *rest = arrays
-    if batched[0] and not any(batched[1:]):
-        y = LINEAR_QUANTIZED(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *rest, **static)[0]
-        return (y.reshape(*x.shape[:2], y.shape[1]),)
-    return map_rows(LINEAR_QUANTIZED, arrays, batched, static)
-
-
 LINEAR_QUANTIZED: Op = Op(
     "mla_jax.linear_quantized",
     targets=(TARGET, TARGET_BIAS),
@@ -106,5 +97,5 @@ LINEAR_QUANTIZED: Op = Op(
         f"more than {MAX_GPU_ROWS} rows ({MAX_MXFP4_GPU_ROWS} of MXFP4) go to XLA's own dot, "
         "for exact weights",
     ),
-    batch=_batch,
+    batch=lambda arrays, batched, static: join_rows(LINEAR_QUANTIZED, arrays, batched, static),
 )

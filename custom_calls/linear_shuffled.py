@@ -1,6 +1,5 @@
 """`linear_shuffled`: x (M,K) times a shuffled MXFP4 weight (N,K); what `linear` calls for data_layout "shuffled"."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from custom_calls import linear_quantized
 from custom_calls.element_formats import MXFP4_GROUP
-from custom_calls.op import Arrays, Native, Op, map_rows
+from custom_calls.op import Arrays, Native, Op, join_rows
 from custom_calls.quantized_tensor import TILE_ROWS, QuantizedTensor, unshuffle
 
 TARGET = "mla_jax.linear_shuffled.v1"
@@ -79,14 +78,6 @@ def _arranged_bytes(rows: int, groups: int) -> int:
     return -(-groups // 8) * 512 * taken
 
 
-def _batch(arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]) -> Arrays:
-    x, *rest = arrays
-    if batched[0] and not any(batched[1:]):
-        y = LINEAR_SHUFFLED(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *rest, **static)[0]
-        return (y.reshape(*x.shape[:2], y.shape[1]),)
-    return map_rows(LINEAR_SHUFFLED, arrays, batched, static)
-
-
 LINEAR_SHUFFLED: Op = Op(
     "mla_jax.linear_shuffled",
     targets=(linear_quantized.TARGET, linear_quantized.TARGET_BIAS),
@@ -100,5 +91,5 @@ LINEAR_SHUFFLED: Op = Op(
         f"more than {MAX_GPU_ROWS} rows go to XLA's own dot; for float32 rows weights are brought into rows at every "
         "call",
     ),
-    batch=_batch,
+    batch=lambda arrays, batched, static: join_rows(LINEAR_SHUFFLED, arrays, batched, static),
 )

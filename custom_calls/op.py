@@ -165,6 +165,17 @@ def map_rows(
     return jax.lax.map(one, tuple(a for a, b in zip(arrays, batched, strict=True) if b))
 
 
+def join_rows(
+    op: "Callable[..., Arrays]", arrays: Arrays, batched: Sequence[bool], static: dict[str, Any]
+) -> Arrays:
+    """vmap of products of x (M, K), the first array: if nothing else is batched, all rows are those of one call."""
+    x, *rest = arrays
+    if not batched[0] or any(batched[1:]):
+        return map_rows(op, arrays, batched, static)
+    (y,) = op(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *rest, **static)
+    return (y.reshape(*x.shape[:2], y.shape[1]),)
+
+
 def varying_like(value: jax.Array, *arrays: jax.Array) -> jax.Array:
     """`value`, varying over every mesh axis that `arrays` vary over: the start of a scan over them."""
     axes = _varying(map(jax.typeof, arrays)) - _varying([jax.typeof(value)])

@@ -190,13 +190,13 @@ struct Products {
     constexpr int64_t kStride = V * kLanes;
     for (int64_t n = 0; n < count; n += N) {
       for (int64_t from = 0, to = width; from < width; from = to) {
+        if constexpr (Weights::kScaled) to = Min(width, w.ScaleEnd(k0 + from) - k0);
         const C* rows[N];
         float scale[N];
         for (int j = 0; j < N; ++j) {
           const int64_t row = Min(n + j, count - 1);
           rows[j] = panel.Row(row) + from;
           if constexpr (Weights::kScaled) {
-            to = Min(width, w.ScaleEnd(k0 + from) - k0);
             scale[j] = w.Scale(row0 + row, k0 + from);
           } else {
             scale[j] = 1.0f;

@@ -104,14 +104,13 @@ xla::ffi::Error LinearShuffled(const LinearShuffledArgs& args, const Stream& str
   if (args.tokens <= Few8::kTokens) {
     return LaunchFew<Few8>("mla_linear_shuffled_few8", args, stream);
   }
-  if (args.tokens > kFewTokens) {
-    const Many* best = nullptr;
-    for (const Many& many : kMany) {
-      if (many.tokens != ManyTokens(args.tokens)) continue;
-      if (best == nullptr || TimeOf(many, args) < TimeOf(*best, args)) best = &many;
-    }
-    if (TimeOf(*best, args) < TimeOfFew(args)) return LaunchMany(*best, args, stream);
+  static_assert(Few8::kTokens == kFewTokens, "more tokens have scratch for the kernels for many");
+  const Many* best = nullptr;
+  for (const Many& many : kMany) {
+    if (many.tokens != ManyTokens(args.tokens)) continue;
+    if (best == nullptr || TimeOf(many, args) < TimeOf(*best, args)) best = &many;
   }
+  if (TimeOf(*best, args) < TimeOfFew(args)) return LaunchMany(*best, args, stream);
 #endif
   return LaunchFew<Few16>("mla_linear_shuffled_few16", args, stream);
 }
