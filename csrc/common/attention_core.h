@@ -8,6 +8,7 @@
 #define MLA_COMMON_ATTENTION_CORE_H_
 
 #include "common/axpy_tile.h"
+#include "common/attention_tiles.h"
 #include "common/lane_tile.h"
 #include "common/packed_rows.h"
 #include "common/simd.h"
@@ -21,26 +22,17 @@ constexpr int kAttendVectors = 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows that share one pass.
 constexpr int64_t kValueBlock = 256;  // Keys whose values are used by all rows before the next.
 
-// The keys of one split: a_width columns a, then b_width columns b. A score is
-// scale_a * (qa . a) + scale_b * (qb . b).
-template <typename W>
-struct Keys {
-  const W* const* k;
-  const W* const* v;
-  int64_t a_width, b_width, v_width;
-  float scale_a, scale_b;
-};
-
 // Work memory of one pass. P is what products with keys and values multiply.
 template <typename X, typename W>
 struct AttendScratch {
   using P = typename ProductType<X, W>::T;
   static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
-  static constexpr int64_t kTiledKeys = kSplitKeys + LaneCols(1);  // The last tile may be cut.
+  static constexpr int64_t kTiledKeys = kSplitKeys + 32;  // The last tile may be cut.
 
   float* scores;  // (keys, rows)
   P* weights;     // (units of keys, rows)
   P* q;           // (units of the columns of a, then of b; rows)
+  AttendTiles<P> tiles;
 
   static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
   static AttendScratch Carve(Carver* carver, int64_t a_width, int64_t b_width) {
@@ -48,6 +40,7 @@ struct AttendScratch {
     s.scores = carver->Take<float>(kTiledKeys * kAttendRows);
     s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
     s.q = carver->Take<P>((Width(a_width) + Width(b_width)) * kAttendRows);
+    s.tiles = AttendTiles<P>::Carve(carver, kAttendRows, kSplitKeys, a_width + b_width);
     return s;
   }
 };
@@ -57,6 +50,13 @@ template <int V, typename X, typename W>
 inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
+#if defined(__AMX_BF16__)
+  if constexpr (kMatrixTiles<P>) {
+    if (TakesTiles(keys)) {
+      return ScoreTiles<V>(scratch.q, keys, limit, scratch.tiles, scratch.scores);
+    }
+  }
+#endif
   constexpr int N = LaneCols(V);
   constexpr int64_t kRows = V * kLanes;
   float scale_a[N], scale_b[N];
@@ -172,8 +172,27 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
   const P* first[kAttendRows];
   for (int64_t r = 0; r < rows; ++r) first[r] = scratch.weights + r * Scratch::kUnit;
   const int64_t stride = CeilDiv(rows, kLanes) * kLanes * Scratch::kUnit;
-  // Keys that every row of a tile sees, in whole pairs.
   const int64_t width = keys.v_width;
+#if defined(__AMX_BF16__)
+  if constexpr (kMatrixTiles<P>) {
+    // Keys that every row sees, in whole pairs; the few that only some see, row by row.
+    const int64_t all = least & ~int64_t{1};
+    int64_t tiled = 0;
+    WithVectors<kAttendVectors>(rows, [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      tiled = ValueTiles<V>(scratch.weights, keys, all, scratch.tiles, acc);
+    });
+    for (int64_t r = 0; r < rows; ++r) {
+      const SteppedRows<P> row = {first + r, stride};
+      if (visible[r] > all) {
+        AxpyRows<1>(row, keys.v, all, visible[r], 0, tiled, all > 0, acc + r * width, width);
+      }
+      AxpyRows<1>(row, keys.v, 0, visible[r], tiled, width, false, acc + r * width, width);
+    }
+    return;
+  }
+#endif
+  // Keys that every row of a tile sees, in whole pairs.
   int64_t shared[kAttendRows] = {};  // By the tile's first row.
   int64_t most_shared = 0;
   for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {

@@ -4,15 +4,36 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace mla {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"baseline", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[kIsaCount] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
 
 struct Choice {
   Isa isa = kBaseline;
   std::string error;
 };
+
+// Whether the processor has AMX for bf16 and the system lets this process use its tiles, which has
+// to be asked for: their state is large, so the kernel saves it for those who asked only.
+bool TilesAllowed() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned int kBf16 = 1u << 22, kTile = 1u << 24;
+  if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA.
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 bool CpuHas(Isa isa) {
   if (isa == kBaseline) return true;
@@ -24,7 +45,9 @@ bool CpuHas(Isa isa) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (isa == kAvx512) return avx512;
-  return avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (isa == kAvx512Bf16) return bf16;
+  return bf16 && TilesAllowed();
 #else
   return false;
 #endif
@@ -42,8 +65,8 @@ Choice Choose() {
       cap = found;
     } else {
       choice.error = std::string(
-                         "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512 or avx512bf16, "
-                         "got '") +
+                         "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512, avx512bf16 or "
+                         "amx, got '") +
                      text + "'";
     }
   }
@@ -78,6 +101,9 @@ bool IsaBuilt(Isa isa) {
       return false;
     case kAvx512Bf16:
       MLA_IF_AVX512BF16(return true;)
+      return false;
+    case kAmx:
+      MLA_IF_AMX(return true;)
       return false;
     default:
       return false;

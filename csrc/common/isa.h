@@ -26,10 +26,15 @@
 #else
 #define MLA_IF_AVX512BF16(...)
 #endif
+#ifdef MLA_BUILD_AMX
+#define MLA_IF_AMX(...) __VA_ARGS__
+#else
+#define MLA_IF_AMX(...)
+#endif
 
 namespace mla {
 
-enum Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kIsaCount = 4 };
+enum Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
 
 // Name of a level, as MLA_JAX_CPU_ISA spells it.
 const char* IsaName(Isa isa);
@@ -75,7 +80,8 @@ auto Pick(const KernelTable<Args>& table) {
   }                                                                            \
   MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })     \
   MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); }) \
-  MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); })
+  MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); }) \
+  MLA_IF_AMX(namespace amx { void name(const Args&, const Executor&); })
 #endif
 
 #ifdef MLA_BUILD_AVX2
@@ -93,9 +99,14 @@ auto Pick(const KernelTable<Args>& table) {
 #else
 #define MLA_ENTRY_AVX512BF16(name) nullptr
 #endif
+#ifdef MLA_BUILD_AMX
+#define MLA_ENTRY_AMX(name) &mla::amx::name
+#else
+#define MLA_ENTRY_AMX(name) nullptr
+#endif
 
 #define MLA_KERNEL(name, Args)                                                              \
   ::mla::Pick<Args>({{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
-                      MLA_ENTRY_AVX512BF16(name)}})
+                      MLA_ENTRY_AVX512BF16(name), MLA_ENTRY_AMX(name)}})
 
 #endif  // MLA_COMMON_ISA_H_

@@ -140,7 +140,7 @@ MLA_INLINE void TransposeBlocks(vf* v) {
 MLA_INLINE void Transpose(vf* v) { TransposeBlocks<kLanes / 2>(v); }
 
 // Moves `count` <= kLanes rows of k columns into lanes: row i's step s goes to dst[s * stride + i],
-// in units of 32 bits; lanes behind the last row are zeros.
+// in units of 32 bits; lanes behind the last row are zeros, as far as `stride` has room for them.
 template <typename C>
 inline void RowsToLanes(const C* const* rows, int64_t count, int64_t k, int64_t stride, C* dst) {
   constexpr int64_t kUnit = 4 / static_cast<int64_t>(sizeof(C));
@@ -152,15 +152,24 @@ inline void RowsToLanes(const C* const* rows, int64_t count, int64_t k, int64_t 
     if (width == kBlock) {
       for (int64_t i = 0; i < count; ++i) __builtin_memcpy(v + i, rows[i] + c, sizeof(vf));
       Transpose(v);
-      MLA_UNROLL
-      for (int s = 0; s < kLanes; ++s) __builtin_memcpy(to + s * stride * kUnit, v + s, sizeof(vf));
+      if (stride >= kLanes) {
+        MLA_UNROLL
+        for (int s = 0; s < kLanes; ++s) {
+          __builtin_memcpy(to + s * stride * kUnit, v + s, sizeof(vf));
+        }
+      } else {
+        for (int s = 0; s < kLanes; ++s) {
+          __builtin_memcpy(to + s * stride * kUnit, v + s, static_cast<size_t>(stride) * 4);
+        }
+      }
     } else {
       for (int64_t i = 0; i < count; ++i) {
         __builtin_memcpy(v + i, rows[i] + c, static_cast<size_t>(width) * sizeof(C));
       }
       Transpose(v);
       for (int64_t s = 0; s * kUnit < width; ++s) {
-        __builtin_memcpy(to + s * stride * kUnit, v + s, sizeof(vf));
+        __builtin_memcpy(to + s * stride * kUnit, v + s,
+                         static_cast<size_t>(Min(stride, kLanes)) * 4);
       }
     }
   }

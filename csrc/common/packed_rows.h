@@ -1,12 +1,13 @@
 // Rows of activations as a call's products read them: copied once into tiles whose steps lie side
 // by side, so that a tile is one stream of memory and no two rows evict each other. Tiles of dot
-// products have a few rows and steps of one vector a row; beyond kMostDotRows rows tiles are those
-// of lane_tile.h.
+// products have a few rows and steps of one vector a row; beyond kMostDotRows rows, or of any number
+// where matrix_tile.h multiplies, tiles are those of lane_tile.h.
 #ifndef MLA_COMMON_PACKED_ROWS_H_
 #define MLA_COMMON_PACKED_ROWS_H_
 
 #include "common/dot_tile.h"
 #include "common/lane_tile.h"
+#include "common/matrix_tile.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "common/tasks.h"
@@ -51,10 +52,11 @@ struct PackedRows {
 
   static PackedRows Of(C* data, int64_t rows, int64_t k, Packing packing) {
     const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : kStep;
-    return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, packing.lanes && rows > kMostDotRows};
+    const bool lanes = packing.lanes && (kMatrixTiles<C> || rows > kMostDotRows);
+    return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes};
   }
   // Rows of all tiles.
-  int64_t Height() const { return lanes ? CeilDiv(rows, kLanes) * kLanes : (rows + 1) / 2 * 2; }
+  int64_t Height() const { return lanes ? LaneHeight(rows) : (rows + 1) / 2 * 2; }
   int64_t Bytes() const { return Height() * width * static_cast<int64_t>(sizeof(C)); }
   // Rows of every tile but the last.
   int64_t TileRows() const { return lanes ? kLaneTileRows : (rows <= kFewRows ? rows : kManyRows); }
@@ -62,8 +64,14 @@ struct PackedRows {
   Tile At(int64_t tile) const {
     const int64_t row0 = tile * TileRows();
     const int64_t left = Min(TileRows(), rows - row0);
-    const int64_t height = lanes ? CeilDiv(left, kLanes) * kLanes : TileHeight(left);
+    const int64_t height = lanes ? LaneHeight(left) : TileHeight(left);
     return {row0, static_cast<int>(left), static_cast<int>(height), data + row0 * width};
+  }
+
+ private:
+  // Whole vectors, unless all rows lie in one.
+  int64_t LaneHeight(int64_t n) const {
+    return rows < kLanes ? rows : CeilDiv(n, kLanes) * kLanes;
   }
 };
 
@@ -147,6 +155,7 @@ inline void ZeroRow(int64_t width, int height, C* dst) {
 template <typename C, typename Row>
 inline void PackLanes(int64_t count, int64_t height, int64_t k, int64_t width, Order order,
                       const Row& row, C* dst) {
+  if (height == 1) return PackRow(row(0), k, width, order, 1, dst);
   alignas(64) C columns[kLanes * kNibbleColumns];
   const C* rows[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) rows[i] = columns + i * kNibbleColumns;

@@ -9,7 +9,8 @@
 #ifndef MLA_COMMON_PRODUCT_H_
 #define MLA_COMMON_PRODUCT_H_
 
-#include "common/packed_rows.h"
+#include "common/matrix_product.h"
+#include "common/panel.h"
 #include "common/scratch.h"
 
 namespace mla {
@@ -26,14 +27,10 @@ constexpr int64_t kFewElements = 32768 / static_cast<int64_t>(sizeof(C));
 // Weight rows that are asked for ahead of their use.
 constexpr int64_t kRowsAhead = 8;
 
-// Weight rows of a panel (second-level cache), and the most that a tile of products has.
+// Weight rows of a panel (second-level cache) for dot products.
 constexpr int64_t kPanelRows = 64;
-constexpr int kMaxTileCols = kLanes > 8 ? kLanes : 8;
-constexpr int64_t kMaxDotTile = 32;
-constexpr int64_t kMaxTile = Max64(kMaxDotTile, kLanes* kLanes);
 
-// The same of a panel for rows across the lanes; its columns leave room for a tile of activations.
-constexpr int64_t kLanePanelRows = 96;
+// Columns of a panel for rows across the lanes: they leave room for a tile of activations.
 template <typename C>
 constexpr int64_t kLaneChunk = kChunk<C> / 4;
 
@@ -49,23 +46,15 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
 //       j to min(j + N, last) of a panel whose first row is weight row n0.
+//   For matrix_product.h:
+//   struct Row and Row RowAt(int64_t n) const: what there is to know about weight row n;
+//   void Ask(int64_t k) const of a Row: asks for the columns [k, k + kMatrixColumns), where a k
+//       past the last column means the rows that follow;
+//   void Fill(int64_t k, C* dst) const of a Row: copies those columns, zeros past the last one.
 //   static constexpr bool kScaled: whether a panel's elements have yet to be multiplied by
-//       float Scale(int64_t n, int64_t k) const, the same up to column int64_t ScaleEnd(int64_t k)
-//       const, an even number, or one past them all.
-
-// Weight rows of one chunk, decoded.
-template <typename C>
-struct Panel {
-  C* rows;
-  int64_t pitch;
-
-  C* Row(int64_t j) const { return rows + j * pitch; }
-  // Rows a multiple of 4096 bytes apart would evict each other.
-  static Panel Carve(Carver* carver, int64_t rows, int64_t columns) {
-    const int64_t pitch = columns + 64 / static_cast<int64_t>(sizeof(C));
-    return {carver->Take<C>(rows * pitch), pitch};
-  }
-};
+//       void Scales(int64_t n, int64_t count, int64_t k, float* scale) const of weight rows
+//       [n, n + count), the same up to column int64_t ScaleEnd(int64_t k) const, an even number,
+//       or one past them all.
 
 // Adds up the chunks of a tile of products and hands on the finished ones.
 template <typename Sink>
@@ -192,16 +181,13 @@ struct Products {
       for (int64_t from = 0, to = width; from < width; from = to) {
         if constexpr (Weights::kScaled) to = Min(width, w.ScaleEnd(k0 + from) - k0);
         const C* rows[N];
-        float scale[N];
-        for (int j = 0; j < N; ++j) {
-          const int64_t row = Min(n + j, count - 1);
-          rows[j] = panel.Row(row) + from;
-          if constexpr (Weights::kScaled) {
-            scale[j] = w.Scale(row0 + row, k0 + from);
-          } else {
-            scale[j] = 1.0f;
-          }
+        float scale[N] = {};
+        if constexpr (Weights::kScaled) {
+          w.Scales(row0 + n, Min(N, count - n), k0 + from, scale);
+        } else {
+          for (int j = 0; j < N; ++j) scale[j] = 1.0f;
         }
+        for (int j = 0; j < N; ++j) rows[j] = panel.Row(Min(n + j, count - 1)) + from;
         LaneTile<V, N, C, C>(x_chunk + from * kStride, rows, to - from, scale, k0 + from > 0,
                              nullptr, sums + n * kLaneTileRows, kLaneTileRows);
       }
@@ -234,16 +220,7 @@ struct Products {
         }
       }
       for (int64_t t = 0; t < tiles; ++t) {
-        const auto tile = x.At(tile0 + t);
-        const float* from = sums + t * kLanePanelRows * kLaneTileRows;
-        for (int64_t m = 0; m < tile.rows; m += kLanes) {
-          for (int64_t n = 0; n < count; n += kLanes) {
-            alignas(64) float out[kMaxTile];
-            LanesToRows(from + n * kLaneTileRows + m, kLaneTileRows, out);
-            sink(tile.row0 + m, static_cast<int>(Min(kLanes, tile.rows - m)), p0 + n,
-                 static_cast<int>(Min(kLanes, count - n)), out, kLanes);
-          }
-        }
+        HandOn<C>(sums + t * kLanePanelRows * kLaneTileRows, x.At(tile0 + t), p0, count, sink);
       }
     }
   }
@@ -258,6 +235,11 @@ inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const 
   const Products<C, Weights, Sink> products = {x, tile0, tiles, w, n0, cols, sink};
   const bool single = x.rows <= kFewRows;
   if (x.lanes) {
+#if defined(__AMX_BF16__)
+    if constexpr (kMatrixTiles<C>) {
+      return MatrixProducts<C, Weights, Sink>{x, tile0, tiles, w, n0, cols, sink}.Run();
+    }
+#endif
     products.ByLanes();
   } else if (w.UsesPanel(single ? x.rows : tiles * kManyRows)) {
     products.FromPanels();
@@ -330,6 +312,17 @@ struct PlainWeights {
   static constexpr int ManyCols() { return kTileN; }
   // Copies pay for themselves sooner where they also save a conversion in every tile.
   bool UsesPanel(int64_t rows) const { return rows >= (sizeof(C) == sizeof(W) ? 48 : 16); }
+
+  struct Row {
+    const W* data;
+    int64_t k;
+    void Ask(int64_t k0) const { AskFor(data + k0, kMatrixColumns * sizeof(W)); }
+    void Fill(int64_t k0, C* dst) const {
+      const int64_t n = Min(kMatrixColumns, k - k0);
+      PackRow(data + k0, n, kMatrixColumns, Order::kPlain, 1, dst);
+    }
+  };
+  Row RowAt(int64_t n) const { return {data + n * k, k}; }
 
   template <int M, int N>
   void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {

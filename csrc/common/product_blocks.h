@@ -9,7 +9,7 @@ namespace MLA_ISA {
 
 // Tasks a thread, so that a late one does not leave the others idle for long.
 constexpr int64_t kTasksPerThread = 8;
-constexpr int64_t kMaxTaskCols = 128;   // Weight rows a task of a few activations.
+constexpr int64_t kMaxTaskCols = 384;   // Weight rows a task of a few activations.
 constexpr int64_t kMaxTaskRows = 576;   // Rows of activations a task.
 constexpr int64_t kLeastTaskRows = 48;  // As few share a decoded panel.
 
@@ -44,10 +44,10 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
   Pack(packed, k, packing.order, executor, [&](int64_t i) { return x + i * k; });
 
   const int64_t tasks = kTasksPerThread * executor.Threads();
-  const bool few = rows <= kFewRows;
-  const int64_t cols =
-      few ? Clamp(CeilDiv(n, tasks * kMaxTileCols) * kMaxTileCols, kMaxTileCols, kMaxTaskCols)
-          : (packed.lanes ? kLanePanelRows : kPanelRows);
+  const bool few = rows <= (kMatrixTiles<C> && packed.lanes ? kLaneTileRows : kFewRows);
+  const int64_t least = kMatrixTiles<C> ? 2 * kMaxTileCols : kMaxTileCols;
+  const int64_t cols = few ? Clamp(CeilDiv(n, tasks * least) * least, least, kMaxTaskCols)
+                           : (packed.lanes ? kLanePanelRows : kPanelRows);
   const int64_t n_blocks = CeilDiv(n, cols);
   const int64_t most =
       Clamp(packed.Tiles() * n_blocks / tasks, CeilDiv(kLeastTaskRows, packed.TileRows()),

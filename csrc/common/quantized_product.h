@@ -48,6 +48,16 @@ struct DecodedWeights {
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t) const { return true; }
 
+  struct Row {
+    const DecodedWeights& of;
+    int64_t n;
+    void Ask(int64_t) const {}
+    void Fill(int64_t k, C* dst) const {
+      of.Fill(n, 1, k, kMatrixColumns, {dst, kMatrixColumns});
+    }
+  };
+  Row RowAt(int64_t n) const { return {*this, n}; }
+
   template <int M, int N>
   void Few(const C*, int64_t, int64_t, int64_t, int64_t, float*) const {}
 
@@ -196,6 +206,31 @@ struct Mxfp4Weights {
   const uint8_t* Scales(int64_t row, int64_t k0) const {
     return static_cast<const uint8_t*>(m.scale) + row * m.ScaleCols() + k0 / 32;
   }
+  struct Row {
+    const Mxfp4Weights& of;
+    int64_t n;
+    const uint8_t* data;
+    const uint8_t* scale;
+    int64_t whole;  // Columns in groups that StoreGroup may take.
+    void Ask(int64_t k) const { AskFor(data + k / 2, kMatrixColumns / 2); }
+    MLA_INLINE void Fill(int64_t k, bf16* dst) const {
+      if (k >= whole) return of.DecodeChunk(n, k, kMatrixColumns, dst);
+      StoreGroup(Mxfp4Group(data + k / 2, scale + k / 32), dst);
+    }
+  };
+  Row RowAt(int64_t n) const {
+    const uint8_t* scale = Scales(n, 0);
+    const int64_t count = m.ScaleCols();
+    AskFor(scale + kAskedRows * count, count);
+    const int64_t whole = Regular(scale, count) ? m.k / kMatrixColumns * kMatrixColumns : 0;
+    return {*this, n, Data(n, 0), scale, whole};
+  }
+  static MLA_INLINE void StoreGroup(const Mxfp4Group& group, bf16* to) {
+    _mm512_storeu_si512(to, group.Vector<0>());
+    _mm512_storeu_si512(to + 32, group.Vector<1>());
+    _mm512_storeu_si512(to + 64, group.Vector<2>());
+    _mm512_storeu_si512(to + 96, group.Vector<3>());
+  }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
 
   // Whether integer arithmetic may move all of `count` scales.
@@ -223,21 +258,15 @@ struct Mxfp4Weights {
       PackRow(values, left, width, Order::kByNibble, 1, dst);
       return;
     }
-    const auto store = [&](const Mxfp4Group& group, bf16* to) __attribute__((always_inline)) {
-      _mm512_storeu_si512(to, group.Vector<0>());
-      _mm512_storeu_si512(to + 32, group.Vector<1>());
-      _mm512_storeu_si512(to + 64, group.Vector<2>());
-      _mm512_storeu_si512(to + 96, group.Vector<3>());
-    };
     int64_t i = 0;
     for (; i + kNibbleColumns <= left; i += kNibbleColumns) {
-      store(Mxfp4Group(data + i / 2, scale + i / 32), dst + i);
+      StoreGroup(Mxfp4Group(data + i / 2, scale + i / 32), dst + i);
     }
     if (i < left) {
       uint32_t four = 0;
       __builtin_memcpy(&four, scale + i / 32, static_cast<size_t>((left - i) / 32));
       const auto mask = static_cast<__mmask16>((1u << ((left - i) / 8)) - 1);
-      store(Mxfp4Group(_mm512_maskz_loadu_epi32(mask, data + i / 2), four), dst + i);
+      StoreGroup(Mxfp4Group(_mm512_maskz_loadu_epi32(mask, data + i / 2), four), dst + i);
     }
   }
 
@@ -340,11 +369,23 @@ struct CodeWeights {
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = true;
-  // A pair of columns has one scale.
+  // The columns of a pair, or of a step of tiles, have one scale.
   static bool TakesLanes(const QuantizedMatrix& m) {
-    return m.block_k % 2 == 0 || m.block_k >= m.k;
+    return m.block_k % (kMatrixTiles<bf16> ? 32 : 2) == 0 || m.block_k >= m.k;
   }
-  float Scale(int64_t n, int64_t k) const { return RowScales(m, n)[k / m.block_k]; }
+  void Scales(int64_t n, int64_t count, int64_t k, float* scale) const {
+    const int64_t block = k / m.block_k, cols = m.ScaleCols();
+    const bool f32 = m.scale_type == DType::kF32;
+    int64_t left = m.block_n - n % m.block_n;
+    for (int64_t j = 0, at = n / m.block_n * cols + block; j < count; ++j) {
+      scale[j] = f32 ? static_cast<const float*>(m.scale)[at]
+                     : ToFloat(static_cast<const bf16*>(m.scale)[at]);
+      if (--left == 0) {
+        left = m.block_n;
+        at += cols;
+      }
+    }
+  }
   int64_t ScaleEnd(int64_t k) const {
     const int64_t end = (k / m.block_k + 1) * m.block_k;
     return end < m.k ? end : INT64_MAX;
@@ -357,6 +398,27 @@ struct CodeWeights {
   static int64_t Bytes(int64_t columns) {
     return code == Code::kInt4 ? (columns + 1) / 2 : columns;
   }
+  struct Row {
+    const CodeWeights& of;
+    int64_t n;
+    const uint8_t* data;
+    int64_t k;
+    void Ask(int64_t k0) const { AskFor(data + Bytes(k0), Bytes(kMatrixColumns)); }
+    MLA_INLINE void Fill(int64_t k0, bf16* dst) const {
+      if (k - k0 < kMatrixColumns) return of.Fill(n, 1, k0, kMatrixColumns, {dst, kMatrixColumns});
+      const uint8_t* src = data + Bytes(k0);
+      MLA_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (code == Code::kInt4) {
+          _mm512_storeu_si512(dst + 32 * i, Lookup32(src + 16 * i, Table16(kInt4Values)));
+        } else {
+          using F8 = std::conditional_t<code == Code::kE4M3, f8e4m3fn, f8e4m3fnuz>;
+          _mm512_storeu_si512(dst + 32 * i, DecodeF8x32<F8>(src + 32 * i));
+        }
+      }
+    }
+  };
+  Row RowAt(int64_t n) const { return {*this, n, m.data + n * m.RowBytes(), m.k}; }
   int64_t End(int64_t k0, int64_t width) const { return Min(m.k, k0 + width); }
 
   template <int M, int N>

@@ -1,0 +1,245 @@
+// Products of packed rows with weight rows on the tiles of matrix_tile.h, for any number of rows:
+// while one panel is multiplied the next one is decoded.
+#ifndef MLA_COMMON_MATRIX_PRODUCT_H_
+#define MLA_COMMON_MATRIX_PRODUCT_H_
+
+#include <new>
+#include <type_traits>
+
+#include "common/panel.h"
+#include "common/scratch.h"
+
+namespace mla {
+namespace MLA_ISA {
+#if defined(__AMX_BF16__)
+
+// Columns of a panel for many rows: the activations have room in the first-level cache.
+constexpr int64_t kMatrixChunk = 256;
+
+// How far ahead of their use the weights for a few rows are asked for.
+constexpr int64_t kMatrixAhead = 4 * kMatrixColumns;
+
+// As Products in product.h, with the same Weights.
+template <typename C, typename Weights, typename Sink>
+struct MatrixProducts {
+  const PackedRows<C>& x;
+  const int64_t tile0, tiles;
+  const Weights& w;
+  const int64_t n0, cols;
+  const Sink& sink;
+
+  using Row = typename Weights::Row;
+
+  // Columns [k0, k0 + width) of weight rows [p0, p0 + count), counted from n0.
+  struct Piece {
+    int64_t p0, count, k0, width;
+  };
+
+  int64_t Chunks() const { return CeilDiv(x.width, kMatrixChunk); }
+  int64_t Pieces() const { return CeilDiv(cols, kLanePanelRows) * Chunks(); }
+  Piece At(int64_t i) const {
+    const int64_t p0 = i / Chunks() * kLanePanelRows, k0 = i % Chunks() * kMatrixChunk;
+    return {p0, Min(kLanePanelRows, cols - p0), k0, Min(kMatrixChunk, x.width - k0)};
+  }
+
+  // Decodes a piece a few rows at a time.
+  struct Filler {
+    const MatrixProducts& of;
+    const Piece piece;
+    const Panel<C> panel;
+    const int64_t rows_a_step;
+    int64_t next = 0;
+
+    void Some(int64_t rows) {
+      for (const int64_t end = Min(piece.count, next + rows); next < end; ++next) {
+        of.w.Fill(of.n0 + piece.p0 + next, 1, piece.k0, piece.width, panel.From(next));
+      }
+    }
+  };
+  Filler FillerOf(int64_t i, const Panel<C>* panels, int64_t steps) const {
+    const Piece none = {0, 0, 0, 0};
+    const Piece piece = i < Pieces() ? At(i) : none;
+    return {*this, piece, panels[i % 2], CeilDiv(piece.count, Max64(1, steps))};
+  }
+
+  // Adds the sums of `count` weight rows from n on, over columns that have the scales of column k.
+  template <int V>
+  void AddScaled(const float* part, int64_t n, int64_t count, int64_t k, float* to) const {
+    const bool first = ScaleEnd(k) == ScaleEnd(0);
+    float scale[kGroupRows];
+    w.Scales(n, count, k, scale);
+    for (int64_t j = 0; j < count; ++j) {
+      MLA_UNROLL
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = j * kLaneTileRows + v * kLanes;
+        const vf before = first ? vf{} : Load(to + at);
+        Store(to + at, MulAdd(Load(part + at), Splat(scale[j]), before));
+      }
+    }
+  }
+
+  // Where the sums that have the scales of column k end: also where a panel ends, so that no row's
+  // depend on how many rows there are.
+  int64_t ScaleEnd(int64_t k) const {
+    return Min(w.ScaleEnd(k), (k / kMatrixChunk + 1) * kMatrixChunk);
+  }
+  bool Starts(int64_t k) const { return k == 0 || ScaleEnd(k - 1) == k; }
+
+  // A panel times a tile of rows, into or onto sums (weight rows, kLaneTileRows).
+  template <int V>
+  void Multiply(const C* x_chunk, int64_t height, const Panel<C>& panel, const Piece& piece,
+                float* sums, float* part, Filler* filler) const {
+    const auto between = [&]() { filler->Some(filler->rows_a_step); };
+    for (int64_t n = 0; n < piece.count; n += kGroupRows) {
+      float* to = sums + n * kLaneTileRows;
+      const C* rows[kGroups] = {panel.Row(n), panel.Row(n + kTileSide)};
+      if constexpr (!Weights::kScaled) {
+        if (piece.k0 == 0) {
+          ZeroSums<V>();
+        } else {
+          LoadSums<V>(to, kLaneTileRows);
+        }
+        MatrixSteps<V>(x_chunk, height, rows, panel.pitch, piece.width / kTileColumns, between);
+        StoreSums<V>(to, kLaneTileRows);
+      } else {
+        for (int64_t k = piece.k0, end; k < piece.k0 + piece.width; k = end) {
+          end = Min(piece.k0 + piece.width, ScaleEnd(k));
+          const int64_t from = k - piece.k0;
+          const C* part_rows[kGroups] = {rows[0] + from, rows[1] + from};
+          ZeroSums<V>();
+          MatrixSteps<V>(x_chunk + from * height, height, part_rows, panel.pitch,
+                         (end - k) / kTileColumns, between);
+          StoreSums<V>(part, kLaneTileRows);
+          AddScaled<V>(part, n0 + piece.p0 + n, Min(kGroupRows, piece.count - n), k, to);
+        }
+      }
+    }
+  }
+
+  // One tile of rows: two groups of weight rows at a time, whose sums stay in the tiles.
+  template <int V>
+  void OneTile() const {
+    constexpr int64_t kSteps = kMatrixColumns / kTileColumns;
+    constexpr int64_t kPitch = kMatrixColumns + kTileColumns;
+    constexpr int64_t kRowsAStep = kGroupRows / kSteps;
+    C* pieces[2];
+    float *sums, *part;
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      for (C*& piece : pieces) piece = carver.Take<C>(kGroupRows * kPitch);
+      sums = carver.Take<float>(kGroupRows * kLaneTileRows);
+      part = carver.Take<float>(kGroupRows * kLaneTileRows);
+      return carver.used();
+    };
+    carve(Scratch(kPanelScratch, carve(nullptr)));
+    const auto tile = x.At(tile0);
+    std::aligned_storage_t<sizeof(Row), alignof(Row)> row_memory[kGroupRows];
+    auto* rows = reinterpret_cast<Row*>(row_memory);
+    // The next piece to decode: columns from next_k of the group from next_n on.
+    int64_t next_n = 0, next_k = 0, next_piece = 0;
+    const auto fill = [&](int64_t from, int64_t to) {
+      const int64_t left = cols - next_n;
+      to = Min(to, left);
+      if (next_k == 0) {
+        for (int64_t j = from; j < to; ++j) new (rows + j) Row(w.RowAt(n0 + next_n + j));
+      }
+      const bool wraps = next_k + kMatrixAhead >= x.width;
+      const int64_t ahead = next_k + kMatrixAhead + (wraps ? (kGroupRows - 1) * x.width : 0);
+      for (int64_t j = from; j < to; ++j) {
+        if (!wraps || j + kGroupRows < left) rows[j].Ask(ahead);
+        rows[j].Fill(next_k, pieces[next_piece % 2] + j * kPitch);
+      }
+    };
+    const auto filled = [&]() {
+      ++next_piece;
+      next_k += kMatrixColumns;
+      if (next_k >= x.width) {
+        next_k = 0;
+        next_n += kGroupRows;
+      }
+    };
+    const TileScope scope(Min(kLanes, tile.height));
+    fill(0, kGroupRows);
+    filled();
+    for (int64_t n = 0; n < cols; n += kGroupRows) {
+      const int64_t left = Min(kGroupRows, cols - n);
+      for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixColumns) {
+        const int64_t end = Min(k0 + kMatrixColumns, x.width);
+        const C* piece = pieces[(next_piece - 1) % 2];
+        int64_t some = 0;
+        const auto between = [&]() {
+          fill(some, some + kRowsAStep);
+          some += kRowsAStep;
+        };
+        const auto steps = [&](int64_t k, int64_t k_end) {
+          const C* group[kGroups] = {piece + (k - k0), piece + (k - k0) + kTileSide * kPitch};
+          MatrixSteps<V>(tile.data + k * tile.height, tile.height, group, kPitch,
+                         (k_end - k) / kTileColumns, between);
+        };
+        if constexpr (!Weights::kScaled) {
+          if (k0 == 0) ZeroSums<V>();
+          steps(k0, end);
+        } else {
+          for (int64_t k = k0, k_end; k < end; k = k_end) {
+            k_end = Min(end, ScaleEnd(k));
+            if (Starts(k)) ZeroSums<V>();
+            steps(k, k_end);
+            if (k_end < x.width && !Starts(k_end)) continue;
+            StoreSums<V>(part, kLaneTileRows);
+            AddScaled<V>(part, n0 + n, left, k, sums);
+          }
+        }
+        fill(some, kGroupRows);
+        filled();
+      }
+      if constexpr (!Weights::kScaled) StoreSums<V>(sums, kLaneTileRows);
+      HandOn<C>(sums, tile, n, left, sink);
+    }
+  }
+
+  void ManyTiles() const {
+    Panel<C> panels[2];
+    float *sums, *part;
+    constexpr int64_t kSums = kLanePanelRows * kLaneTileRows;
+    const auto carve = [&](void* base) {
+      Carver carver(base);
+      for (Panel<C>& panel : panels) panel = Panel<C>::Carve(&carver, kLanePanelRows, kMatrixChunk);
+      sums = carver.Take<float>(tiles * kSums);
+      part = carver.Take<float>(kGroupRows * kLaneTileRows);
+      return carver.used();
+    };
+    carve(Scratch(kPanelScratch, carve(nullptr)));
+    const TileScope scope(Min(kLanes, x.At(tile0).height));
+    FillerOf(0, panels, 1).Some(kLanePanelRows);
+    for (int64_t i = 0; i < Pieces(); ++i) {
+      const Piece piece = At(i);
+      const int64_t steps =
+          tiles * CeilDiv(piece.count, kGroupRows) * (piece.width / kTileColumns);
+      Filler filler = FillerOf(i + 1, panels, steps);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const auto tile = x.At(tile0 + t);
+        WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
+          Multiply<decltype(vectors)::value>(tile.data + piece.k0 * tile.height, tile.height,
+                                             panels[i % 2], piece, sums + t * kSums, part, &filler);
+        });
+      }
+      filler.Some(kLanePanelRows);
+      if (piece.k0 + piece.width < x.width) continue;
+      for (int64_t t = 0; t < tiles; ++t) {
+        HandOn<C>(sums + t * kSums, x.At(tile0 + t), piece.p0, piece.count, sink);
+      }
+    }
+  }
+
+  void Run() const {
+    if (tiles > 1) return ManyTiles();
+    WithVectors<kLaneVectors>(x.At(tile0).height,
+                              [&](auto vectors) { OneTile<decltype(vectors)::value>(); });
+  }
+};
+
+#endif  // __AMX_BF16__
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_MATRIX_PRODUCT_H_

@@ -1,0 +1,65 @@
+// Panels: weight rows decoded or copied next to the core, and the sums of the products that take
+// them with rows of activations across the lanes.
+#ifndef MLA_COMMON_PANEL_H_
+#define MLA_COMMON_PANEL_H_
+
+#include "common/packed_rows.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// The most weight rows of a tile of products.
+constexpr int kMaxTileCols = kLanes > 8 ? kLanes : 8;
+constexpr int64_t kMaxDotTile = 32;
+constexpr int64_t kMaxTile = Max64(kMaxDotTile, kLanes* kLanes);
+
+// Weight rows of a panel for rows across the lanes.
+constexpr int64_t kLanePanelRows = 96;
+
+// Columns of the pieces that matrix_product.h decodes for a few rows.
+constexpr int64_t kMatrixColumns = 128;
+constexpr int64_t kAskedRows = 32;  // Rows from a row's to that whose scales it asks for.
+
+inline void AskFor(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+
+// Weight rows of one chunk, decoded.
+template <typename C>
+struct Panel {
+  C* rows;
+  int64_t pitch;
+
+  C* Row(int64_t j) const { return rows + j * pitch; }
+  Panel From(int64_t j) const { return {Row(j), pitch}; }
+  // Rows a multiple of 4096 bytes apart would evict each other.
+  static Panel Carve(Carver* carver, int64_t rows, int64_t columns) {
+    const int64_t pitch = columns + 64 / static_cast<int64_t>(sizeof(C));
+    return {carver->Take<C>(rows * pitch), pitch};
+  }
+};
+
+// Hands a panel's sums with one tile of rows to the sink: (weight rows, kLaneTileRows), of which
+// the first `count` are those from weight row n0 on.
+template <typename C, typename Sink>
+inline void HandOn(const float* sums, const typename PackedRows<C>::Tile& tile, int64_t n0,
+                   int64_t count, const Sink& sink) {
+  alignas(64) float out[kMaxTile];
+  for (int64_t m = 0; m < tile.rows; m += kLanes) {
+    const int rows = static_cast<int>(Min(kLanes, tile.rows - m));
+    for (int64_t n = 0; n < count; n += kLanes) {
+      const float* from = sums + n * kLaneTileRows + m;
+      if (rows == 1) {
+        for (int j = 0; j < kLanes; ++j) out[j] = from[j * kLaneTileRows];
+      } else {
+        LanesToRows(from, kLaneTileRows, out);
+      }
+      sink(tile.row0 + m, rows, n0 + n, static_cast<int>(Min(kLanes, count - n)), out, kLanes);
+    }
+  }
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_PANEL_H_
