@@ -1,5 +1,5 @@
 // What this machine's cores do at most: bytes read a second, and bf16 products a second where the
-// processor multiplies pairs of them. A shared library for benchmarks/cpu; see machine.py there.
+// processor multiplies pairs of them, by tiles of AMX where it has them. A shared library for benchmarks/cpu; see machine.py there.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -10,6 +10,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include <sys/mman.h>
@@ -75,6 +80,32 @@ __attribute__((target("avx512f,avx512bf16"))) float Multiply(int64_t rounds) {
   for (auto& a : acc) sum += _mm512_reduce_add_ps(a);
   return sum;
 }
+
+#if defined(__linux__)
+bool HasTiles() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & 1u << 22) == 0) return false;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA.
+}
+
+// Four independent chains of products of whole tiles.
+void MultiplyTiles(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start = 0, zero[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  for (int64_t i = 0; i < rounds; ++i) {
+    __asm__ volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n"
+        "tdpbf16ps %tmm7, %tmm4, %tmm1\n"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n"
+        "tdpbf16ps %tmm7, %tmm5, %tmm3\n");
+  }
+  __asm__ volatile("tilerelease");
+}
+#endif
 #endif
 
 volatile uint64_t kept;
@@ -108,6 +139,13 @@ double ceilings_read_rate(const void* data, int64_t bytes, int threads) {
 // FLOP a second of bf16 pairs in registers; 0 where the processor does not multiply them.
 double ceilings_product_rate(int64_t rounds, int threads) {
 #if defined(__x86_64__)
+#if defined(__linux__)
+  if (HasTiles()) {
+    const int64_t tile_rounds = rounds / 16;  // As much work takes about as long.
+    const double seconds = Together(threads, [&](int) { MultiplyTiles(tile_rounds); });
+    return 2.0 * 16 * 16 * 32 * 4 * static_cast<double>(tile_rounds) * threads / seconds;
+  }
+#endif
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx512bf16")) return 0;
   const double seconds =

@@ -47,7 +47,7 @@ bool CpuHas(Isa isa) {
   if (isa == kAvx512) return avx512;
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == kAvx512Bf16) return bf16;
-  return bf16 && TilesAllowed();
+  return bf16 && __builtin_cpu_supports("avx512vbmi") && TilesAllowed();
 #else
   return false;
 #endif

@@ -1,5 +1,4 @@
-// Products of packed rows with weight rows on the tiles of matrix_tile.h, for any number of rows:
-// while one panel is multiplied the next one is decoded.
+// Products of packed rows with weight rows on the tiles of matrix_tile.h, for any number of rows.
 #ifndef MLA_COMMON_MATRIX_PRODUCT_H_
 #define MLA_COMMON_MATRIX_PRODUCT_H_
 
@@ -34,33 +33,9 @@ struct MatrixProducts {
   struct Piece {
     int64_t p0, count, k0, width;
   };
-
-  int64_t Chunks() const { return CeilDiv(x.width, kMatrixChunk); }
-  int64_t Pieces() const { return CeilDiv(cols, kLanePanelRows) * Chunks(); }
-  Piece At(int64_t i) const {
-    const int64_t p0 = i / Chunks() * kLanePanelRows, k0 = i % Chunks() * kMatrixChunk;
-    return {p0, Min(kLanePanelRows, cols - p0), k0, Min(kMatrixChunk, x.width - k0)};
-  }
-
-  // Decodes a piece a few rows at a time.
-  struct Filler {
-    const MatrixProducts& of;
-    const Piece piece;
-    const Panel<C> panel;
-    const int64_t rows_a_step;
-    int64_t next = 0;
-
-    void Some(int64_t rows) {
-      for (const int64_t end = Min(piece.count, next + rows); next < end; ++next) {
-        of.w.Fill(of.n0 + piece.p0 + next, 1, piece.k0, piece.width, panel.From(next));
-      }
-    }
-  };
-  Filler FillerOf(int64_t i, const Panel<C>* panels, int64_t steps) const {
-    const Piece none = {0, 0, 0, 0};
-    const Piece piece = i < Pieces() ? At(i) : none;
-    return {*this, piece, panels[i % 2], CeilDiv(piece.count, Max64(1, steps))};
-  }
+  // Memory for what is known about some rows.
+  template <int64_t n>
+  using RowMemory = std::aligned_storage_t<sizeof(Row), alignof(Row)>[n];
 
   // Adds the sums of `count` weight rows from n on, over columns that have the scales of column k.
   template <int V>
@@ -86,10 +61,10 @@ struct MatrixProducts {
   bool Starts(int64_t k) const { return k == 0 || ScaleEnd(k - 1) == k; }
 
   // A panel times a tile of rows, into or onto sums (weight rows, kLaneTileRows).
-  template <int V>
+  // ask() runs once a step.
+  template <int V, typename Ask>
   void Multiply(const C* x_chunk, int64_t height, const Panel<C>& panel, const Piece& piece,
-                float* sums, float* part, Filler* filler) const {
-    const auto between = [&]() { filler->Some(filler->rows_a_step); };
+                float* sums, float* part, const Ask& ask) const {
     for (int64_t n = 0; n < piece.count; n += kGroupRows) {
       float* to = sums + n * kLaneTileRows;
       const C* rows[kGroups] = {panel.Row(n), panel.Row(n + kTileSide)};
@@ -99,7 +74,7 @@ struct MatrixProducts {
         } else {
           LoadSums<V>(to, kLaneTileRows);
         }
-        MatrixSteps<V>(x_chunk, height, rows, panel.pitch, piece.width / kTileColumns, between);
+        MatrixSteps<V>(x_chunk, height, rows, panel.pitch, piece.width / kTileColumns, ask);
         StoreSums<V>(to, kLaneTileRows);
       } else {
         for (int64_t k = piece.k0, end; k < piece.k0 + piece.width; k = end) {
@@ -108,7 +83,7 @@ struct MatrixProducts {
           const C* part_rows[kGroups] = {rows[0] + from, rows[1] + from};
           ZeroSums<V>();
           MatrixSteps<V>(x_chunk + from * height, height, part_rows, panel.pitch,
-                         (end - k) / kTileColumns, between);
+                         (end - k) / kTileColumns, ask);
           StoreSums<V>(part, kLaneTileRows);
           AddScaled<V>(part, n0 + piece.p0 + n, Min(kGroupRows, piece.count - n), k, to);
         }
@@ -133,7 +108,7 @@ struct MatrixProducts {
     };
     carve(Scratch(kPanelScratch, carve(nullptr)));
     const auto tile = x.At(tile0);
-    std::aligned_storage_t<sizeof(Row), alignof(Row)> row_memory[kGroupRows];
+    RowMemory<kGroupRows> row_memory;
     auto* rows = reinterpret_cast<Row*>(row_memory);
     // The next piece to decode: columns from next_k of the group from next_n on.
     int64_t next_n = 0, next_k = 0, next_piece = 0;
@@ -197,36 +172,54 @@ struct MatrixProducts {
     }
   }
 
+  // Several tiles of rows share each panel.
   void ManyTiles() const {
-    Panel<C> panels[2];
+    Panel<C> panel;
     float *sums, *part;
-    constexpr int64_t kSums = kLanePanelRows * kLaneTileRows;
+    constexpr int64_t kSums = kMatrixPanelRows * kLaneTileRows;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      for (Panel<C>& panel : panels) panel = Panel<C>::Carve(&carver, kLanePanelRows, kMatrixChunk);
+      panel = Panel<C>::Carve(&carver, kMatrixPanelRows, kMatrixChunk);
       sums = carver.Take<float>(tiles * kSums);
       part = carver.Take<float>(kGroupRows * kLaneTileRows);
       return carver.used();
     };
     carve(Scratch(kPanelScratch, carve(nullptr)));
-    const TileScope scope(Min(kLanes, x.At(tile0).height));
-    FillerOf(0, panels, 1).Some(kLanePanelRows);
-    for (int64_t i = 0; i < Pieces(); ++i) {
-      const Piece piece = At(i);
-      const int64_t steps =
-          tiles * CeilDiv(piece.count, kGroupRows) * (piece.width / kTileColumns);
-      Filler filler = FillerOf(i + 1, panels, steps);
-      for (int64_t t = 0; t < tiles; ++t) {
-        const auto tile = x.At(tile0 + t);
-        WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
-          Multiply<decltype(vectors)::value>(tile.data + piece.k0 * tile.height, tile.height,
-                                             panels[i % 2], piece, sums + t * kSums, part, &filler);
-        });
+    RowMemory<kMatrixPanelRows> row_memory;
+    auto* rows = reinterpret_cast<Row*>(row_memory);
+    const TileScope scope(kTileSide);
+    for (int64_t p0 = 0; p0 < cols; p0 += kMatrixPanelRows) {
+      const int64_t count = Min(kMatrixPanelRows, cols - p0);
+      for (int64_t j = 0; j < count; ++j) new (rows + j) Row(w.RowAt(n0 + p0 + j));
+      for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixChunk) {
+        const Piece piece = {p0, count, k0, Min(kMatrixChunk, x.width - k0)};
+        for (int64_t j = 0; j < count; ++j) {
+          for (int64_t k = 0; k < piece.width; k += kMatrixColumns) {
+            rows[j].Fill(k0 + k, panel.Row(j) + k);
+          }
+        }
+        // What comes next, in this panel or, after its last columns, in the next one.
+        const bool wraps = k0 + kMatrixChunk >= x.width;
+        const int64_t ahead = k0 + kMatrixChunk + (wraps ? (kMatrixPanelRows - 1) * x.width : 0);
+        const int64_t asks = wraps ? Min(count, cols - p0 - kMatrixPanelRows) : count;
+        const int64_t steps = tiles * CeilDiv(count, kGroupRows) * (piece.width / kTileColumns);
+        const int64_t a_step = CeilDiv(count, steps);
+        int64_t asked = 0;
+        const auto ask = [&]() {
+          for (const int64_t end = Min(asks, asked + a_step); asked < end; ++asked) {
+            for (int64_t k = 0; k < kMatrixChunk; k += kMatrixColumns) rows[asked].Ask(ahead + k);
+          }
+        };
+        for (int64_t t = 0; t < tiles; ++t) {
+          const auto tile = x.At(tile0 + t);
+          WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
+            Multiply<decltype(vectors)::value>(tile.data + k0 * tile.height, tile.height, panel,
+                                               piece, sums + t * kSums, part, ask);
+          });
+        }
       }
-      filler.Some(kLanePanelRows);
-      if (piece.k0 + piece.width < x.width) continue;
       for (int64_t t = 0; t < tiles; ++t) {
-        HandOn<C>(sums + t * kSums, x.At(tile0 + t), piece.p0, piece.count, sink);
+        HandOn<C>(sums + t * kSums, x.At(tile0 + t), p0, count, sink);
       }
     }
   }

@@ -15,6 +15,9 @@ constexpr int64_t kMaxTile = Max64(kMaxDotTile, kLanes* kLanes);
 
 // Weight rows of a panel for rows across the lanes.
 constexpr int64_t kLanePanelRows = 96;
+constexpr int64_t kMatrixPanelRows = 192;
+template <typename C>
+constexpr int64_t kPackedPanelRows = kMatrixTiles<C> ? kMatrixPanelRows : kLanePanelRows;
 
 // Columns of the pieces that matrix_product.h decodes for a few rows.
 constexpr int64_t kMatrixColumns = 128;

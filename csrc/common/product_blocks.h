@@ -47,7 +47,7 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
   const bool few = rows <= (kMatrixTiles<C> && packed.lanes ? kLaneTileRows : kFewRows);
   const int64_t least = kMatrixTiles<C> ? 2 * kMaxTileCols : kMaxTileCols;
   const int64_t cols = few ? Clamp(CeilDiv(n, tasks * least) * least, least, kMaxTaskCols)
-                           : (packed.lanes ? kLanePanelRows : kPanelRows);
+                           : (packed.lanes ? kPackedPanelRows<C> : kPanelRows);
   const int64_t n_blocks = CeilDiv(n, cols);
   const int64_t most =
       Clamp(packed.Tiles() * n_blocks / tasks, CeilDiv(kLeastTaskRows, packed.TileRows()),

@@ -407,14 +407,11 @@ struct CodeWeights {
     MLA_INLINE void Fill(int64_t k0, bf16* dst) const {
       if (k - k0 < kMatrixColumns) return of.Fill(n, 1, k0, kMatrixColumns, {dst, kMatrixColumns});
       const uint8_t* src = data + Bytes(k0);
-      MLA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if constexpr (code == Code::kInt4) {
-          _mm512_storeu_si512(dst + 32 * i, Lookup32(src + 16 * i, Table16(kInt4Values)));
-        } else {
-          using F8 = std::conditional_t<code == Code::kE4M3, f8e4m3fn, f8e4m3fnuz>;
-          _mm512_storeu_si512(dst + 32 * i, DecodeF8x32<F8>(src + 32 * i));
-        }
+      if constexpr (code == Code::kInt4) {
+        LookupRow(src, kMatrixColumns, kInt4Values, dst);
+      } else {
+        using F8 = std::conditional_t<code == Code::kE4M3, f8e4m3fn, f8e4m3fnuz>;
+        DecodeF8Row(reinterpret_cast<const F8*>(src), kMatrixColumns, dst);
       }
     }
   };

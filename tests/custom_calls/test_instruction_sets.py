@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from custom_calls.registry import library
+
 HERE = Path(__file__).parent
-LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
+LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 
 QUANTISED = (
     "test_mxfp4_quantize.py::test_vectors",
@@ -38,7 +40,7 @@ def test_quantised_kernels(level: str, request: pytest.FixtureRequest, tmp_path:
     )  # fmt: skip
     if asked.stdout.strip() != level:
         pytest.skip(f"this processor or this build has no {level}")
-    if level == "avx512bf16" and not os.environ.get("MLA_JAX_CPU_ISA"):
+    if level == library("cpu").abi["isa"]:
         pytest.skip("the other tests have run this level")
     # From an empty folder: what is installed is what is tested.
     done = subprocess.run(
