@@ -1,5 +1,6 @@
 // What this machine's cores do at most: bytes read a second, and bf16 products a second where the
-// processor multiplies pairs of them, by tiles of AMX where it has them. A shared library for benchmarks/cpu; see machine.py there.
+// processor multiplies pairs of them, by tiles of AMX where it has them. A shared library for
+// benchmarks/cpu; see machine.py there.
 #include <atomic>
 #include <chrono>
 #include <cstdint>

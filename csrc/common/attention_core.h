@@ -7,8 +7,8 @@
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
-#include "common/axpy_tile.h"
 #include "common/attention_tiles.h"
+#include "common/axpy_tile.h"
 #include "common/lane_tile.h"
 #include "common/packed_rows.h"
 #include "common/simd.h"

@@ -134,12 +134,12 @@ inline void WeightRows(const bf16* lanes, int64_t limit, const AttendTiles<bf16>
 // key `limit`, even, on.
 inline void InterleaveValues(const bf16* const* v, int64_t n, int64_t limit, int64_t col,
                              int64_t lanes, bf16* dst) {
-  alignas(64) static constexpr uint16_t kFirst[32] = {
-      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  alignas(64) static constexpr uint16_t kSecond[32] = {
-      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  alignas(64) static constexpr uint16_t kFirst[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                      37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  alignas(64) static constexpr uint16_t kSecond[32] = {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21,
+                                                       53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58,
+                                                       27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
   const __m512i first = _mm512_load_si512(kFirst), second = _mm512_load_si512(kSecond);
   for (int64_t i = 0; i < kTileColumns; i += 2, dst += 2 * lanes) {
     if (n + i >= limit) {
@@ -156,7 +156,8 @@ inline void InterleaveValues(const bf16* const* v, int64_t n, int64_t limit, int
 }
 
 // acc (V * kLanes rows, v_width) = weights times the values of keys [0, limit), limit even, for as
-// many columns as come in whole tiles; returns how many. lanes: (units of keys, V * kLanes) weights.
+// many columns as come in whole tiles; returns how many. lanes: (units of keys, V * kLanes)
+// weights.
 template <int V>
 inline int64_t ValueTiles(const bf16* lanes, const Keys<bf16>& keys, int64_t limit,
                           const AttendTiles<bf16>& memory, float* acc) {

@@ -74,12 +74,12 @@ auto Pick(const KernelTable<Args>& table) {
   ::xla::ffi::Error name(const Args& args, const Stream& stream); \
   }
 #else
-#define MLA_DECLARE_KERNEL(name, Args)                                         \
-  namespace baseline {                                                         \
-  void name(const Args&, const Executor&);                                     \
-  }                                                                            \
-  MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })     \
-  MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); }) \
+#define MLA_DECLARE_KERNEL(name, Args)                                                 \
+  namespace baseline {                                                                 \
+  void name(const Args&, const Executor&);                                             \
+  }                                                                                    \
+  MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })             \
+  MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); })         \
   MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); }) \
   MLA_IF_AMX(namespace amx { void name(const Args&, const Executor&); })
 #endif

@@ -42,7 +42,7 @@ struct MatrixProducts {
   void AddScaled(const float* part, int64_t n, int64_t count, int64_t k, float* to) const {
     const bool first = ScaleEnd(k) == ScaleEnd(0);
     float scale[kGroupRows];
-    w.Scales(n, count, k, scale);
+    w.ReadScales(n, count, k, scale);
     for (int64_t j = 0; j < count; ++j) {
       MLA_UNROLL
       for (int v = 0; v < V; ++v) {
@@ -60,8 +60,8 @@ struct MatrixProducts {
   }
   bool Starts(int64_t k) const { return k == 0 || ScaleEnd(k - 1) == k; }
 
-  // A panel times a tile of rows, into or onto sums (weight rows, kLaneTileRows).
-  // ask() runs once a step.
+  // A panel times a tile of rows, into or onto sums (weight rows, kLaneTileRows). ask() runs once a
+  // step.
   template <int V, typename Ask>
   void Multiply(const C* x_chunk, int64_t height, const Panel<C>& panel, const Piece& piece,
                 float* sums, float* part, const Ask& ask) const {
@@ -91,65 +91,79 @@ struct MatrixProducts {
     }
   }
 
-  // One tile of rows: two groups of weight rows at a time, whose sums stay in the tiles.
+  // Decodes one piece of weights after the other for a tile of rows, a few rows at a time: columns
+  // [k, k + kMatrixColumns) of kGroupRows weight rows, first along the columns. Into two buffers in
+  // turn, so that one can be multiplied meanwhile.
+  struct Filler {
+    static constexpr int64_t kPitch = kMatrixColumns + kTileColumns;
+
+    const MatrixProducts& of;
+    C* const buffers[2];
+    int64_t n = 0, k = 0, row = 0;
+    int buffer = 0;
+    RowMemory<kGroupRows> memory = {};
+
+    void Some(int64_t count) {
+      auto* rows = reinterpret_cast<Row*>(memory);
+      const int64_t left = of.cols - n, from = row;
+      row = Min(kGroupRows, row + count);
+      const int64_t to = Min(row, left);
+      if (k == 0) {
+        for (int64_t j = from; j < to; ++j) new (rows + j) Row(of.w.RowAt(of.n0 + n + j));
+      }
+      // What comes some columns later, or in the next group.
+      const bool wraps = k + kMatrixAhead >= of.x.width;
+      const int64_t ahead = k + kMatrixAhead + (wraps ? (kGroupRows - 1) * of.x.width : 0);
+      for (int64_t j = from; j < to; ++j) {
+        if (!wraps || j + kGroupRows < left) rows[j].Ask(ahead);
+        rows[j].Fill(k, buffers[buffer] + j * kPitch);
+      }
+    }
+
+    // The rest of a piece; returns it and turns to the next one.
+    const C* Finish() {
+      Some(kGroupRows);
+      const C* piece = buffers[buffer];
+      buffer ^= 1;
+      row = 0;
+      k += kMatrixColumns;
+      if (k >= of.x.width) {
+        k = 0;
+        n += kGroupRows;
+      }
+      return piece;
+    }
+  };
+
+  // One tile of rows: two groups of weight rows at a time, whose sums stay in the tiles. The next
+  // piece of weights is decoded beside the tiles' arithmetic.
   template <int V>
   void OneTile() const {
-    constexpr int64_t kSteps = kMatrixColumns / kTileColumns;
-    constexpr int64_t kPitch = kMatrixColumns + kTileColumns;
-    constexpr int64_t kRowsAStep = kGroupRows / kSteps;
-    C* pieces[2];
+    constexpr int64_t kRowsAStep = kGroupRows / (kMatrixColumns / kTileColumns);
+    C* buffers[2];
     float *sums, *part;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      for (C*& piece : pieces) piece = carver.Take<C>(kGroupRows * kPitch);
+      for (C*& buffer : buffers) buffer = carver.Take<C>(kGroupRows * Filler::kPitch);
       sums = carver.Take<float>(kGroupRows * kLaneTileRows);
       part = carver.Take<float>(kGroupRows * kLaneTileRows);
       return carver.used();
     };
     carve(Scratch(kPanelScratch, carve(nullptr)));
     const auto tile = x.At(tile0);
-    RowMemory<kGroupRows> row_memory;
-    auto* rows = reinterpret_cast<Row*>(row_memory);
-    // The next piece to decode: columns from next_k of the group from next_n on.
-    int64_t next_n = 0, next_k = 0, next_piece = 0;
-    const auto fill = [&](int64_t from, int64_t to) {
-      const int64_t left = cols - next_n;
-      to = Min(to, left);
-      if (next_k == 0) {
-        for (int64_t j = from; j < to; ++j) new (rows + j) Row(w.RowAt(n0 + next_n + j));
-      }
-      const bool wraps = next_k + kMatrixAhead >= x.width;
-      const int64_t ahead = next_k + kMatrixAhead + (wraps ? (kGroupRows - 1) * x.width : 0);
-      for (int64_t j = from; j < to; ++j) {
-        if (!wraps || j + kGroupRows < left) rows[j].Ask(ahead);
-        rows[j].Fill(next_k, pieces[next_piece % 2] + j * kPitch);
-      }
-    };
-    const auto filled = [&]() {
-      ++next_piece;
-      next_k += kMatrixColumns;
-      if (next_k >= x.width) {
-        next_k = 0;
-        next_n += kGroupRows;
-      }
-    };
     const TileScope scope(Min(kLanes, tile.height));
-    fill(0, kGroupRows);
-    filled();
+    Filler filler = {*this, {buffers[0], buffers[1]}};
+    const C* next = filler.Finish();
     for (int64_t n = 0; n < cols; n += kGroupRows) {
       const int64_t left = Min(kGroupRows, cols - n);
       for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixColumns) {
         const int64_t end = Min(k0 + kMatrixColumns, x.width);
-        const C* piece = pieces[(next_piece - 1) % 2];
-        int64_t some = 0;
-        const auto between = [&]() {
-          fill(some, some + kRowsAStep);
-          some += kRowsAStep;
-        };
+        const C* piece = next;
         const auto steps = [&](int64_t k, int64_t k_end) {
-          const C* group[kGroups] = {piece + (k - k0), piece + (k - k0) + kTileSide * kPitch};
-          MatrixSteps<V>(tile.data + k * tile.height, tile.height, group, kPitch,
-                         (k_end - k) / kTileColumns, between);
+          const C* group[kGroups] = {piece + (k - k0),
+                                     piece + (k - k0) + kTileSide * Filler::kPitch};
+          MatrixSteps<V>(tile.data + k * tile.height, tile.height, group, Filler::kPitch,
+                         (k_end - k) / kTileColumns, [&]() { filler.Some(kRowsAStep); });
         };
         if constexpr (!Weights::kScaled) {
           if (k0 == 0) ZeroSums<V>();
@@ -164,8 +178,7 @@ struct MatrixProducts {
             AddScaled<V>(part, n0 + n, left, k, sums);
           }
         }
-        fill(some, kGroupRows);
-        filled();
+        next = filler.Finish();
       }
       if constexpr (!Weights::kScaled) StoreSums<V>(sums, kLaneTileRows);
       HandOn<C>(sums, tile, n, left, sink);

@@ -119,9 +119,8 @@ MLA_INLINE void MatrixSteps(const bf16* x, int64_t height, const bf16* const* w,
     const bf16* xs = x + s * kTileColumns * height;
     const bf16* ws[kGroups] = {w[0] + s * kTileColumns, w[1] + s * kTileColumns};
     if constexpr (V < 3) {
-      ForEachOf<kGroups>([&](auto n) {
-        TileLoad<4 + decltype(n)::value>(ws[decltype(n)::value], pitch * 2);
-      });
+      ForEachOf<kGroups>(
+          [&](auto n) { TileLoad<4 + decltype(n)::value>(ws[decltype(n)::value], pitch * 2); });
       ForEachOf<V>([&](auto v) {
         constexpr int kV = decltype(v)::value;
         TileLoad<7 - kV>(xs + kV * 2 * kTileSide, height * 4);

@@ -1,7 +1,7 @@
 // Rows of activations as a call's products read them: copied once into tiles whose steps lie side
 // by side, so that a tile is one stream of memory and no two rows evict each other. Tiles of dot
-// products have a few rows and steps of one vector a row; beyond kMostDotRows rows, or of any number
-// where matrix_tile.h multiplies, tiles are those of lane_tile.h.
+// products have a few rows and steps of one vector a row; beyond kMostDotRows rows, or of any
+// number where matrix_tile.h multiplies, tiles are those of lane_tile.h.
 #ifndef MLA_COMMON_PACKED_ROWS_H_
 #define MLA_COMMON_PACKED_ROWS_H_
 
@@ -70,9 +70,7 @@ struct PackedRows {
 
  private:
   // Whole vectors, unless all rows lie in one.
-  int64_t LaneHeight(int64_t n) const {
-    return rows < kLanes ? rows : CeilDiv(n, kLanes) * kLanes;
-  }
+  int64_t LaneHeight(int64_t n) const { return rows < kLanes ? rows : CeilDiv(n, kLanes) * kLanes; }
 };
 
 // --- Packing ---

@@ -34,7 +34,6 @@ struct Panel {
   int64_t pitch;
 
   C* Row(int64_t j) const { return rows + j * pitch; }
-  Panel From(int64_t j) const { return {Row(j), pitch}; }
   // Rows a multiple of 4096 bytes apart would evict each other.
   static Panel Carve(Carver* carver, int64_t rows, int64_t columns) {
     const int64_t pitch = columns + 64 / static_cast<int64_t>(sizeof(C));

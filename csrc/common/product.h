@@ -5,7 +5,8 @@
 // one vector accumulator that walks the columns in order and is then summed by a fixed tree; chunks
 // are added in order. So it is whatever the tile and whichever way the weights come (straight from
 // memory for few rows, from a panel copied next to the core for more): the result of a row does not
-// depend on how many rows came with it, up to kMostDotRows. Beyond, rows lie across the lanes.
+// depend on how many rows came with it, up to kMostDotRows. Beyond, rows lie across the lanes. With
+// AMX products of bf16 are those of matrix_product.h for any number of rows.
 #ifndef MLA_COMMON_PRODUCT_H_
 #define MLA_COMMON_PRODUCT_H_
 
@@ -52,7 +53,7 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //       past the last column means the rows that follow;
 //   void Fill(int64_t k, C* dst) const of a Row: copies those columns, zeros past the last one.
 //   static constexpr bool kScaled: whether a panel's elements have yet to be multiplied by
-//       void Scales(int64_t n, int64_t count, int64_t k, float* scale) const of weight rows
+//       void ReadScales(int64_t n, int64_t count, int64_t k, float* scale) const of weight rows
 //       [n, n + count), the same up to column int64_t ScaleEnd(int64_t k) const, an even number,
 //       or one past them all.
 
@@ -183,7 +184,7 @@ struct Products {
         const C* rows[N];
         float scale[N] = {};
         if constexpr (Weights::kScaled) {
-          w.Scales(row0 + n, Min(N, count - n), k0 + from, scale);
+          w.ReadScales(row0 + n, Min(N, count - n), k0 + from, scale);
         } else {
           for (int j = 0; j < N; ++j) scale[j] = 1.0f;
         }

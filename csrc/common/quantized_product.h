@@ -52,9 +52,7 @@ struct DecodedWeights {
     const DecodedWeights& of;
     int64_t n;
     void Ask(int64_t) const {}
-    void Fill(int64_t k, C* dst) const {
-      of.Fill(n, 1, k, kMatrixColumns, {dst, kMatrixColumns});
-    }
+    void Fill(int64_t k, C* dst) const { of.Fill(n, 1, k, kMatrixColumns, {dst, kMatrixColumns}); }
   };
   Row RowAt(int64_t n) const { return {*this, n}; }
 
@@ -373,7 +371,7 @@ struct CodeWeights {
   static bool TakesLanes(const QuantizedMatrix& m) {
     return m.block_k % (kMatrixTiles<bf16> ? 32 : 2) == 0 || m.block_k >= m.k;
   }
-  void Scales(int64_t n, int64_t count, int64_t k, float* scale) const {
+  void ReadScales(int64_t n, int64_t count, int64_t k, float* scale) const {
     const int64_t block = k / m.block_k, cols = m.ScaleCols();
     const bool f32 = m.scale_type == DType::kF32;
     int64_t left = m.block_n - n % m.block_n;
