@@ -1,4 +1,4 @@
-"""Every instruction set of the CPU library passes the tests of the quantised ops' native kernels.
+"""Every instruction set of the CPU library passes the tests of the native products, attention and quantisers.
 
 The level is chosen once a process, so each runs in one of its own; one that this processor lacks is skipped.
 """
@@ -15,7 +15,11 @@ from custom_calls.registry import library
 HERE = Path(__file__).parent
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 
-QUANTISED = (
+TESTS = (
+    "test_linear.py::TestLinear::test_matches_oracle",
+    "test_expert_mlp.py::TestExpertMlp::test_matches_oracle",
+    "test_mla_attention.py::TestMlaAttention::test_matches_oracle",
+    "test_mla_attention_expanded.py::TestMlaAttentionExpanded::test_matches_oracle",
     "test_mxfp4_quantize.py::test_vectors",
     "test_mxfp4_quantize.py::TestMxfp4Quantize::test_matches_oracle",
     "test_flatten_quantize.py::TestFlattenQuantize::test_matches_oracle",
@@ -31,7 +35,7 @@ QUANTISED = (
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_quantised_kernels(level: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_native_kernels(level: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     environment = {**os.environ, "MLA_JAX_CPU_ISA": level}
     command = "from custom_calls.registry import library; print(library('cpu').abi['isa'])"
     asked = subprocess.run(
@@ -48,7 +52,7 @@ def test_quantised_kernels(level: str, request: pytest.FixtureRequest, tmp_path:
             sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
             "-c", str(request.config.inipath), f"--rootdir={request.config.rootpath}",
             "-k", "(native and not bfloat16-float32) or (a_row_is_the_same and bfloat16)",
-            *(str(HERE / test) for test in QUANTISED),
+            *(str(HERE / test) for test in TESTS),
         ],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from custom_calls.errors import LayoutError
 from custom_calls.linear import INVARIANT_ROWS, linear
 from custom_calls.linear_quantized import MAX_GPU_ROWS, TARGET, TARGET_BIAS
 from custom_calls.quantized_tensor import QuantizedTensor, to_fnuz
+from custom_calls.registry import library
 
 BF16 = ml_dtypes.bfloat16
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
@@ -211,6 +212,21 @@ def test_kernels_that_a_gpu_takes_for_large_products_only(size: tuple[int, int, 
     call = make(*size, "mxfp4", bias="float32")(rng, "bfloat16", "bfloat16")
     (got,) = TestLinearQuantized.call(call, "native")
     check(got, TestLinearQuantized.expected(call)[0], f"linear_quantized {size}")
+
+
+@EACH
+def test_with_matrix_tiles_a_row_is_the_same_in_any_call(layout: str, rng: Rng) -> None:
+    if jax.default_backend() != "cpu" or library("cpu").abi.get("isa") != "amx":
+        pytest.skip("no AMX here: more than INVARIANT_ROWS rows are summed in another order")
+    # One tile of rows and several, pieces of weights that end inside a scale's columns.
+    call = make(150, 230, 700 if layout.startswith(("fp8", "int4_group20")) else 704, layout)(
+        rng, "bfloat16", "float32"
+    )
+    (full,) = TestLinearQuantized.call(call, "native")
+    check(full, TestLinearQuantized.expected(call)[0], f"linear_quantized {layout}, 150 rows")
+    for rows in (slice(0, 1), slice(3, 10), slice(40, 57), slice(100, 148), slice(10, 74), slice(1, 98)):
+        (part,) = TestLinearQuantized.call(call.changed(x=call.arrays["x"][rows]), "native")
+        assert same_bits(np.asarray(full)[rows], part), rows
 
 
 # ---- the grid: every container x type x M x N x K, one compiled module a container and type ----
