@@ -50,12 +50,8 @@ int main() {
     const float us = MicrosecondsInGraph(layers, [&](int layer, cudaStream_t stream) {
       RopeAppendGpuArgs all = args_of(layer);
       all.parts = parts;
-      if (many) {
-        mla_rope_rows_bf16<<<row_blocks, kThreads, 0, stream>>>(all);
-        mla_rope_query_bf16<<<tokens * parts, kThreads, 0, stream>>>(all);
-      } else {
-        mla_rope_append_bf16_wide<<<row_blocks + tokens * parts, kThreads, 0, stream>>>(all);
-      }
+      const auto kernel = many ? mla_rope_append_all_bf16_many : mla_rope_append_all_bf16_wide;
+      kernel<<<row_blocks + tokens * parts, kThreads, 0, stream>>>(all);
     });
     PrintRow("rope_append_latent", "\"tokens\": " + std::to_string(tokens), us,
              2.0 * static_cast<double>(out_bytes + kv_bytes), 0);

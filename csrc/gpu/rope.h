@@ -50,6 +50,35 @@ struct Pairs {
   }
 };
 
+// The same, in wide accesses, as words: elements that wait for their turn would take a register
+// each.
+template <typename T, int pairs>
+struct HeldPairs {
+  static constexpr int kWords = static_cast<int>(sizeof(T)) * 2 * pairs / 4;
+  Pack<uint32_t, kWords> words;
+
+  MLA_DEVICE HeldPairs() {}
+  MLA_DEVICE HeldPairs(const T* src, int64_t first, int64_t half, bool half_layout) {
+    if (half_layout) {
+      const auto low = LoadPack<kWords / 2>(At<uint32_t>(src + first, 0)),
+                 high = LoadPack<kWords / 2>(At<uint32_t>(src + half + first, 0));
+#pragma unroll
+      for (int i = 0; i < kWords / 2; ++i) {
+        words.at[i] = low.at[i];
+        words.at[kWords / 2 + i] = high.at[i];
+      }
+    } else {
+      words = LoadPack<kWords>(At<uint32_t>(src + 2 * first, 0));
+    }
+  }
+
+  MLA_DEVICE Pairs<T, pairs> Open() const {
+    Pairs<T, pairs> out;
+    __builtin_memcpy(&out.raw, &words, sizeof(words));
+    return out;
+  }
+};
+
 template <int pairs>
 struct Rotated {
   float at[2 * pairs];

@@ -8,9 +8,8 @@ namespace mla {
 namespace gpu {
 
 constexpr int kThreads = 256;
-// From here on there is work for every thread that a GPU holds: more of it a thread, in two
-// launches.
-constexpr int kManyTokens = 512, kManyItems = 4;
+// From here on there is work for every thread that a GPU holds: more of it a thread.
+constexpr int kManyTokens = 512, kManyItems = 2;
 
 struct RopeAppendGpuArgs {
   RopeAppendArgs args;

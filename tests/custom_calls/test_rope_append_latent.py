@@ -228,6 +228,7 @@ class TestRopeAppendLatent(OpTests):
         "T1-page1-P2-half": make(1, 1, 8, 2, "half", page_size=1),
         "T3-page64-R512": make(3, 12, 512, 64, page_size=64, q_offset=128, kv_offset=0),
         "T17-page3-half": make(17, 20, 24, 8, "half", page_size=3),
+        "T2-H31-P66": make(2, 31, 8, 66),  # Parts of heads that do not divide a GPU's blocks.
         "T65-page16": make(65, 3, 40, 8),
         "dropped-slots-page1": dropped_slots(1),
         "dropped-slots-page3": dropped_slots(3),
