@@ -418,6 +418,35 @@ def test_a_rotation_by_the_zero_angle_keeps_every_bit(kernels: str) -> None:
     assert same_bits(np.asarray(pool)[0, 0, 0, 2:], values)
 
 
+WHOLE_VECTORS = [
+    (3, 600, "interleaved", "float32", "float32", "float32"),
+    (3, 600, "half", "float32", "float8_e4m3fn", "bfloat16"),
+    (3, 600, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
+    (3, 600, "half", "bfloat16", "bfloat16", "bfloat16"),
+    (3, 600, "half", "bfloat16", "float8_e4m3fn", "float32"),
+    (520, 40, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
+    (520, 40, "half", "bfloat16", "bfloat16", "bfloat16"),
+    (520, 40, "half", "bfloat16", "float32", "bfloat16"),
+    (520, 40, "interleaved", "bfloat16", "float8_e4m3fn", "float32"),
+]
+
+
+@pytest.mark.parametrize(("tokens", "rank", "layout", "dtype", "cache", "weight"), WHOLE_VECTORS)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_rows_that_a_gpu_moves_in_whole_vectors(
+    kernels: str, tokens: int, rank: int, layout: str, dtype: str, cache: str, weight: str, rng: Rng
+) -> None:
+    """Every width and offset a multiple of 8: kernels of their own, and others again for many tokens."""
+    call = make(tokens, 5, rank, 16, layout, q_offset=8, kv_offset=16, slots=(4, -1))(rng, dtype, cache)
+    q, kv_a = (call.arrays[name][..., :-rest] for name, rest in (("q", 3), ("kv_a", 2)))
+    call = call.changed(
+        q=np.concatenate([q, poison((*q.shape[:-1], 8), dtype)], axis=-1),
+        kv_a=np.concatenate([kv_a, poison((*kv_a.shape[:-1], 8), dtype)], axis=-1),
+        norm_weight=call.arrays["norm_weight"].astype(np.dtype(weight)),
+    )
+    TestRopeAppendLatent.check_call(call, kernels)
+
+
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_rows_form_stores_what_the_pool_form_stores(kernels: str, cache: str, rng: Rng) -> None:
