@@ -419,25 +419,27 @@ def test_a_rotation_by_the_zero_angle_keeps_every_bit(kernels: str) -> None:
 
 
 WHOLE_VECTORS = [
-    (3, 600, "interleaved", "float32", "float32", "float32"),
-    (3, 600, "half", "float32", "float8_e4m3fn", "bfloat16"),
-    (3, 600, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
-    (3, 600, "half", "bfloat16", "bfloat16", "bfloat16"),
-    (3, 600, "half", "bfloat16", "float8_e4m3fn", "float32"),
-    (520, 40, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
-    (520, 40, "half", "bfloat16", "bfloat16", "bfloat16"),
-    (520, 40, "half", "bfloat16", "float32", "bfloat16"),
-    (520, 40, "interleaved", "bfloat16", "float8_e4m3fn", "float32"),
+    (3, 40, 600, 64, "interleaved", "float32", "float32", "float32"),
+    (3, 5, 600, 16, "half", "float32", "float8_e4m3fn", "bfloat16"),
+    (3, 40, 600, 64, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
+    (3, 5, 600, 16, "half", "bfloat16", "bfloat16", "bfloat16"),
+    (3, 5, 600, 16, "half", "bfloat16", "float8_e4m3fn", "float32"),
+    (520, 70, 40, 64, "interleaved", "bfloat16", "bfloat16", "bfloat16"),
+    (520, 5, 40, 16, "half", "bfloat16", "bfloat16", "bfloat16"),
+    (520, 5, 40, 16, "half", "bfloat16", "float32", "bfloat16"),
+    (520, 5, 40, 16, "interleaved", "bfloat16", "float8_e4m3fn", "float32"),
 ]
+"""Tokens, heads, rank, columns that are rotated, their layout, and the types of activations, cache and weights."""
 
 
-@pytest.mark.parametrize(("tokens", "rank", "layout", "dtype", "cache", "weight"), WHOLE_VECTORS)
+@pytest.mark.parametrize("shape", WHOLE_VECTORS, ids=lambda shape: "-".join(map(str, shape)))
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_rows_that_a_gpu_moves_in_whole_vectors(
-    kernels: str, tokens: int, rank: int, layout: str, dtype: str, cache: str, weight: str, rng: Rng
+    kernels: str, shape: tuple[int, int, int, int, str, str, str, str], rng: Rng
 ) -> None:
     """Every width and offset a multiple of 8: kernels of their own, and others again for many tokens."""
-    call = make(tokens, 5, rank, 16, layout, q_offset=8, kv_offset=16, slots=(4, -1))(rng, dtype, cache)
+    tokens, heads, rank, rope, layout, dtype, cache, weight = shape
+    call = make(tokens, heads, rank, rope, layout, q_offset=8, kv_offset=16, slots=(4, -1))(rng, dtype, cache)
     q, kv_a = (call.arrays[name][..., :-rest] for name, rest in (("q", 3), ("kv_a", 2)))
     call = call.changed(
         q=np.concatenate([q, poison((*q.shape[:-1], 8), dtype)], axis=-1),
