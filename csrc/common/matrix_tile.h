@@ -79,8 +79,8 @@ MLA_INLINE void ForEachOf(const F& f) {
   ForIndices(f, std::make_integer_sequence<int, n>());
 }
 
-// Sums of kGroups groups of 16 weight rows with V vectors of activations: tiles 0 to 2 V. The
-// weights take one or two of the tiles from 4 on, the activations the last ones; three vectors
+// Sums of kGroups groups of 16 weight rows with V vectors of activations are the first 2 V tiles.
+// The weights take one or two of the tiles from 4 on, the activations the last ones; three vectors
 // leave one tile for each.
 constexpr int kGroups = 2;
 constexpr int64_t kGroupRows = kGroups * kTileSide;
