@@ -2,9 +2,6 @@
 #ifndef MLA_COMMON_MATRIX_PRODUCT_H_
 #define MLA_COMMON_MATRIX_PRODUCT_H_
 
-#include <new>
-#include <type_traits>
-
 #include "common/panel.h"
 #include "common/scratch.h"
 
@@ -16,7 +13,7 @@ namespace MLA_ISA {
 constexpr int64_t kMatrixChunk = 256;
 
 // How far ahead of their use the weights for a few rows are asked for.
-constexpr int64_t kMatrixAhead = 4 * kMatrixColumns;
+constexpr int64_t kMatrixAhead = 2 * kMatrixColumns;
 
 // As Products in product.h, with the same Weights.
 template <typename C, typename Weights, typename Sink>
@@ -27,15 +24,13 @@ struct MatrixProducts {
   const int64_t n0, cols;
   const Sink& sink;
 
-  using Row = typename Weights::Row;
+  using Rows = typename Weights::Rows;
+  using Constants = typename Weights::Constants;
 
   // Columns [k0, k0 + width) of weight rows [p0, p0 + count), counted from n0.
   struct Piece {
     int64_t p0, count, k0, width;
   };
-  // Memory for what is known about some rows.
-  template <int64_t n>
-  using RowMemory = std::aligned_storage_t<sizeof(Row), alignof(Row)>[n];
 
   // Adds the sums of `count` weight rows from n on, over columns that have the scales of column k.
   template <int V>
@@ -56,7 +51,11 @@ struct MatrixProducts {
   // Where the sums that have the scales of column k end: also where a panel ends, so that no row's
   // depend on how many rows there are.
   int64_t ScaleEnd(int64_t k) const {
-    return Min(w.ScaleEnd(k), (k / kMatrixChunk + 1) * kMatrixChunk);
+    if constexpr (Weights::kScaled) {
+      return Min(w.ScaleEnd(k), (k / kMatrixChunk + 1) * kMatrixChunk);
+    } else {
+      return INT64_MAX;
+    }
   }
   bool Starts(int64_t k) const { return k == 0 || ScaleEnd(k - 1) == k; }
 
@@ -96,41 +95,74 @@ struct MatrixProducts {
   // turn, so that one can be multiplied meanwhile.
   struct Filler {
     static constexpr int64_t kPitch = kMatrixColumns + kTileColumns;
+    static constexpr int64_t kRowsAStep = kGroupRows / (kMatrixColumns / kTileColumns);
 
     const MatrixProducts& of;
     C* const buffers[2];
-    int64_t n = 0, k = 0, row = 0;
+    int64_t n = 0, k = 0;
     int buffer = 0;
-    RowMemory<kGroupRows> memory = {};
+    Rows rows;
+    // Of the piece from (n, k): its next row, how many it has, and the columns that are asked for
+    // meanwhile: later ones of as many rows, or the first of the next group's.
+    int64_t row = 0, count = 0, ahead = 0;
 
-    void Some(int64_t count) {
-      auto* rows = reinterpret_cast<Row*>(memory);
-      const int64_t left = of.cols - n, from = row;
-      row = Min(kGroupRows, row + count);
-      const int64_t to = Min(row, left);
-      if (k == 0) {
-        for (int64_t j = from; j < to; ++j) new (rows + j) Row(of.w.RowAt(of.n0 + n + j));
+    Filler(const MatrixProducts& products, C* first, C* second)
+        : of(products), buffers{first, second} {
+      Turn();
+      // Nobody has asked for these.
+      for (int64_t i = 0; i < Min(kMatrixAhead, of.x.width); i += kMatrixColumns) {
+        for (int64_t j = 0; j < count; ++j) rows.Ask(j, i);
       }
-      // What comes some columns later, or in the next group.
-      const bool wraps = k + kMatrixAhead >= of.x.width;
-      const int64_t ahead = k + kMatrixAhead + (wraps ? (kGroupRows - 1) * of.x.width : 0);
-      for (int64_t j = from; j < to; ++j) {
-        if (!wraps || j + kGroupRows < left) rows[j].Ask(ahead);
-        rows[j].Fill(k, buffers[buffer] + j * kPitch);
+    }
+
+    // To the piece from (n, k).
+    void Turn() {
+      row = 0;
+      if (k == 0) {
+        count = Clamp(of.cols - n, 0, kGroupRows);
+        rows = of.w.RowsAt(of.n0 + n, count);
+      }
+      ahead = k + kMatrixAhead;
+      if (ahead >= of.x.width) {
+        // Of a last group, which need not be whole, nothing is asked for: these are at hand.
+        ahead = of.cols - n >= 2 * kGroupRows ? ahead + (kGroupRows - 1) * of.x.width : k;
+      }
+    }
+
+    // The rows of a step.
+    MLA_INLINE void Some(const Constants& constants) {
+      const int64_t first = row, columns = k, next = ahead;
+      row += kRowsAStep;
+      if (row > count || k + kMatrixColumns > rows.Whole()) return Part(first);
+      // A copy of what the stores into the buffer might change for all that the compiler knows.
+      const Rows from = rows;
+      C* to = buffers[buffer] + first * kPitch;
+      MLA_UNROLL
+      for (int64_t j = 0; j < kRowsAStep; ++j) {
+        from.Ask(first + j, next);
+        from.FillWhole(first + j, columns, constants, to + j * kPitch);
+      }
+    }
+
+    // The same of fewer rows or columns.
+    __attribute__((noinline)) void Part(int64_t first) {
+      for (int64_t j = first; j < Min(count, row); ++j) {
+        rows.Ask(j, ahead);
+        rows.Fill(j, k, buffers[buffer] + j * kPitch);
       }
     }
 
     // The rest of a piece; returns it and turns to the next one.
-    const C* Finish() {
-      Some(kGroupRows);
+    const C* Finish(const Constants& constants) {
+      while (row < count) Some(constants);
       const C* piece = buffers[buffer];
       buffer ^= 1;
-      row = 0;
       k += kMatrixColumns;
       if (k >= of.x.width) {
         k = 0;
         n += kGroupRows;
       }
+      Turn();
       return piece;
     }
   };
@@ -139,7 +171,7 @@ struct MatrixProducts {
   // piece of weights is decoded beside the tiles' arithmetic.
   template <int V>
   void OneTile() const {
-    constexpr int64_t kRowsAStep = kGroupRows / (kMatrixColumns / kTileColumns);
+    constexpr int kSets = V == 1 ? 2 : 1;
     C* buffers[2];
     float *sums, *part;
     const auto carve = [&](void* base) {
@@ -152,37 +184,54 @@ struct MatrixProducts {
     carve(Scratch(kPanelScratch, carve(nullptr)));
     const auto tile = x.At(tile0);
     const TileScope scope(Min(kLanes, tile.height));
-    Filler filler = {*this, {buffers[0], buffers[1]}};
-    const C* next = filler.Finish();
+    const Constants constants;
+    Filler filler(*this, buffers[0], buffers[1]);
+    int set = 0;  // The sums that grow.
+    const auto with_set = [&](int which, const auto& f) {
+      if (kSets == 2 && which == 1) return f(Constant<kSets - 1>());
+      f(Constant<0>());
+    };
+    // Finished sums of weight rows from n on, over the columns up to k_end that have the scales of
+    // column k. The other set, if there is one, has begun to grow before they are stored.
+    struct {
+      int64_t n, k, k_end;
+      bool any = false;
+    } finished;
+    const auto store = [&]() {
+      if (!finished.any) return;
+      finished.any = false;
+      float* to = Weights::kScaled ? part : sums;
+      with_set((set + 1) % kSets,
+               [&](auto s) { StoreSums<V, decltype(s)::value>(to, kLaneTileRows); });
+      const int64_t n = finished.n, left = Min(kGroupRows, cols - n);
+      if constexpr (Weights::kScaled) AddScaled<V>(part, n0 + n, left, finished.k, sums);
+      if (finished.k_end == x.width) HandOn<C>(sums, tile, n, left, sink);
+    };
+    const C* next = filler.Finish(constants);
     for (int64_t n = 0; n < cols; n += kGroupRows) {
-      const int64_t left = Min(kGroupRows, cols - n);
       for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixColumns) {
         const int64_t end = Min(k0 + kMatrixColumns, x.width);
         const C* piece = next;
-        const auto steps = [&](int64_t k, int64_t k_end) {
-          const C* group[kGroups] = {piece + (k - k0),
-                                     piece + (k - k0) + kTileSide * Filler::kPitch};
-          MatrixSteps<V>(tile.data + k * tile.height, tile.height, group, Filler::kPitch,
-                         (k_end - k) / kTileColumns, [&]() { filler.Some(kRowsAStep); });
-        };
-        if constexpr (!Weights::kScaled) {
-          if (k0 == 0) ZeroSums<V>();
-          steps(k0, end);
-        } else {
-          for (int64_t k = k0, k_end; k < end; k = k_end) {
-            k_end = Min(end, ScaleEnd(k));
-            if (Starts(k)) ZeroSums<V>();
-            steps(k, k_end);
-            if (k_end < x.width && !Starts(k_end)) continue;
-            StoreSums<V>(part, kLaneTileRows);
-            AddScaled<V>(part, n0 + n, left, k, sums);
-          }
+        for (int64_t k = k0, k_end; k < end; k = k_end) {
+          k_end = Min(end, ScaleEnd(k));
+          with_set(set, [&](auto s) {
+            constexpr int kSet = decltype(s)::value;
+            const C* group[kGroups] = {piece + (k - k0),
+                                       piece + (k - k0) + kTileSide * Filler::kPitch};
+            if (Starts(k)) ZeroSums<V, kSet>();
+            MatrixSteps<V, kSet>(tile.data + k * tile.height, tile.height, group, Filler::kPitch,
+                                 (k_end - k) / kTileColumns, [&]() { filler.Some(constants); });
+          });
+          store();
+          if (k_end < x.width && !Starts(k_end)) continue;
+          finished = {n, k, k_end, true};
+          set = (set + 1) % kSets;
+          if (kSets == 1) store();
         }
-        next = filler.Finish();
+        next = filler.Finish(constants);
       }
-      if constexpr (!Weights::kScaled) StoreSums<V>(sums, kLaneTileRows);
-      HandOn<C>(sums, tile, n, left, sink);
     }
+    store();
   }
 
   // Several tiles of rows share each panel.
@@ -198,19 +247,13 @@ struct MatrixProducts {
       return carver.used();
     };
     carve(Scratch(kPanelScratch, carve(nullptr)));
-    RowMemory<kMatrixPanelRows> row_memory;
-    auto* rows = reinterpret_cast<Row*>(row_memory);
     const TileScope scope(kTileSide);
     for (int64_t p0 = 0; p0 < cols; p0 += kMatrixPanelRows) {
       const int64_t count = Min(kMatrixPanelRows, cols - p0);
-      for (int64_t j = 0; j < count; ++j) new (rows + j) Row(w.RowAt(n0 + p0 + j));
+      const Rows rows = w.RowsAt(n0 + p0, count);
       for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixChunk) {
         const Piece piece = {p0, count, k0, Min(kMatrixChunk, x.width - k0)};
-        for (int64_t j = 0; j < count; ++j) {
-          for (int64_t k = 0; k < piece.width; k += kMatrixColumns) {
-            rows[j].Fill(k0 + k, panel.Row(j) + k);
-          }
-        }
+        FillPanel(rows, piece, panel);
         // What comes next, in this panel or, after its last columns, in the next one.
         const bool wraps = k0 + kMatrixChunk >= x.width;
         const int64_t ahead = k0 + kMatrixChunk + (wraps ? (kMatrixPanelRows - 1) * x.width : 0);
@@ -220,7 +263,7 @@ struct MatrixProducts {
         int64_t asked = 0;
         const auto ask = [&]() {
           for (const int64_t end = Min(asks, asked + a_step); asked < end; ++asked) {
-            for (int64_t k = 0; k < kMatrixChunk; k += kMatrixColumns) rows[asked].Ask(ahead + k);
+            for (int64_t k = 0; k < kMatrixChunk; k += kMatrixColumns) rows.Ask(asked, ahead + k);
           }
         };
         for (int64_t t = 0; t < tiles; ++t) {
@@ -233,6 +276,19 @@ struct MatrixProducts {
       }
       for (int64_t t = 0; t < tiles; ++t) {
         HandOn<C>(sums + t * kSums, x.At(tile0 + t), p0, count, sink);
+      }
+    }
+  }
+
+  static void FillPanel(const Rows& rows, const Piece& piece, const Panel<C>& panel) {
+    const Constants constants;
+    for (int64_t j = 0; j < piece.count; ++j) {
+      for (int64_t k = 0; k < piece.width; k += kMatrixColumns) {
+        if (piece.k0 + k < rows.Whole()) {
+          rows.FillWhole(j, piece.k0 + k, constants, panel.Row(j) + k);
+        } else {
+          rows.Fill(j, piece.k0 + k, panel.Row(j) + k);
+        }
       }
     }
   }

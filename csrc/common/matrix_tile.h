@@ -79,8 +79,9 @@ MLA_INLINE void ForEachOf(const F& f) {
   ForIndices(f, std::make_integer_sequence<int, n>());
 }
 
-// Sums of kGroups groups of 16 weight rows with V vectors of activations are the first 2 V tiles.
-// The weights take one or two of the tiles from 4 on, the activations the last ones; three vectors
+// Sums of kGroups groups of 16 weight rows with V vectors of activations are 2 V of the first four
+// tiles; of one vector there are two sets, so that one can be stored while the other grows. The
+// weights take one or two of the tiles from 4 on, the activations the last ones; three vectors
 // leave one tile for each.
 constexpr int kGroups = 2;
 constexpr int64_t kGroupRows = kGroups * kTileSide;
@@ -89,9 +90,9 @@ template <int n>
 MLA_INLINE void ZeroTiles() {
   ForEachOf<n>([](auto i) { TileZero<decltype(i)::value>(); });
 }
-template <int V>
+template <int V, int set = 0>
 MLA_INLINE void ZeroSums() {
-  ZeroTiles<kGroups * V>();
+  ForEachOf<kGroups * V>([](auto i) { TileZero<set * kGroups + decltype(i)::value>(); });
 }
 // (weight rows, lanes), `ld` floats apart.
 template <int V>
@@ -101,20 +102,21 @@ MLA_INLINE void LoadSums(const float* from, int64_t ld) {
     TileLoad<i>(from + i / V * kTileSide * ld + i % V * kTileSide, ld * 4);
   });
 }
-template <int V>
+template <int V, int set = 0>
 MLA_INLINE void StoreSums(float* to, int64_t ld) {
   ForEachOf<kGroups * V>([=](auto index) {
     constexpr int i = decltype(index)::value;
-    TileStore<i>(to + i / V * kTileSide * ld + i % V * kTileSide, ld * 4);
+    TileStore<set * kGroups + i>(to + i / V * kTileSide * ld + i % V * kTileSide, ld * 4);
   });
 }
 
 // Adds `steps` steps of columns to the sums. x: (units, `height` lanes); the weight rows of the
 // groups start at w[0] and w[1], `pitch` elements apart. between() runs once a step, beside the
 // tiles' arithmetic.
-template <int V, typename Between>
+template <int V, int set = 0, typename Between>
 MLA_INLINE void MatrixSteps(const bf16* x, int64_t height, const bf16* const* w, int64_t pitch,
                             int64_t steps, const Between& between) {
+  static_assert(set == 0 || V == 1, "two sets of sums of one vector only");
   for (int64_t s = 0; s < steps; ++s) {
     const bf16* xs = x + s * kTileColumns * height;
     const bf16* ws[kGroups] = {w[0] + s * kTileColumns, w[1] + s * kTileColumns};
@@ -126,7 +128,7 @@ MLA_INLINE void MatrixSteps(const bf16* x, int64_t height, const bf16* const* w,
         TileLoad<7 - kV>(xs + kV * 2 * kTileSide, height * 4);
         ForEachOf<kGroups>([&](auto n) {
           constexpr int kN = decltype(n)::value;
-          TileProduct<kN * V + kV, 4 + kN, 7 - kV>();
+          TileProduct<set * kGroups + kN * V + kV, 4 + kN, 7 - kV>();
         });
       });
     } else {

@@ -21,11 +21,12 @@ constexpr int64_t kPackedPanelRows = kMatrixTiles<C> ? kMatrixPanelRows : kLaneP
 
 // Columns of the pieces that matrix_product.h decodes for a few rows.
 constexpr int64_t kMatrixColumns = 128;
-constexpr int64_t kAskedRows = 32;  // Rows from a row's to that whose scales it asks for.
 
-inline void AskFor(const void* p, int64_t bytes) {
+MLA_INLINE void AskFor(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
+
+struct NoConstants {};
 
 // Weight rows of one chunk, decoded.
 template <typename C>

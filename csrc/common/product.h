@@ -48,10 +48,15 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
 //       j to min(j + N, last) of a panel whose first row is weight row n0.
 //   For matrix_product.h:
-//   struct Row and Row RowAt(int64_t n) const: what there is to know about weight row n;
-//   void Ask(int64_t k) const of a Row: asks for the columns [k, k + kMatrixColumns), where a k
-//       past the last column means the rows that follow;
-//   void Fill(int64_t k, C* dst) const of a Row: copies those columns, zeros past the last one.
+//   struct Rows and Rows RowsAt(int64_t n, int64_t count) const: some weight rows, j their number
+//       from n on;
+//   void Ask(int64_t j, int64_t k) const of Rows: asks for the columns [k, k + kMatrixColumns) of
+//       one, where a k past the last column means the rows that follow;
+//   void Fill(int64_t j, int64_t k, C* dst) const of Rows: copies those columns, zeros past the
+//       last one;
+//   int64_t Whole() const of Rows: how many columns
+//   void FillWhole(int64_t j, int64_t k, const Constants&, C* dst) const may copy instead, in whole
+//       pieces; using Constants: what a loop over it keeps in registers.
 //   static constexpr bool kScaled: whether a panel's elements have yet to be multiplied by
 //       void ReadScales(int64_t n, int64_t count, int64_t k, float* scale) const of weight rows
 //       [n, n + count), the same up to column int64_t ScaleEnd(int64_t k) const, an even number,
@@ -305,6 +310,7 @@ inline void PanelTile(const C* x, const Panel<C>& panel, int64_t j, int64_t last
 template <typename X, typename W>
 struct PlainWeights {
   using C = typename ProductType<X, W>::T;
+  using Constants = NoConstants;
   const W* data;  // (rows, k)
   int64_t k;
 
@@ -314,16 +320,22 @@ struct PlainWeights {
   // Copies pay for themselves sooner where they also save a conversion in every tile.
   bool UsesPanel(int64_t rows) const { return rows >= (sizeof(C) == sizeof(W) ? 48 : 16); }
 
-  struct Row {
-    const W* data;
-    int64_t k;
-    void Ask(int64_t k0) const { AskFor(data + k0, kMatrixColumns * sizeof(W)); }
-    void Fill(int64_t k0, C* dst) const {
+  struct Rows {
+    const W* data = nullptr;
+    int64_t k = 0;
+    MLA_INLINE void Ask(int64_t j, int64_t k0) const {
+      AskFor(data + j * k + k0, kMatrixColumns * sizeof(W));
+    }
+    int64_t Whole() const { return k / kMatrixColumns * kMatrixColumns; }
+    MLA_INLINE void FillWhole(int64_t j, int64_t k0, NoConstants, C* dst) const {
+      PackRow(data + j * k + k0, kMatrixColumns, kMatrixColumns, Order::kPlain, 1, dst);
+    }
+    void Fill(int64_t j, int64_t k0, C* dst) const {
       const int64_t n = Min(kMatrixColumns, k - k0);
-      PackRow(data + k0, n, kMatrixColumns, Order::kPlain, 1, dst);
+      PackRow(data + j * k + k0, n, kMatrixColumns, Order::kPlain, 1, dst);
     }
   };
-  Row RowAt(int64_t n) const { return {data + n * k, k}; }
+  Rows RowsAt(int64_t n, int64_t) const { return {data + n * k, k}; }
 
   template <int M, int N>
   void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {

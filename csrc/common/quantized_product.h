@@ -41,6 +41,7 @@ inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_
 template <typename Multiplied>
 struct DecodedWeights {
   using C = Multiplied;
+  using Constants = NoConstants;
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = false;
@@ -48,13 +49,17 @@ struct DecodedWeights {
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t) const { return true; }
 
-  struct Row {
-    const DecodedWeights& of;
-    int64_t n;
-    void Ask(int64_t) const {}
-    void Fill(int64_t k, C* dst) const { of.Fill(n, 1, k, kMatrixColumns, {dst, kMatrixColumns}); }
+  struct Rows {
+    const DecodedWeights* of = nullptr;
+    int64_t n = 0;
+    MLA_INLINE void Ask(int64_t, int64_t) const {}
+    int64_t Whole() const { return 0; }
+    void FillWhole(int64_t, int64_t, NoConstants, C*) const {}
+    void Fill(int64_t j, int64_t k, C* dst) const {
+      of->Fill(n + j, 1, k, kMatrixColumns, {dst, kMatrixColumns});
+    }
   };
-  Row RowAt(int64_t n) const { return {*this, n}; }
+  Rows RowsAt(int64_t n, int64_t) const { return {this, n}; }
 
   template <int M, int N>
   void Few(const C*, int64_t, int64_t, int64_t, int64_t, float*) const {}
@@ -94,29 +99,55 @@ alignas(64) constexpr uint8_t kScaleOfLane[64] = {
     2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128, 2, 128,  //
     3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128, 3, 128};
 
+// What decoding needs, in registers: the compiler would else load it again for every group.
+struct Mxfp4Constants {
+  __m512i bits, spread, bias, start[3];
+
+  MLA_INLINE Mxfp4Constants() {
+    bits = _mm512_load_si512(kMxfp4Bits);
+    spread = _mm512_load_si512(kScaleOfLane);
+    bias = _mm512_set1_epi16(kMxfp4Bias + (127 << 7));
+    for (int j = 0; j < 3; ++j) {
+      // Codes j + 1, j + 5, j + 9 and j + 13 of a 64-bit lane, each at both bytes of its place.
+      start[j] = _mm512_set1_epi64(0x3030202010100000 + 0x0404040404040404 * (j + 1));
+    }
+    __asm__(""
+            : "+v"(bits), "+v"(spread), "+v"(bias), "+v"(start[0]), "+v"(start[1]), "+v"(start[2]));
+  }
+};
+
 // 128 columns of one row: 64 bytes of codes and four scales.
 struct Mxfp4Group {
   __m512i codes, bias;
 
   MLA_INLINE Mxfp4Group() = default;
-  MLA_INLINE Mxfp4Group(__m512i the_codes, uint32_t scales) : codes(the_codes) {
+  MLA_INLINE Mxfp4Group(__m512i the_codes, uint32_t scales, const Mxfp4Constants& constants)
+      : codes(the_codes) {
     const __m512i spread = _mm512_maskz_shuffle_epi8(
-        ~uint64_t{0}, _mm512_set1_epi32(static_cast<int>(scales)), _mm512_load_si512(kScaleOfLane));
-    bias =
-        _mm512_sub_epi16(_mm512_set1_epi16(kMxfp4Bias + (127 << 7)), _mm512_slli_epi16(spread, 7));
+        ~uint64_t{0}, _mm512_set1_epi32(static_cast<int>(scales)), constants.spread);
+    bias = _mm512_sub_epi16(constants.bias, _mm512_slli_epi16(spread, 7));
   }
-  MLA_INLINE Mxfp4Group(const uint8_t* data, const uint8_t* scale) {
+  MLA_INLINE Mxfp4Group(const uint8_t* data, const uint8_t* scale,
+                        const Mxfp4Constants& constants) {
     uint32_t four;
     __builtin_memcpy(&four, scale, sizeof(four));
-    *this = Mxfp4Group(_mm512_loadu_si512(data), four);
+    *this = Mxfp4Group(_mm512_loadu_si512(data), four, constants);
   }
   // Vector j of the order by nibble. A table of 32 needs no mask: its halves are equal, so the
   // fifth bit of an index, which belongs to the next code, does not matter.
   template <int j>
-  MLA_INLINE __m512i Vector() const {
-    const __m512i index =
-        j == 0 ? codes : _mm512_maskz_srli_epi32(static_cast<__mmask16>(~0u), codes, 4 * j);
-    const __m512i bits = _mm512_maskz_permutexvar_epi16(~0u, index, _mm512_load_si512(kMxfp4Bits));
+  MLA_INLINE __m512i Vector(const Mxfp4Constants& constants) const {
+    __m512i index = codes;
+    if constexpr (j > 0) {
+#if defined(__AVX512VBMI__)
+      // Not a shift, which would wait for the one port that the subtraction and half of the
+      // look-up need too.
+      index = _mm512_maskz_multishift_epi64_epi8(~uint64_t{0}, constants.start[j - 1], codes);
+#else
+      index = _mm512_maskz_srli_epi32(static_cast<__mmask16>(~0u), codes, 4 * j);
+#endif
+    }
+    const __m512i bits = _mm512_maskz_permutexvar_epi16(~0u, index, constants.bits);
     return _mm512_subs_epu16(bits, bias);
   }
 };
@@ -134,6 +165,7 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
   for (int n = 0; n < N; ++n) ds[n] = data[n];
   MLA_UNROLL
   for (int n = 0; n < N; ++n) ss[n] = scale[n];
+  const Mxfp4Constants constants;
   // Of several weight rows the vectors j are multiplied together, so that a vector of x is loaded
   // once for all of them.
   constexpr int kTogether = M == 1 ? 1 : N;
@@ -142,7 +174,7 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
       constexpr int j = decltype(vector)::value;
       __m512i b[kTogether];
       MLA_UNROLL
-      for (int n = 0; n < kTogether; ++n) b[n] = group[n].template Vector<j>();
+      for (int n = 0; n < kTogether; ++n) b[n] = group[n].template Vector<j>(constants);
       MLA_UNROLL
       for (int m = 0; m < M; ++m) {
         const __m512i a = _mm512_loadu_si512(x + (g * 4 + j) * (M * 32) + m * 32);
@@ -164,7 +196,7 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
       MLA_UNROLL
       for (int n = 0; n < kTogether; ++n) {
         __builtin_prefetch(ahead + (g * N + n0 + n) * 64);
-        group[n] = Mxfp4Group(ds[n0 + n] + g * 64, ss[n0 + n] + g * 4);
+        group[n] = Mxfp4Group(ds[n0 + n] + g * 64, ss[n0 + n] + g * 4, constants);
       }
       add(g, group, n0);
     }
@@ -177,7 +209,8 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
         uint32_t four = 0;
         __builtin_memcpy(&four, ss[n0 + n] + groups * 4, static_cast<size_t>(rest));
         const auto mask = static_cast<__mmask16>((1u << (4 * rest)) - 1);
-        group[n] = Mxfp4Group(_mm512_maskz_loadu_epi32(mask, ds[n0 + n] + groups * 64), four);
+        group[n] =
+            Mxfp4Group(_mm512_maskz_loadu_epi32(mask, ds[n0 + n] + groups * 64), four, constants);
       }
       add(groups, group, n0);
     }
@@ -188,6 +221,7 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
 // MXFP4 rows of whole blocks of 32.
 struct Mxfp4Weights {
   using C = bf16;
+  using Constants = Mxfp4Constants;
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = false;
@@ -202,32 +236,49 @@ struct Mxfp4Weights {
     return m.data + row * m.RowBytes() + k0 / 2;
   }
   const uint8_t* Scales(int64_t row, int64_t k0) const {
-    return static_cast<const uint8_t*>(m.scale) + row * m.ScaleCols() + k0 / 32;
+    return static_cast<const uint8_t*>(m.scale) + row * ScaleCols() + k0 / 32;
   }
-  struct Row {
-    const Mxfp4Weights& of;
-    int64_t n;
-    const uint8_t* data;
-    const uint8_t* scale;
-    int64_t whole;  // Columns in groups that StoreGroup may take.
-    void Ask(int64_t k) const { AskFor(data + k / 2, kMatrixColumns / 2); }
-    MLA_INLINE void Fill(int64_t k, bf16* dst) const {
-      if (k >= whole) return of.DecodeChunk(n, k, kMatrixColumns, dst);
-      StoreGroup(Mxfp4Group(data + k / 2, scale + k / 32), dst);
+  int64_t ScaleCols() const { return m.k / 32; }  // No division by a variable.
+  struct Rows {
+    const Mxfp4Weights* of = nullptr;
+    int64_t n = 0;
+    const uint8_t* data = nullptr;
+    const uint8_t* scale = nullptr;
+    uint64_t k = 0;  // Unsigned: a signed division by two takes four instructions.
+    int64_t whole = 0;
+
+    MLA_INLINE void Ask(int64_t j, int64_t from) const {
+      AskFor(At(data, 2, j, from), kMatrixColumns / 2);
+    }
+    int64_t Whole() const { return whole; }
+    MLA_INLINE void FillWhole(int64_t j, int64_t from, const Mxfp4Constants& constants,
+                              bf16* dst) const {
+      StoreGroup(Mxfp4Group(At(data, 2, j, from), At(scale, 32, j, from), constants), constants,
+                 dst);
+    }
+    void Fill(int64_t j, int64_t from, bf16* dst) const {
+      of->DecodeChunk(n + j, from, kMatrixColumns, dst);
+    }
+    MLA_INLINE const uint8_t* At(const uint8_t* first, uint64_t columns, int64_t j,
+                                 int64_t from) const {
+      return first + static_cast<uint64_t>(j) * (k / columns) +
+             static_cast<uint64_t>(from) / columns;
     }
   };
-  Row RowAt(int64_t n) const {
+  // Asks for the scales of as many rows again.
+  Rows RowsAt(int64_t n, int64_t count) const {
     const uint8_t* scale = Scales(n, 0);
-    const int64_t count = m.ScaleCols();
-    AskFor(scale + kAskedRows * count, count);
-    const int64_t whole = Regular(scale, count) ? m.k / kMatrixColumns * kMatrixColumns : 0;
-    return {*this, n, Data(n, 0), scale, whole};
+    const int64_t scales = count * ScaleCols();
+    AskFor(scale + scales, scales);
+    const int64_t whole = Regular(scale, scales) ? m.k / kMatrixColumns * kMatrixColumns : 0;
+    return {this, n, Data(n, 0), scale, static_cast<uint64_t>(m.k), whole};
   }
-  static MLA_INLINE void StoreGroup(const Mxfp4Group& group, bf16* to) {
-    _mm512_storeu_si512(to, group.Vector<0>());
-    _mm512_storeu_si512(to + 32, group.Vector<1>());
-    _mm512_storeu_si512(to + 64, group.Vector<2>());
-    _mm512_storeu_si512(to + 96, group.Vector<3>());
+  static MLA_INLINE void StoreGroup(const Mxfp4Group& group, const Mxfp4Constants& constants,
+                                    bf16* to) {
+    _mm512_storeu_si512(to, group.Vector<0>(constants));
+    _mm512_storeu_si512(to + 32, group.Vector<1>(constants));
+    _mm512_storeu_si512(to + 64, group.Vector<2>(constants));
+    _mm512_storeu_si512(to + 96, group.Vector<3>(constants));
   }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
 
@@ -256,15 +307,17 @@ struct Mxfp4Weights {
       PackRow(values, left, width, Order::kByNibble, 1, dst);
       return;
     }
+    const Mxfp4Constants constants;
     int64_t i = 0;
     for (; i + kNibbleColumns <= left; i += kNibbleColumns) {
-      StoreGroup(Mxfp4Group(data + i / 2, scale + i / 32), dst + i);
+      StoreGroup(Mxfp4Group(data + i / 2, scale + i / 32, constants), constants, dst + i);
     }
     if (i < left) {
       uint32_t four = 0;
       __builtin_memcpy(&four, scale + i / 32, static_cast<size_t>((left - i) / 32));
       const auto mask = static_cast<__mmask16>((1u << ((left - i) / 8)) - 1);
-      StoreGroup(Mxfp4Group(_mm512_maskz_loadu_epi32(mask, data + i / 2), four), dst + i);
+      StoreGroup(Mxfp4Group(_mm512_maskz_loadu_epi32(mask, data + i / 2), four, constants),
+                 constants, dst + i);
     }
   }
 
@@ -364,6 +417,7 @@ MLA_INLINE void ScaledTile(const bf16* x, const RowScales* scales, int64_t block
 template <Code code>
 struct CodeWeights {
   using C = bf16;
+  using Constants = NoConstants;
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = true;
@@ -396,15 +450,18 @@ struct CodeWeights {
   static int64_t Bytes(int64_t columns) {
     return code == Code::kInt4 ? (columns + 1) / 2 : columns;
   }
-  struct Row {
-    const CodeWeights& of;
-    int64_t n;
-    const uint8_t* data;
-    int64_t k;
-    void Ask(int64_t k0) const { AskFor(data + Bytes(k0), Bytes(kMatrixColumns)); }
-    MLA_INLINE void Fill(int64_t k0, bf16* dst) const {
-      if (k - k0 < kMatrixColumns) return of.Fill(n, 1, k0, kMatrixColumns, {dst, kMatrixColumns});
-      const uint8_t* src = data + Bytes(k0);
+  struct Rows {
+    const CodeWeights* of = nullptr;
+    int64_t n = 0;
+    const uint8_t* data = nullptr;
+    int64_t pitch = 0, k = 0;
+
+    MLA_INLINE void Ask(int64_t j, int64_t from) const {
+      AskFor(data + j * pitch + Bytes(from), Bytes(kMatrixColumns));
+    }
+    int64_t Whole() const { return k / kMatrixColumns * kMatrixColumns; }
+    MLA_INLINE void FillWhole(int64_t j, int64_t from, NoConstants, bf16* dst) const {
+      const uint8_t* src = data + j * pitch + Bytes(from);
       if constexpr (code == Code::kInt4) {
         LookupRow(src, kMatrixColumns, kInt4Values, dst);
       } else {
@@ -412,8 +469,13 @@ struct CodeWeights {
         DecodeF8Row(reinterpret_cast<const F8*>(src), kMatrixColumns, dst);
       }
     }
+    void Fill(int64_t j, int64_t from, bf16* dst) const {
+      of->Fill(n + j, 1, from, kMatrixColumns, {dst, kMatrixColumns});
+    }
   };
-  Row RowAt(int64_t n) const { return {*this, n, m.data + n * m.RowBytes(), m.k}; }
+  Rows RowsAt(int64_t n, int64_t) const {
+    return {this, n, m.data + n * m.RowBytes(), m.RowBytes(), m.k};
+  }
   int64_t End(int64_t k0, int64_t width) const { return Min(m.k, k0 + width); }
 
   template <int M, int N>
