@@ -29,6 +29,7 @@ from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.registry import library
 from mla_jax.bench import random_model, time_decode, time_prefill
+from mla_jax.checkpoints.streaming import aligned_array
 from mla_jax.cost import decode_cost, prefill_cost
 from mla_jax.machine import product_rate
 from mla_jax.presets import preset_file
@@ -82,6 +83,12 @@ class Ceilings:
         return float(self.library.ceilings_product_rate(ctypes.c_int64(1_000_000), self.threads))
 
 
+def held(values: jax.Array) -> jax.Array:
+    array = aligned_array(values.shape, np.dtype(values.dtype))
+    array[...] = values
+    return jax.device_put(array)
+
+
 class Bench:
     def __init__(self, threads: int) -> None:
         self.ceilings = Ceilings(threads)
@@ -93,11 +100,12 @@ class Bench:
         return jnp.asarray(values).astype(jnp.bfloat16)
 
     def weight(self, storage: Storage | None, n: int, k: int) -> Any:
+        """In memory as `load` takes it, which the system backs by large pages where it can."""
         if storage is None:
-            return self.array(n, k)
+            return held(self.array(n, k))
         codes = self.rng.integers(0, 120, storage.data_shape((n, k)), dtype=np.uint8)
         data = jnp.asarray(codes).view(storage.data_dtype)
-        return storage.tensor(data, random_scale(storage, (n, k), 1.0))
+        return jax.tree.map(held, storage.tensor(data, random_scale(storage, (n, k), 1.0)))
 
     def row(
         self, op: str, shape: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1
@@ -138,14 +146,13 @@ class Bench:
                 weights = [one] + [self.weight(storage, n, k) for _ in range(FAR_BYTES // nbytes)]
                 for rows in (1, 2, 4, 8, 32, 128, 512):
                     x = self.array(rows, k)
-                    some = weights if rows < 32 else weights[:1]
                     yield self.row(
                         f"linear {name}",
                         f"{n}x{k}, {rows} rows",
-                        lambda x=x, some=some: product(x, some),
+                        lambda x=x, weights=weights: product(x, weights),
                         nbytes,
                         2.0 * rows * n * k,
-                        len(some),
+                        len(weights),
                     )
 
     def attention(self) -> Iterator[Row]:

@@ -122,6 +122,7 @@ struct MatrixProducts {
         count = Clamp(of.cols - n, 0, kGroupRows);
         rows = of.w.RowsAt(of.n0 + n, count);
       }
+      rows.AskScales(kGroupRows, k);
       ahead = k + kMatrixAhead;
       if (ahead >= of.x.width) {
         // Of a last group, which need not be whole, nothing is asked for: these are at hand.
@@ -254,6 +255,9 @@ struct MatrixProducts {
       for (int64_t k0 = 0; k0 < x.width; k0 += kMatrixChunk) {
         const Piece piece = {p0, count, k0, Min(kMatrixChunk, x.width - k0)};
         FillPanel(rows, piece, panel);
+        for (int64_t k = 0; k < piece.width; k += kMatrixColumns) {
+          rows.AskScales(kMatrixPanelRows, k0 + k);
+        }
         // What comes next, in this panel or, after its last columns, in the next one.
         const bool wraps = k0 + kMatrixChunk >= x.width;
         const int64_t ahead = k0 + kMatrixChunk + (wraps ? (kMatrixPanelRows - 1) * x.width : 0);

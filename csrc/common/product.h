@@ -52,6 +52,8 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //       from n on;
 //   void Ask(int64_t j, int64_t k) const of Rows: asks for the columns [k, k + kMatrixColumns) of
 //       one, where a k past the last column means the rows that follow;
+//   void AskScales(int64_t count, int64_t k) const of Rows: of the scales of the `count` rows that
+//       follow the first as many, as large a part as those columns are of a row;
 //   void Fill(int64_t j, int64_t k, C* dst) const of Rows: copies those columns, zeros past the
 //       last one;
 //   int64_t Whole() const of Rows: how many columns
@@ -326,6 +328,7 @@ struct PlainWeights {
     MLA_INLINE void Ask(int64_t j, int64_t k0) const {
       AskFor(data + j * k + k0, kMatrixColumns * sizeof(W));
     }
+    MLA_INLINE void AskScales(int64_t, int64_t) const {}
     int64_t Whole() const { return k / kMatrixColumns * kMatrixColumns; }
     MLA_INLINE void FillWhole(int64_t j, int64_t k0, NoConstants, C* dst) const {
       PackRow(data + j * k + k0, kMatrixColumns, kMatrixColumns, Order::kPlain, 1, dst);

@@ -53,6 +53,7 @@ struct DecodedWeights {
     const DecodedWeights* of = nullptr;
     int64_t n = 0;
     MLA_INLINE void Ask(int64_t, int64_t) const {}
+    MLA_INLINE void AskScales(int64_t, int64_t) const {}
     int64_t Whole() const { return 0; }
     void FillWhole(int64_t, int64_t, NoConstants, C*) const {}
     void Fill(int64_t j, int64_t k, C* dst) const {
@@ -250,6 +251,9 @@ struct Mxfp4Weights {
     MLA_INLINE void Ask(int64_t j, int64_t from) const {
       AskFor(At(data, 2, j, from), kMatrixColumns / 2);
     }
+    MLA_INLINE void AskScales(int64_t count, int64_t from) const {
+      AskFor(At(scale, 32, count, from * count), kMatrixColumns / 32 * count);
+    }
     int64_t Whole() const { return whole; }
     MLA_INLINE void FillWhole(int64_t j, int64_t from, const Mxfp4Constants& constants,
                               bf16* dst) const {
@@ -265,11 +269,9 @@ struct Mxfp4Weights {
              static_cast<uint64_t>(from) / columns;
     }
   };
-  // Asks for the scales of as many rows again.
   Rows RowsAt(int64_t n, int64_t count) const {
     const uint8_t* scale = Scales(n, 0);
     const int64_t scales = count * ScaleCols();
-    AskFor(scale + scales, scales);
     const int64_t whole = Regular(scale, scales) ? m.k / kMatrixColumns * kMatrixColumns : 0;
     return {this, n, Data(n, 0), scale, static_cast<uint64_t>(m.k), whole};
   }
@@ -459,6 +461,7 @@ struct CodeWeights {
     MLA_INLINE void Ask(int64_t j, int64_t from) const {
       AskFor(data + j * pitch + Bytes(from), Bytes(kMatrixColumns));
     }
+    MLA_INLINE void AskScales(int64_t, int64_t) const {}  // A few, or one a row.
     int64_t Whole() const { return k / kMatrixColumns * kMatrixColumns; }
     MLA_INLINE void FillWhole(int64_t j, int64_t from, NoConstants, bf16* dst) const {
       const uint8_t* src = data + j * pitch + Bytes(from);
