@@ -18,7 +18,7 @@ namespace MLA_ISA {
 
 constexpr int64_t kMaxExpertRows = 384;  // (token, slot) pairs a turn of work.
 // Gate rows (and as many up rows) a task, and output columns a task.
-constexpr int64_t kInnerBlock = kMatrixTiles<bf16> ? 96 : 32;
+constexpr int64_t kInnerBlock = kMatrixTiles<bf16> ? 192 : 32;
 constexpr int64_t kOutBlock = kMatrixTiles<bf16> ? 192 : 64;
 // The pairs' down projections, in f32, may take this much; the output columns are taken in ranges.
 constexpr int64_t kSumBytes = int64_t{64} << 20;
