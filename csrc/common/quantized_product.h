@@ -284,18 +284,22 @@ struct Mxfp4Weights {
   }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
 
-  // Whether integer arithmetic may move all of `count` scales.
+  // Whether integer arithmetic may move all of `count` scales. Without a branch a step, so that
+  // those which are still on their way from memory are waited for together.
   static bool Regular(const uint8_t* scales, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64) {
-      const uint64_t mask = count - i >= 64 ? ~uint64_t{0} : (uint64_t{1} << (count - i)) - 1;
-      const __m512i s = _mm512_maskz_loadu_epi8(mask, scales + i);
-      const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
-      const __m512i most = _mm512_set1_epi8(static_cast<char>(kMxfp4MostScale));
-      const uint64_t bad =
-          _mm512_mask_cmplt_epu8_mask(mask, s, least) | _mm512_mask_cmpgt_epu8_mask(mask, s, most);
-      if (bad != 0) return false;
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
+    __m512i most = _mm512_setzero_si512();  // Above the least; below it the difference is large.
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      most = _mm512_max_epu8(most, _mm512_sub_epi8(_mm512_loadu_si512(scales + i), least));
     }
-    return true;
+    if (i < count) {
+      const __mmask64 mask = (uint64_t{1} << (count - i)) - 1;
+      const __m512i rest = _mm512_maskz_loadu_epi8(mask, scales + i);
+      most = _mm512_mask_max_epu8(most, mask, most, _mm512_sub_epi8(rest, least));
+    }
+    constexpr auto kRange = static_cast<char>(kMxfp4MostScale - kMxfp4LeastScale);
+    return _mm512_cmpgt_epu8_mask(most, _mm512_set1_epi8(kRange)) == 0;
   }
 
   // `width` columns of a row in the order by nibble; zeros past the last one.
