@@ -1,5 +1,8 @@
 // The kernels of absorb_quantized on a GPU; what they do not take is a product.
 #include "absorb_quantized/gpu_across.h"
+#if !defined(__HIP__)
+#include "absorb_quantized/gpu_warpgroups.h"
+#endif
 
 using mla::gpu::ProductArgs;
 
@@ -32,6 +35,26 @@ extern __shared__ mla::gpu::Chunk mla_absorb_shared[];
 MLA_ABSORBS(e2m1, FormatE2M1)
 MLA_ABSORBS(e4m3, FormatE4M3)
 MLA_ABSORBS(e4m3fnuz, FormatE4M3Fnuz)
+
+#if !defined(__HIP__)
+extern __shared__ __align__(1024) mla::gpu::Chunk mla_absorb_tiles[];
+
+#define MLA_ABSORB_HEADS(name, tokens, along)                                                    \
+  MLA_GPU_KERNEL_BLOCKS(name, (mla::gpu::HeadShape<tokens, along>::kThreads), 1, ProductArgs) {  \
+    mla::gpu::HeadProduct<tokens, along>(args, reinterpret_cast<char*>(mla_absorb_tiles)).Run(); \
+  }
+
+MLA_ABSORB_HEADS(mla_absorb_heads_across_8, 8, false)
+MLA_ABSORB_HEADS(mla_absorb_heads_across_16, 16, false)
+MLA_ABSORB_HEADS(mla_absorb_heads_across_32, 32, false)
+MLA_ABSORB_HEADS(mla_absorb_heads_across_64, 64, false)
+MLA_ABSORB_HEADS(mla_absorb_heads_across_128, 128, false)
+MLA_ABSORB_HEADS(mla_absorb_heads_along_8, 8, true)
+MLA_ABSORB_HEADS(mla_absorb_heads_along_16, 16, true)
+MLA_ABSORB_HEADS(mla_absorb_heads_along_32, 32, true)
+MLA_ABSORB_HEADS(mla_absorb_heads_along_64, 64, true)
+MLA_ABSORB_HEADS(mla_absorb_heads_along_128, 128, true)
+#endif
 
 MLA_GPU_KERNEL(mla_absorb_across_plain, mla::gpu::kAcrossPlainThreads, ProductArgs) {
   mla::gpu::PlainAcross{args}.Run();

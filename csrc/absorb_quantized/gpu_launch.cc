@@ -53,6 +53,39 @@ int LaunchBytesOf(bool along, bool many) {
   return many ? AcrossShape<64, false>::kLaunchBytes : AcrossShape<16, false>::kLaunchBytes;
 }
 
+#if !defined(MLA_ON_ROCM)
+struct HeadKernel {
+  const char* name;
+  int shared_bytes;
+};
+template <int tokens>
+constexpr HeadKernel HeadKernelFor(const char* across, const char* along, bool is_along) {
+  return is_along ? HeadKernel{along, HeadShape<tokens, true>::kSharedBytes}
+                  : HeadKernel{across, HeadShape<tokens, false>::kSharedBytes};
+}
+#define MLA_HEADS(tokens, along)                                                               \
+  HeadKernelFor<tokens>("mla_absorb_heads_across_" #tokens, "mla_absorb_heads_along_" #tokens, \
+                        along)
+#define MLA_ALL_HEADS(along)                                                              \
+  {MLA_HEADS(8, along), MLA_HEADS(16, along), MLA_HEADS(32, along), MLA_HEADS(64, along), \
+   MLA_HEADS(128, along)}
+constexpr HeadKernel kHeadKernelsOf[2][kHeadKernels] = {MLA_ALL_HEADS(false), MLA_ALL_HEADS(true)};
+
+// Whether a block's codes and scales can be copied in one piece.
+bool TakesHeads(const ProductArgs& args, bool along) {
+  return args.format == WeightFormat::kE2M1 && Decodes(args) && Aligned(args.scale) &&
+         args.k == kHeadColumns && (along || args.rows <= HeadShape<8, false>::kTile);
+}
+
+xla::ffi::Error LaunchHeads(ProductArgs args, bool along, const Stream& stream) {
+  const HeadKernel& kernel = kHeadKernelsOf[along ? 1 : 0][HeadKernelOf(args.tokens)];
+  PlanHeads(&args, along);
+  return Launch({&kImage_absorb_quantized, kernel.name},
+                args.batches * args.row_blocks * args.token_blocks, HeadShape<8, true>::kThreads,
+                static_cast<size_t>(kernel.shared_bytes), stream, &args);
+}
+#endif
+
 xla::ffi::Error LaunchAbsorb(ProductArgs args, bool along, const Stream& stream) {
   const bool many = args.tokens > 16, decodes = Decodes(args);
   const int tokens = decodes ? (many ? 64 : 16) : kPlainTokens;
@@ -89,6 +122,9 @@ xla::ffi::Error AbsorbQuantized(const AbsorbQuantizedArgs& absorb, const Stream&
   args.first_row = absorb.row_offset;
   args.batch_rows = absorb.w_rows;
   const bool along = absorb.contract_columns;
+#if !defined(MLA_ON_ROCM)
+  if (TakesHeads(args, along)) return LaunchHeads(args, along, stream);
+#endif
   if (!along || (args.tokens > kProductTokens && Decodes(args))) {
     return LaunchAbsorb(args, along, stream);
   }

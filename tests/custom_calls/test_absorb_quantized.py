@@ -49,8 +49,9 @@ def make(
     rows_behind: int = 0,
     x_offset: int = 0,
     x_behind: int = 0,
+    steep: bool = False,
 ) -> Builder:
-    """Whatever the static ranges leave out is NaN."""
+    """Whatever the static ranges leave out is NaN. `steep`: of MXFP4, scales on both sides of 2."""
 
     def build(rng: Rng, dtype: str) -> Call:
         used = rows if contract == "rows" else rank
@@ -58,6 +59,8 @@ def make(
         x[:, :, x_offset : x_offset + used] = normal(rng, (tokens, heads, used), dtype)
         of_head = row_offset + rows + rows_behind
         data, scale = random_weight(rng, (heads * of_head, rank), layout)
+        if steep:
+            scale = rng.integers(122, 134, scale.shape).astype(np.uint8)
         within = np.arange(heads * of_head) % of_head
         spoil(data, scale, (within < row_offset) | (within >= row_offset + rows))
         container, block = LAYOUTS[layout]
@@ -107,6 +110,15 @@ class TestAbsorbQuantized(OpTests):
         **both("T9-aligned", 9, 2, 256, 128, layout="fp8_block128_fnuz", row_offset=128, x_offset=8),
         **both("T130-aligned", 130, 2, 256, 128, layout="fp8_block128_fnuz", row_offset=128, x_offset=8),
         **both("ragged-rank", 5, 3, 33, 17, layout="fp8_block128_fnuz", row_offset=5),
+        # The latent columns of models, for which a GPU may have kernels by the number of tokens.
+        **both(
+            "T3-R512", 3, 2, 512, 104, layout="mxfp4", row_offset=8, rows_behind=8, x_offset=8, x_behind=8
+        ),
+        **both("T16-R512", 16, 2, 512, 40, layout="mxfp4", steep=True),
+        **both("T30-R512", 30, 1, 512, 128, layout="mxfp4", row_offset=128, steep=True),
+        **both("T50-R512", 50, 2, 512, 96, layout="mxfp4", rows_behind=32, x_offset=8),
+        **both("T100-R512", 100, 1, 512, 128, layout="mxfp4", steep=True),
+        **both("T136-R512", 136, 2, 512, 136, layout="mxfp4", row_offset=8),
         # More rows than are decoded at a time (64), whatever the number of threads.
         **both("many-rows", 6, 2, 160, 130, layout="fp8_block24x40", row_offset=3),
         **both("T70", 70, 2, 64, 5, layout="fp8_block24x40", rows_behind=1),

@@ -35,6 +35,7 @@ LINEAR = (
 ABSORB = (
     (1, 128, 256, 512, 0, 128, 0), (20, 16, 256, 512, 128, 128, 64), (7, 3, 40, 256, 8, 24, 8),
     (150, 2, 192, 384, 64, 128, 0), (5, 2, 11, 256, 3, 7, 1), (33, 2, 320, 512, 64, 256, 0),
+    (12, 3, 128, 512, 0, 120, 8), (70, 128, 256, 512, 128, 128, 0), (129, 5, 256, 512, 0, 128, 0),
 )  # fmt: skip
 # (tokens, hidden, inner, experts, slots)
 EXPERTS = (
@@ -111,6 +112,21 @@ def test_absorb(
     wide = np.asarray(x, np.float64)[:, :, x_offset : x_offset + used]
     terms = "thd,hdr->thr" if contract == "rows" else "thr,hdr->thd"
     check(got, np.einsum(terms, wide, exact), np.einsum(terms, np.abs(wide), np.abs(exact)))
+
+
+@pytest.mark.parametrize("contract", ["rows", "columns"])
+def test_absorb_of_latent_columns_does_not_depend_on_the_batch(
+    contract: Any, rng: np.random.Generator
+) -> None:
+    # Kernels of 8 to 128 tokens add up in one order.
+    w = weight(rng, (4 * 256, 512), "mxfp4")
+    used = 128 if contract == "rows" else 512
+    x = jnp.asarray(rng.standard_normal((150, 4, used)), jnp.bfloat16)
+    static: dict[str, Any] = {"contract": contract, "row_offset": 128, "rows": 128, "kernels": "native"}
+    whole = np.asarray(absorb(x, w, **static)).view(np.uint16)
+    for first, count in ((0, 1), (149, 1), (3, 8), (20, 9), (60, 32), (65, 50), (10, 64), (7, 100)):
+        part = np.asarray(absorb(x[first : first + count], w, **static)).view(np.uint16)
+        assert np.array_equal(whole[first : first + count], part), (first, count)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
