@@ -9,7 +9,9 @@ max(bytes / read rate, flop / matrix rate) and a share = floor_us / us are added
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,9 +32,19 @@ print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__
 """
 
 
-def rows_of(command: list[str], cwd: Path = ROOT) -> list[dict[str, Any]]:
+def library_path() -> str:
+    """LD_LIBRARY_PATH with the folders of NVIDIA's Python packages, where a peer of an op may lie."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = spec.submodule_search_locations if spec is not None else None
+    found = [str(folder) for root in roots or () for folder in sorted(Path(root).glob("*/lib"))]
+    return ":".join([*found, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+
+
+def rows_of(command: list[str], cwd: Path = ROOT, **environment: str) -> list[dict[str, Any]]:
     """The JSON rows that a program prints; its errors end this one."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=cwd, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, cwd=cwd, check=False, env={**os.environ, **environment}
+    )
     if done.returncode:
         sys.exit(f"run.py: {command[0]} ended with {done.returncode}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -46,7 +58,7 @@ def cuda_rows(name: str, folder: Path, arch: str) -> list[dict[str, Any]]:
     command = ["nvcc", "-std=c++17", "-O3", "-gencode", target, "-Icsrc", str(source), "-o", str(program)]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         sys.exit(f"run.py: {source.name} does not compile")
-    return rows_of([str(program)])
+    return rows_of([str(program)], LD_LIBRARY_PATH=library_path())
 
 
 def with_floors(rows: list[dict[str, Any]], read: float, product: float) -> list[dict[str, Any]]:
