@@ -40,12 +40,13 @@ inline void Launch(MlaAttentionArgs args, const TilePlan& plan, cudaStream_t str
       .kernel<<<static_cast<unsigned>(blocks * args.splits), tiled.threads, tiled.shared, stream>>>(
           args);
   if (args.splits == 1) return;
-  const bool many = args.splits >= kManySplits;
-  const int in_block = kMergeThreads / (many ? kMergeGroups : 1);
+  const int groups = MergeGroupsOf(args), in_block = kMergeThreads / groups;
   const int64_t runs = args.tokens * args.heads * kRank / kMergeRun;
-  (many ? mla_attention_merge_many
-        : mla_attention_merge_few)<<<static_cast<unsigned>((runs + in_block - 1) / in_block),
-                                     kMergeThreads, 0, stream>>>(args);
+  const auto merge = groups == 1              ? mla_attention_merge_few
+                     : groups == kFewerGroups ? mla_attention_merge_more
+                                              : mla_attention_merge_many;
+  merge<<<static_cast<unsigned>((runs + in_block - 1) / in_block), kMergeThreads, 0, stream>>>(
+      args);
 }
 
 }  // namespace attention

@@ -46,6 +46,12 @@ MLA_GPU_KERNEL(mla_attention_merge_few, mla::gpu::kMergeThreads, MlaAttentionArg
   mla::gpu::MergeSplits<1>(args);
 }
 
+#if !defined(__HIP__)
+MLA_GPU_KERNEL(mla_attention_merge_more, mla::gpu::kMergeThreads, MlaAttentionArgs) {
+  mla::gpu::MergeSplits<mla::gpu::kFewerGroups>(args);
+}
+#endif
+
 MLA_GPU_KERNEL(mla_attention_merge_many, mla::gpu::kMergeThreads, MlaAttentionArgs) {
   mla::gpu::MergeSplits<mla::gpu::kMergeGroups>(args);
 }

@@ -55,12 +55,13 @@ xla::ffi::Error MlaAttention(const MlaAttentionArgs& call, const Stream& stream)
   if (args.splits == 1) args.partial = args.partial_lse = nullptr;
   xla::ffi::Error error = tiles ? LaunchTiles(args, plan.rows, stream) : LaunchPlain(args, stream);
   if (error.failure() || args.splits == 1) return error;
-  const bool many = args.splits >= kManySplits;
+  const int groups = MergeGroupsOf(args);
+  const char* name = groups == 1              ? "mla_attention_merge_few"
+                     : groups == kFewerGroups ? "mla_attention_merge_more"
+                                              : "mla_attention_merge_many";
   const int64_t runs = args.tokens * args.heads * CeilDiv(args.rank, kMergeRun);
-  const int64_t in_block = kMergeThreads / (many ? kMergeGroups : 1);
-  return Launch(
-      {&kImage_mla_attention, many ? "mla_attention_merge_many" : "mla_attention_merge_few"},
-      CeilDiv(runs, in_block), kMergeThreads, 0, stream, &args);
+  return Launch({&kImage_mla_attention, name}, CeilDiv(runs, kMergeThreads / groups), kMergeThreads,
+                0, stream, &args);
 }
 
 }  // namespace gpu

@@ -122,6 +122,19 @@ constexpr int kPlainKeys = 64;
 // The merge of splits. From kManySplits on, kMergeGroups threads share them.
 constexpr int kMergeThreads = 256, kMergeRun = 4;
 constexpr int kManySplits = 9, kMergeGroups = 16;
+// On an H200, of more partial rows than kWaitingRows, fewer threads: reading them takes longer than
+// waiting for them, and every thread has sums of its own to hand over.
+constexpr int kFewerGroups = 8;
+constexpr int64_t kWaitingRows = 2048;
+
+// Threads that share the splits.
+inline int MergeGroupsOf(const MlaAttentionArgs& args) {
+  if (args.splits < kManySplits) return 1;
+#if !defined(MLA_ON_ROCM)
+  if (args.splits * args.tokens * args.heads > kWaitingRows) return kFewerGroups;
+#endif
+  return kMergeGroups;
+}
 
 }  // namespace gpu
 }  // namespace mla
