@@ -13,12 +13,41 @@ namespace {
 
 constexpr int64_t kMaxTokens = 64;
 
-// Rows [row0, row0 + count) as T, for products across the groups.
-inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16* work, float* dst) {
-  DecodeRow(w, row, 0, w.k, work, dst);
+// Rows [row, row + count) into `dst`, for products across the groups. Returns whether their columns
+// are in the order by nibble, in which MXFP4 decodes several times as fast. `work`: w.k elements.
+inline bool DecodeAcross(const QuantizedMatrix& w, int64_t row, int64_t count, bf16* work,
+                         float* dst) {
+  for (int64_t d = 0; d < count; ++d) DecodeRow(w, row + d, 0, w.k, work, dst + d * w.k);
+  return false;
 }
-inline void DecodeAcross(const QuantizedMatrix& w, int64_t row, bf16*, bf16* dst) {
-  DecodeRow(w, row, 0, w.k, dst);
+inline bool DecodeAcross(const QuantizedMatrix& w, int64_t row, int64_t count, bf16*, bf16* dst) {
+#if defined(__AVX512BF16__)
+  if (Mxfp4Weights::Takes(w)) {
+    const auto rows = Mxfp4Weights{w}.RowsAt(row, count);
+    if (rows.Whole() == w.k) {
+      constexpr int64_t kAhead = 4;
+      const Mxfp4Constants constants;
+      for (int64_t d = 0; d < count; ++d) {
+        for (int64_t k = 0; k < w.k; k += kMatrixColumns) {
+          rows.Ask(d + kAhead, k);
+          rows.FillWhole(d, k, constants, dst + d * w.k + k);
+        }
+      }
+      return true;
+    }
+  }
+#endif
+  for (int64_t d = 0; d < count; ++d) DecodeRow(w, row + d, 0, w.k, dst + d * w.k);
+  return false;
+}
+
+// Columns from the order by nibble to their own.
+inline void FromNibbleOrder(const float* src, int64_t columns, float* dst) {
+  for (int64_t from = 0; from < columns; from += kNibbleColumns) {
+    for (int64_t i = 0; i < kNibbleColumns; ++i) {
+      dst[from + i] = src[from + i % 4 * (kNibbleColumns / 4) + i / 4];
+    }
+  }
 }
 
 // y[t, h, :] from sums of weight rows, held as W.
@@ -26,28 +55,32 @@ template <typename W, typename T>
 void ContractRows(const AbsorbQuantizedArgs& args, int64_t h, const T* const* x, int64_t t0,
                   int64_t count) {
   const int64_t rank = args.w.k;
-  Carver size(nullptr);
-  const auto carve = [&](Carver* carver, bf16** work, W** values, const W*** w, float** acc) {
-    *work = carver->Take<bf16>(rank);
-    *values = carver->Take<W>(args.rows_used * rank);
-    *w = carver->Take<const W*>(args.rows_used);
-    *acc = carver->Take<float>(kManyRows * rank);
-  };
   bf16* work;
   W* values;
   const W** w;
-  float* acc;
-  carve(&size, &work, &values, &w, &acc);
-  Carver carver(Scratch(kTaskScratch, size.used()));
-  carve(&carver, &work, &values, &w, &acc);
-  for (int64_t d = 0; d < args.rows_used; ++d) {
-    DecodeAcross(args.w, h * args.w_rows + args.row_offset + d, work, values + d * rank);
-    w[d] = values + d * rank;
-  }
+  float *acc, *ordered;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    work = carver.Take<bf16>(rank);
+    values = carver.Take<W>(args.rows_used * rank);
+    w = carver.Take<const W*>(args.rows_used);
+    acc = carver.Take<float>(kManyRows * rank);
+    ordered = carver.Take<float>(rank);
+    return carver.used();
+  };
+  carve(Scratch(kTaskScratch, carve(nullptr)));
+  const bool by_nibble =
+      DecodeAcross(args.w, h * args.w_rows + args.row_offset, args.rows_used, work, values);
+  for (int64_t d = 0; d < args.rows_used; ++d) w[d] = values + d * rank;
   T* y = static_cast<T*>(args.y);
   SumRows(x, count, w, args.rows_used, rank, acc, [&](int64_t i, int rows) {
     for (int64_t j = 0; j < rows; ++j) {
-      RowFromFloat(acc + j * rank, rank, y + ((t0 + i + j) * args.heads + h) * rank);
+      const float* sums = acc + j * rank;
+      if (by_nibble) {
+        FromNibbleOrder(sums, rank, ordered);
+        sums = ordered;
+      }
+      RowFromFloat(sums, rank, y + ((t0 + i + j) * args.heads + h) * rank);
     }
   });
 }
