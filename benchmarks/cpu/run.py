@@ -84,6 +84,7 @@ class Ceilings:
 
 
 def held(values: jax.Array) -> jax.Array:
+    """In memory as `load` takes it, which the system backs by large pages where it can."""
     array = aligned_array(values.shape, np.dtype(values.dtype))
     array[...] = values
     return jax.device_put(array)
@@ -100,7 +101,6 @@ class Bench:
         return jnp.asarray(values).astype(jnp.bfloat16)
 
     def weight(self, storage: Storage | None, n: int, k: int) -> Any:
-        """In memory as `load` takes it, which the system backs by large pages where it can."""
         if storage is None:
             return held(self.array(n, k))
         codes = self.rng.integers(0, 120, storage.data_shape((n, k)), dtype=np.uint8)

@@ -23,7 +23,8 @@ inline bool DecodeAcross(const QuantizedMatrix& w, int64_t row, int64_t count, b
 inline bool DecodeAcross(const QuantizedMatrix& w, int64_t row, int64_t count, bf16*, bf16* dst) {
 #if defined(__AVX512BF16__)
   if (Mxfp4Weights::Takes(w)) {
-    const auto rows = Mxfp4Weights{w}.RowsAt(row, count);
+    const Mxfp4Weights weights = {w};
+    const auto rows = weights.RowsAt(row, count);
     if (rows.Whole() == w.k) {
       constexpr int64_t kAhead = 4;
       const Mxfp4Constants constants;
@@ -39,15 +40,6 @@ inline bool DecodeAcross(const QuantizedMatrix& w, int64_t row, int64_t count, b
 #endif
   for (int64_t d = 0; d < count; ++d) DecodeRow(w, row + d, 0, w.k, dst + d * w.k);
   return false;
-}
-
-// Columns from the order by nibble to their own.
-inline void FromNibbleOrder(const float* src, int64_t columns, float* dst) {
-  for (int64_t from = 0; from < columns; from += kNibbleColumns) {
-    for (int64_t i = 0; i < kNibbleColumns; ++i) {
-      dst[from + i] = src[from + i % 4 * (kNibbleColumns / 4) + i / 4];
-    }
-  }
 }
 
 // y[t, h, :] from sums of weight rows, held as W.

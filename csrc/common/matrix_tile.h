@@ -79,20 +79,20 @@ MLA_INLINE void ForEachOf(const F& f) {
   ForIndices(f, std::make_integer_sequence<int, n>());
 }
 
-// Sums of kGroups groups of 16 weight rows with V vectors of activations are 2 V of the first four
-// tiles; of one vector there are two sets, so that one can be stored while the other grows. The
-// weights take one or two of the tiles from 4 on, the activations the last ones; three vectors
-// leave one tile for each.
+// Sums of kGroups groups of 16 weight rows with V vectors of activations are the first 2 V tiles;
+// of one vector there are two sets, so that one can be stored while the other grows. The weights
+// take one or two of the tiles from 4 on, the activations the last ones; three vectors leave one
+// tile for each.
 constexpr int kGroups = 2;
 constexpr int64_t kGroupRows = kGroups * kTileSide;
 
-template <int n>
+template <int n, int first = 0>
 MLA_INLINE void ZeroTiles() {
-  ForEachOf<n>([](auto i) { TileZero<decltype(i)::value>(); });
+  ForEachOf<n>([](auto i) { TileZero<first + decltype(i)::value>(); });
 }
 template <int V, int set = 0>
 MLA_INLINE void ZeroSums() {
-  ForEachOf<kGroups * V>([](auto i) { TileZero<set * kGroups + decltype(i)::value>(); });
+  ZeroTiles<kGroups * V, set * kGroups>();
 }
 // (weight rows, lanes), `ld` floats apart.
 template <int V>

@@ -114,6 +114,15 @@ inline void CopyNibbleGroup(const bf16* src, int64_t stride, bf16* dst) {
 }
 #endif
 
+// Columns from the order by nibble to their own; whole groups of kNibbleColumns.
+inline void FromNibbleOrder(const float* src, int64_t columns, float* dst) {
+  for (int64_t from = 0; from < columns; from += kNibbleColumns) {
+    for (int64_t i = 0; i < kNibbleColumns; ++i) {
+      dst[from + i] = src[from + i % 4 * (kNibbleColumns / 4) + i / 4];
+    }
+  }
+}
+
 // One row of a tile of `height` rows; `dst` is where the row's first step goes.
 template <typename X, typename C>
 inline void PackRow(const X* src, int64_t k, int64_t width, Order order, int height, C* dst) {

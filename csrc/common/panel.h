@@ -22,6 +22,8 @@ constexpr int64_t kPackedPanelRows = kMatrixTiles<C> ? kMatrixPanelRows : kLaneP
 // Columns of the pieces that matrix_product.h decodes for a few rows.
 constexpr int64_t kMatrixColumns = 128;
 
+// Inlined, as its callers must be: GCC takes a function that only asks for one without effect, and
+// drops its calls.
 MLA_INLINE void AskFor(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }

@@ -263,6 +263,7 @@ struct Mxfp4Weights {
     void Fill(int64_t j, int64_t from, bf16* dst) const {
       of->DecodeChunk(n + j, from, kMatrixColumns, dst);
     }
+    // `columns`: of a byte of what begins at `first`.
     MLA_INLINE const uint8_t* At(const uint8_t* first, uint64_t columns, int64_t j,
                                  int64_t from) const {
       return first + static_cast<uint64_t>(j) * (k / columns) +
