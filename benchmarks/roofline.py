@@ -5,6 +5,7 @@ python benchmarks/roofline.py REPORT.json OUT.png      (needs matplotlib: pip in
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,8 +17,10 @@ def main() -> None:
     arguments = parser.parse_args()
     report = json.loads(arguments.report.read_text())
 
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit('roofline.py: needs matplotlib: pip install ".[train]"')
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -26,7 +29,9 @@ def main() -> None:
     for row in report["rows"]:
         if row.get("us") and row.get("bytes") and row.get("flop"):
             points[row["op"]].append((row["flop"] / row["bytes"], row["flop"] / row["us"] * 1e6))
-    figure, axes = pyplot.subplots(figsize=(10, 6.5), dpi=110)
+    if not points:
+        sys.exit(f"roofline.py: no row of {arguments.report} has us, bytes and flop")
+    figure, axes = pyplot.subplots(figsize=(12, 6.5), dpi=110)
     lowest = min(x for found in points.values() for x, _ in found) / 2
     highest = 2 * max(max(x for found in points.values() for x, _ in found), product / read)
     axes.plot(
@@ -51,7 +56,7 @@ def main() -> None:
     axes.set_ylabel("TFLOP/s")
     axes.set_title(f"{report['device']}: each kernel at each of its sizes")
     axes.grid(True, which="both", linewidth=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(arguments.out)
 

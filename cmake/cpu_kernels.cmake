@@ -5,7 +5,7 @@
 get_filename_component(MLA_CSRC "${CMAKE_CURRENT_LIST_DIR}/../csrc" ABSOLUTE)
 
 set(MLA_OPS rmsnorm rope_append_latent rope_append_kv mla_attention mla_attention_expanded linear absorb
-            expert_mlp mxfp4_quantize linear_quantized absorb_quantized expert_mlp_quantized
+            expert_mlp mxfp4_quantize linear_quantized linear_vnni absorb_quantized expert_mlp_quantized
             flatten_quantize rmsnorm_quantize fused_qk_rmsnorm)
 
 # Instruction-set levels. Every kernel is compiled once a level into a namespace of its own and the
@@ -29,8 +29,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   endforeach()
 endif()
 
-set(MLA_KERNEL_SOURCES ${MLA_OPS})
-list(REMOVE_ITEM MLA_KERNEL_SOURCES mxfp4_quantize)  # Runs flatten_quantize's.
+# Those with a kernel of their own: the others run flatten_quantize's and linear_quantized's.
+set(MLA_KERNELS ${MLA_OPS})
+list(REMOVE_ITEM MLA_KERNELS mxfp4_quantize linear_vnni)
+set(MLA_KERNEL_SOURCES ${MLA_KERNELS})
 list(TRANSFORM MLA_KERNEL_SOURCES PREPEND "${MLA_CSRC}/")
 list(TRANSFORM MLA_KERNEL_SOURCES APPEND /cpu_kernel.cc)
 

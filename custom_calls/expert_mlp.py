@@ -7,11 +7,14 @@ from custom_calls.checks import COMPUTE_DTYPES, check_dtype, check_shape
 from custom_calls.errors import LayoutError, ShapeError
 from custom_calls.expert_mlp_quantized import EXPERT_MLP_QUANTIZED, gpu_scratch
 from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
-from custom_calls.quantized_tensor import QuantizedTensor, check_weight
+from custom_calls.quantized_tensor import TILE_ROWS, QuantizedTensor, check_weight
 from custom_calls.registry import Kernels
 
 TARGET = "mla_jax.expert_mlp.v1"
 TARGET_WITH_SCRATCH = "mla_jax.expert_mlp.v2"
+
+WHOLE_ROWS = 2 * TILE_ROWS
+"""Of an expert's weights in the vnni layout: gate rows and up rows are whole tiles each."""
 
 
 def expert_mlp(
@@ -28,7 +31,8 @@ def expert_mlp(
     Args:
       x: (T, C) float32 or bfloat16.
       gate_up: (E, 2 I, C) of x's dtype, gate rows first, or a `QuantizedTensor`.
-      down: (E, C, I) of x's dtype; a `QuantizedTensor`, of any container, where gate_up is one.
+      down: (E, C, I) of x's dtype; a `QuantizedTensor`, of any container, where gate_up is one. Either of them may
+        be vnni, which CPUs have a kernel for, if its rows are a multiple of `WHOLE_ROWS`.
       topk_ids: (T, k) int32; an id outside [0, E) contributes nothing (padded rows use E).
       topk_weights: (T, k) float32.
 
@@ -67,8 +71,13 @@ def _quantized(
     topk_weights: jax.Array,
     kernels: Kernels,
 ) -> jax.Array:
-    check_weight("expert_mlp", "gate_up", gate_up)
-    check_weight("expert_mlp", "down", down)
+    for name, weight in (("gate_up", gate_up), ("down", down)):
+        check_weight("expert_mlp", name, weight, ("row_major", "vnni"))
+        if weight.data_layout == "vnni" and weight.shape[1] % WHOLE_ROWS:
+            raise LayoutError(
+                f"expert_mlp: argument '{name}': expected a multiple of {WHOLE_ROWS} rows for data_layout 'vnni', "
+                f"got {weight.shape[1]}"
+            )
     return EXPERT_MLP_QUANTIZED(
         x,
         gate_up.data,
@@ -78,8 +87,8 @@ def _quantized(
         topk_ids,
         topk_weights,
         kernels=kernels,
-        gate_up_layout=(gate_up.container, gate_up.block),
-        down_layout=(down.container, down.block),
+        gate_up_layout=(gate_up.container, gate_up.block, gate_up.data_layout),
+        down_layout=(down.container, down.block, down.data_layout),
     )[0]
 
 

@@ -6,13 +6,25 @@ import jax
 import jax.numpy as jnp
 
 from custom_calls.op import Arrays, Native, Op, map_rows, varying_like
-from custom_calls.quantized_tensor import Container, QuantizedTensor, dequantize, native_attributes
+from custom_calls.quantized_tensor import (
+    Container,
+    DataLayout,
+    QuantizedTensor,
+    dequantize,
+    in_rows,
+    native_attributes,
+)
 
 TARGET = "mla_jax.expert_mlp_quantized.v3"
 TARGET_WITH_SCRATCH = "mla_jax.expert_mlp_quantized.v4"
 
-Layout = tuple[Container, tuple[int, int]]
-"""Container and block of one weight."""
+Layout = tuple[Container, tuple[int, int], DataLayout]
+"""Container, block and data layout of one weight."""
+
+
+def _weight(data: jax.Array, scale: jax.Array, layout: Layout) -> QuantizedTensor:
+    container, block, data_layout = layout
+    return QuantizedTensor(data, scale, container, block, data_layout=data_layout)
 
 
 def _abstract(x: jax.Array, *_: jax.Array, **__: Any) -> list[jax.ShapeDtypeStruct]:
@@ -39,8 +51,8 @@ def _reference(
     def add_expert(total: jax.Array, expert: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         # One expert is dequantised at a time: all of them would be eight times the checkpoint.
         number, *parts = expert
-        both = dot(wide, dequantize(QuantizedTensor(parts[0], parts[1], *gate_up_layout)))
-        down_e = dequantize(QuantizedTensor(parts[2], parts[3], *down_layout))
+        both = dot(wide, dequantize(_weight(parts[0], parts[1], gate_up_layout)))
+        down_e = dequantize(_weight(parts[2], parts[3], down_layout))
         width = down_e.shape[1]
         hidden = (jax.nn.silu(both[:, :width]) * both[:, width:]).astype(x.dtype).astype(jnp.float32)
         weight = jnp.sum(jnp.where(topk_ids == number, topk_weights, jnp.float32(0)), axis=1)
@@ -69,8 +81,29 @@ def _native(
     return tuple(jax.ffi.ffi_call(target, outs)(x, *rest, **attributes))[:1]
 
 
-def _native_gpu(*arrays: jax.Array, gate_up_layout: Layout, down_layout: Layout) -> Arrays:
-    return _native(*arrays, gate_up_layout=gate_up_layout, down_layout=down_layout, scratch=True)
+def _native_gpu(
+    x: jax.Array,
+    gate_up: jax.Array,
+    gate_up_scale: jax.Array,
+    down: jax.Array,
+    down_scale: jax.Array,
+    *routed: jax.Array,
+    gate_up_layout: Layout,
+    down_layout: Layout,
+) -> Arrays:
+    into = in_rows(_weight(gate_up, gate_up_scale, gate_up_layout))
+    out = in_rows(_weight(down, down_scale, down_layout))
+    return _native(
+        x,
+        into.data,
+        into.scale,
+        out.data,
+        out.scale,
+        *routed,
+        gate_up_layout=(into.container, into.block, "row_major"),
+        down_layout=(out.container, out.block, "row_major"),
+        scratch=True,
+    )
 
 
 def gpu_scratch(
@@ -92,6 +125,8 @@ EXPERT_MLP_QUANTIZED: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    gpu=Native((TARGET_WITH_SCRATCH,), _native_gpu),
+    gpu=Native(
+        (TARGET_WITH_SCRATCH,), _native_gpu, "weights in the vnni layout are brought into rows at every call"
+    ),
     batch=lambda arrays, batched, static: map_rows(EXPERT_MLP_QUANTIZED, arrays, batched, static),
 )

@@ -10,6 +10,7 @@ from custom_calls.errors import LayoutError
 from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.linear_quantized import LINEAR_QUANTIZED
 from custom_calls.linear_shuffled import LINEAR_SHUFFLED
+from custom_calls.linear_vnni import LINEAR_VNNI
 from custom_calls.mxfp4_quantize import mxfp4_quantize
 from custom_calls.op import Arrays, Native, Op, join_rows
 from custom_calls.quantized_tensor import QuantizedTensor, check_weight
@@ -40,11 +41,12 @@ def linear(
     Args:
       x: (M, K) float32 or bfloat16; M may be 0.
       weight: (N, K) of x's dtype, or bfloat16 with float32 x and result; or a `QuantizedTensor` (N, K) of
-        any container, with row-major scales; MXFP4 may be shuffled, which GPUs have a kernel for.
+        any container, with row-major scales; MXFP4 may be shuffled, which GPUs have a kernel for, or vnni, which
+        CPUs have one for.
       bias: (N,) float32 or bfloat16, or None.
       out_dtype: "float32" or "bfloat16"; x's dtype by default. A bfloat16 result needs bfloat16 x.
       activations: "bf16": x as it is (weight-only quantisation); "mxfp4": x is first quantised to MXFP4 with
-        rounding "even", as the AMD runtimes do for MXFP4 weights, and only for those.
+        rounding "even", as the AMD runtimes do for MXFP4 weights, and only for those, in rows.
       kernels: see `custom_calls.registry.choose`.
 
     Returns:
@@ -83,7 +85,7 @@ def _quantized(
     kernels: Kernels,
 ) -> jax.Array:
     check_shape("linear", "weight", weight, ("N", x.shape[1]))
-    check_weight("linear", "weight", weight, ("row_major", "shuffled"))
+    check_weight("linear", "weight", weight, ("row_major", "shuffled", "vnni"))
     allowed = COMPUTE_DTYPES if x.dtype == jnp.bfloat16 else ("float32",)
     check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), allowed)
     if activations == "mxfp4":
@@ -97,8 +99,9 @@ def _quantized(
         check_shape("linear", "bias", bias, (weight.shape[0],))
         check_dtype("linear", "bias", bias, COMPUTE_DTYPES)
         arrays += (bias,)
-    if weight.data_layout == "shuffled":
-        return LINEAR_SHUFFLED(*arrays, kernels=kernels, out_dtype=out, outputs=weight.shape[0])[0]
+    if weight.data_layout != "row_major":
+        op = LINEAR_SHUFFLED if weight.data_layout == "shuffled" else LINEAR_VNNI
+        return op(*arrays, kernels=kernels, out_dtype=out, outputs=weight.shape[0])[0]
     static = {"out_dtype": out, "container": weight.container, "block": weight.block}
     return LINEAR_QUANTIZED(*arrays, kernels=kernels, **static)[0]
 

@@ -59,7 +59,7 @@ def _native(
     return (call(x, data, scale, *bias, **native_attributes(data, container, block)),)
 
 
-def _native_gpu(
+def native_gpu(
     x: jax.Array,
     data: jax.Array,
     scale: jax.Array,
@@ -68,6 +68,7 @@ def _native_gpu(
     container: Container,
     block: tuple[int, int],
 ) -> Arrays:
+    """The op's native form on GPUs."""
     exact = container in ("mxfp4", "fp8_channel", "fp8_tensor")
     most = MAX_MXFP4_GPU_ROWS if container == "mxfp4" else MAX_GPU_ROWS
     if x.dtype != jnp.bfloat16 or x.shape[0] <= most or not exact:
@@ -93,7 +94,7 @@ LINEAR_QUANTIZED: Op = Op(
     native=_native,
     gpu=Native(
         (TARGET, TARGET_BIAS, TARGET_DEQUANTIZE),
-        _native_gpu,
+        native_gpu,
         f"more than {MAX_GPU_ROWS} rows ({MAX_MXFP4_GPU_ROWS} of MXFP4) go to XLA's own dot, "
         "for exact weights",
     ),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from custom_calls import linear_quantized
 from custom_calls.element_formats import MXFP4_GROUP
 from custom_calls.op import Arrays, Native, Op, join_rows
-from custom_calls.quantized_tensor import TILE_ROWS, QuantizedTensor, unshuffle
+from custom_calls.quantized_tensor import TILE_ROWS, QuantizedTensor, in_rows
 
 TARGET = "mla_jax.linear_shuffled.v1"
 TARGET_BIAS = "mla_jax.linear_shuffled_bias.v1"
@@ -37,7 +37,7 @@ def _abstract(
 def _reference(
     x: jax.Array, data: jax.Array, scale: jax.Array, *bias: jax.Array, out_dtype: str, outputs: int
 ) -> Arrays:
-    weight = unshuffle(_weight(data, scale, outputs))
+    weight = in_rows(_weight(data, scale, outputs))
     reference = linear_quantized.LINEAR_QUANTIZED.reference
     return reference(x, weight.data, weight.scale, *bias, out_dtype=out_dtype, **_LAYOUT)
 
@@ -46,7 +46,7 @@ def _native(
     x: jax.Array, data: jax.Array, scale: jax.Array, *bias: jax.Array, out_dtype: str, outputs: int
 ) -> Arrays:
     """The kernels of row-major weights: the CPU's, and a GPU's for float32 rows."""
-    weight = unshuffle(_weight(data, scale, outputs))
+    weight = in_rows(_weight(data, scale, outputs))
     (call,) = linear_quantized.LINEAR_QUANTIZED.natives.values()
     return call(x, weight.data, weight.scale, *bias, out_dtype=out_dtype, **_LAYOUT)
 

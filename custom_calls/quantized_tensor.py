@@ -21,11 +21,11 @@ from custom_calls.errors import LayoutError, ShapeError
 Container = Literal["mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group"]
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 
-CODES = {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
-"""The native kernels' attribute `code`: the element format of the data."""
+CODES = {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3, "e2m1_vnni": 4}
+"""The native kernels' attribute `code`: the element format of the data, and e2m1's layout."""
 
 ScaleLayout = Literal["row_major", "column_major"]
-DataLayout = Literal["row_major", "shuffled"]
+DataLayout = Literal["row_major", "shuffled", "vnni"]
 Packing = Literal["low_nibble_first", "none"]
 
 _SCALE_DTYPES: dict[str, tuple[str, ...]] = {
@@ -37,12 +37,20 @@ _SCALE_DTYPES: dict[str, tuple[str, ...]] = {
 }
 
 TILE_ROWS = 16
-"""Rows of a tile of the shuffled layout: what a matrix instruction takes."""
+"""Rows of a tile of the layouts in tiles: what a matrix instruction takes."""
 
 CHUNK_BYTES = 16
 """Bytes of a row that stay together in the shuffled layout: what a lane loads at once."""
 
-_NO_SCALE = 127  # e8m0's 1: what pads scales.
+WORD_CODES = 8
+"""Codes of a row that stay together in the vnni layout, as a 32-bit word."""
+
+VNNI_SWAPS = ((0x00F000F0, 4), (0x0000FF00, 8))
+"""Mask and distance, in bits, of the two swaps that turn words of codes in order into words of the vnni layout; they
+undo themselves, in the opposite order."""
+
+NO_SCALE = 127
+"""e8m0's 1: what pads scales."""
 
 
 @partial(
@@ -72,7 +80,14 @@ class QuantizedTensor:
     32 values, a chunk of scales those of 16 groups. data: uint8 (..., ceil(N/16), K/32, 16, 16), scale: uint8
     (..., ceil(N/16), ceil(K/512), 16, 16), where the third of the four axes is the row in its tile. Rows that fill
     up the last tile have codes 0, they and groups that fill up the last chunk have scales 1. `shuffle` makes it,
-    `unshuffle` undoes it.
+    `in_rows` undoes it.
+
+    data_layout "vnni" is for MXFP4 weights that matrix units of CPUs multiply, whose operands hold pairs of columns of
+    16 rows: words of the same eight columns of 16 rows lie side by side. data: uint8 (..., ceil(N/16), K/32, 4, 64),
+    scale: uint8 (..., ceil(N/16), K/32, 16). scale[t, b, n] is that of row 16 t + n and group b. Bytes 4 n to 4 n + 3
+    of data[t, b, q] are a little-endian word of that row; its nibble 4 h + j, where 0 is the lowest one, is the code
+    of column 32 b + 8 q + 2 j + h: even columns lie in the lower half, odd ones in the upper. Rows that fill up the
+    last tile have codes 0 and scales 1. `to_vnni` makes it, `in_rows` undoes it.
 
     Attributes:
       data, scale: arrays, see the table.
@@ -81,8 +96,8 @@ class QuantizedTensor:
       rounding: rule by which an mxfp4 scale was chosen, or None where a checkpoint does not say.
       scale_layout: "row_major" as in the table; "column_major" is the transposed array (..., ceil(K/c), N) that
         GEMMs on AMD GPUs take for activations. Said here, never inferred from shapes or strides.
-      data_layout: "row_major" as in the table, or "shuffled"; of codes and scales.
-      padding_rows: shuffled: rows of the last tile that the matrix does not have; else 0.
+      data_layout: "row_major" as in the table, "shuffled" or "vnni"; of codes and scales.
+      padding_rows: not row_major: rows of the last tile that the matrix does not have; else 0.
 
     Raises:
       ShapeError, LayoutError: naming the field, expected and got.
@@ -109,9 +124,9 @@ class QuantizedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the values, (..., N, K)."""
-        if self.data_layout == "shuffled":
-            *lead, tiles, chunks, _, _ = self.data.shape
-            return (*lead, tiles * TILE_ROWS - self.padding_rows, chunks * CHUNK_BYTES * 2)
+        if self.data_layout != "row_major":
+            *lead, tiles, groups, _, _ = self.data.shape
+            return (*lead, tiles * TILE_ROWS - self.padding_rows, groups * MXFP4_GROUP)
         per_byte = 2 if self.packing == "low_nibble_first" else 1
         return (*self.data.shape[:-1], self.data.shape[-1] * per_byte)
 
@@ -128,8 +143,7 @@ class QuantizedTensor:
 def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> jax.Array:
     """The values, (..., N, K): exact products of code and scale, rounded to float32, then to `dtype`."""
     check_dtype("dequantize", "dtype", jax.ShapeDtypeStruct((), dtype), ("float32", "bfloat16"))
-    if tensor.data_layout == "shuffled":
-        tensor = unshuffle(tensor)
+    tensor = in_rows(tensor)
     *_, rows, columns = tensor.shape if tensor.ndim > 1 else (1, *tensor.shape)
     scale = tensor.scale
     if tensor.scale_layout == "column_major":
@@ -155,7 +169,8 @@ def shuffle(tensor: QuantizedTensor) -> QuantizedTensor:
     """The same values with data_layout "shuffled": the load step for weights that a GPU's kernels read.
 
     Args:
-      tensor: "mxfp4" (..., N, K), row-major; K is a multiple of 32. A shuffled one is returned as it is.
+      tensor: "mxfp4" (..., N, K); K is a multiple of 32. A shuffled one is returned as it is, another layout is first
+        brought into rows.
 
     Raises:
       LayoutError: another container, column-major scales, or one row without a matrix.
@@ -163,29 +178,73 @@ def shuffle(tensor: QuantizedTensor) -> QuantizedTensor:
     """
     if tensor.data_layout == "shuffled":
         return tensor
-    if tensor.container != "mxfp4" or tensor.ndim < 2:
-        raise LayoutError(
-            f"shuffle: expected an mxfp4 matrix (..., N, K), got {tensor.container} {tensor.shape}"
-        )
-    check_weight("shuffle", "tensor", tensor)
-    padding = -tensor.shape[-2] % TILE_ROWS
+    tensor = _matrices_in_rows("shuffle", tensor)
     return replace(
         tensor,
         data=_in_tiles(tensor.data, 0),
-        scale=_in_tiles(tensor.scale, _NO_SCALE),
+        scale=_in_tiles(tensor.scale, NO_SCALE),
         data_layout="shuffled",
-        padding_rows=padding,
+        padding_rows=-tensor.shape[-2] % TILE_ROWS,
     )
 
 
-def unshuffle(tensor: QuantizedTensor) -> QuantizedTensor:
-    """The tensor that `shuffle` was given; a row-major one is returned as it is."""
+def to_vnni(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same values with data_layout "vnni": the load step for weights that a CPU's matrix units multiply.
+
+    Args:
+      tensor: "mxfp4" (..., N, K); K is a multiple of 32. One of this layout is returned as it is, another layout is
+        first brought into rows.
+
+    Raises:
+      LayoutError: another container, column-major scales, or one row without a matrix.
+      ShapeError: K is no multiple of 32.
+    """
+    if tensor.data_layout == "vnni":
+        return tensor
+    tensor = _matrices_in_rows("to_vnni", tensor)
+    *lead, rows, width = tensor.data.shape
+    words = jax.lax.bitcast_convert_type(tensor.data.reshape(*lead, rows, width // 4, 4), jnp.uint32)
+    data = jax.lax.bitcast_convert_type(_side_by_side(_swapped(words, VNNI_SWAPS), 0), jnp.uint8)
+    return replace(
+        tensor,
+        data=data.reshape(*data.shape[: len(lead) + 1], width // 16, 4, 4 * TILE_ROWS),
+        scale=_side_by_side(tensor.scale, NO_SCALE),
+        data_layout="vnni",
+        padding_rows=-rows % TILE_ROWS,
+    )
+
+
+def in_rows(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The tensor that `shuffle` or `to_vnni` was given; a row-major one is returned as it is."""
     if tensor.data_layout == "row_major":
         return tensor
-    rows, columns = tensor.shape[-2:]
-    data, scale = (_out_of_tiles(array)[..., :rows, :] for array in (tensor.data, tensor.scale))
-    scale = scale[..., : columns // MXFP4_GROUP]
-    return replace(tensor, data=data, scale=scale, data_layout="row_major", padding_rows=0)
+    *lead, rows, columns = tensor.shape
+    if tensor.data_layout == "shuffled":
+        data, scale = (_out_of_tiles(array) for array in (tensor.data, tensor.scale))
+    else:
+        tiles = tensor.data.shape[-4]
+        words = tensor.data.reshape(*lead, tiles, columns // WORD_CODES, TILE_ROWS, 4)
+        words = _swapped(jax.lax.bitcast_convert_type(words, jnp.uint32), VNNI_SWAPS[::-1])
+        data = jax.lax.bitcast_convert_type(_one_by_one(words), jnp.uint8)
+        data, scale = data.reshape(*data.shape[:-2], columns // 2), _one_by_one(tensor.scale)
+    return replace(
+        tensor,
+        data=data[..., :rows, :],
+        scale=scale[..., :rows, : columns // MXFP4_GROUP],
+        data_layout="row_major",
+        padding_rows=0,
+    )
+
+
+def _matrices_in_rows(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+    """What a load step starts from."""
+    tensor = in_rows(tensor)
+    if tensor.container != "mxfp4" or tensor.ndim < 2:
+        raise LayoutError(
+            f"{name}: expected an mxfp4 matrix (..., N, K), got {tensor.container} {tensor.shape}"
+        )
+    check_weight(name, "tensor", tensor)
+    return tensor
 
 
 def _in_tiles(rows: jax.Array, fill: int) -> jax.Array:
@@ -201,6 +260,28 @@ def _out_of_tiles(tiles: jax.Array) -> jax.Array:
     """Back, with the rows and bytes that were filled up."""
     *lead, high, wide, _, _ = tiles.shape
     return jnp.swapaxes(tiles, -2, -3).reshape(*lead, high * TILE_ROWS, wide * CHUNK_BYTES)
+
+
+def _side_by_side(rows: jax.Array, fill: int) -> jax.Array:
+    """Elements (..., N, W) as (..., ceil(N/16), W, 16)."""
+    *lead, high, wide = rows.shape
+    extra = (*[(0, 0)] * len(lead), (0, -high % TILE_ROWS), (0, 0))
+    padded = jnp.pad(rows, extra, constant_values=rows.dtype.type(fill))
+    return jnp.swapaxes(padded.reshape(*lead, padded.shape[-2] // TILE_ROWS, TILE_ROWS, wide), -1, -2)
+
+
+def _one_by_one(tiles: jax.Array) -> jax.Array:
+    """Back, with the rows that were filled up."""
+    *lead, high, wide, _ = tiles.shape
+    return jnp.swapaxes(tiles, -1, -2).reshape(*lead, high * TILE_ROWS, wide)
+
+
+def _swapped(words: jax.Array, swaps: tuple[tuple[int, int], ...]) -> jax.Array:
+    """Words whose bits under each mask have changed places with those at its distance above them."""
+    for mask, distance in swaps:
+        moved = (words ^ (words >> np.uint32(distance))) & np.uint32(mask)
+        words = words ^ (moved * np.uint32(1 + (1 << distance)))
+    return words
 
 
 def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
@@ -223,11 +304,15 @@ def to_fnuz(tensor: QuantizedTensor) -> QuantizedTensor:
 
 
 def native_attributes(
-    data: jax.Array, container: Container, block: tuple[int, int], prefix: str = ""
+    data: jax.Array,
+    container: Container,
+    block: tuple[int, int],
+    data_layout: DataLayout = "row_major",
+    prefix: str = "",
 ) -> dict[str, np.int64]:
     """What the native kernels are told about a weight. Which FP8 codes it holds, the dtype says."""
     if container == "mxfp4":
-        code = "e2m1"
+        code = "e2m1_vnni" if data_layout == "vnni" else "e2m1"
     elif container == "int4_group":
         code = "int4"
     else:
@@ -253,7 +338,7 @@ def check_weight(
     if weight.data_layout not in data_layouts:
         raise LayoutError(
             f"{op}: argument '{name}': expected data_layout {' or '.join(map(repr, data_layouts))}, got "
-            f"{weight.data_layout!r}: see custom_calls.quantized_tensor.unshuffle"
+            f"{weight.data_layout!r}: see custom_calls.quantized_tensor.in_rows"
         )
     if weight.scale_layout != "row_major":
         raise LayoutError(
@@ -285,8 +370,8 @@ def _check(tensor: QuantizedTensor) -> None:
     }
     if not allowed[tensor.container]:
         raise LayoutError(f"{name}: field 'block': {block} is not one of container {tensor.container!r}")
-    if tensor.data_layout == "shuffled":
-        return _check_shuffled(tensor)
+    if tensor.data_layout != "row_major":
+        return _check_tiles(tensor)
     if tensor.padding_rows:
         raise LayoutError(
             f"{name}: field 'padding_rows': expected 0 for row_major data, got {tensor.padding_rows}"
@@ -310,26 +395,28 @@ def _check(tensor: QuantizedTensor) -> None:
         )
 
 
-def _check_shuffled(tensor: QuantizedTensor) -> None:
-    name, tile = "QuantizedTensor", (TILE_ROWS, CHUNK_BYTES)
+def _check_tiles(tensor: QuantizedTensor) -> None:
+    name, layout = "QuantizedTensor", tensor.data_layout
+    tile = (TILE_ROWS, CHUNK_BYTES) if layout == "shuffled" else (4, 4 * TILE_ROWS)
     if tensor.container != "mxfp4" or tensor.scale_layout != "row_major":
         raise LayoutError(
-            f"{name}: field 'data_layout': only 'mxfp4' with row_major scales can be shuffled, got "
+            f"{name}: field 'data_layout': only 'mxfp4' with row_major scales can be {layout}, got "
             f"{tensor.container!r} with {tensor.scale_layout} scales"
         )
     if tensor.data.ndim < 4 or tuple(tensor.data.shape[-2:]) != tile:
         raise ShapeError(
-            f"{name}: field 'data': expected shape (..., ceil(N/16), K/32, 16, 16) for shuffled data, got "
-            f"{tuple(tensor.data.shape)}"
+            f"{name}: field 'data': expected shape (..., ceil(N/16), K/32, {tile[0]}, {tile[1]}) for {layout} data, "
+            f"got {tuple(tensor.data.shape)}"
         )
-    *lead, tiles, chunks, _, _ = tensor.data.shape
+    *lead, tiles, groups, _, _ = tensor.data.shape
     if not 0 <= tensor.padding_rows < min(TILE_ROWS, tiles * TILE_ROWS + 1):
         raise ShapeError(
             f"{name}: field 'padding_rows': expected 0 to 15, and 0 without tiles, got {tensor.padding_rows}"
         )
-    expected = (*lead, tiles, -(-chunks // CHUNK_BYTES), *tile)
+    scales = (-(-groups // CHUNK_BYTES), *tile) if layout == "shuffled" else (groups, TILE_ROWS)
+    expected = (*lead, tiles, *scales)
     if tuple(tensor.scale.shape) != expected:
         raise ShapeError(
-            f"{name}: field 'scale': expected shape {expected} for shuffled values {tensor.shape}, got "
+            f"{name}: field 'scale': expected shape {expected} for {layout} values {tensor.shape}, got "
             f"{tuple(tensor.scale.shape)}"
         )

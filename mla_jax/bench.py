@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from custom_calls.quantized_tensor import QuantizedTensor
 from mla_jax.bench_weights import random_weights
 from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
@@ -158,7 +159,6 @@ def _from_checkpoint(model: str, weights: str | None) -> tuple[FrozenModel, Tree
 
 def _table_of(frozen: FrozenModel) -> Tree:
     """The parameter table with the storage that the arrays have."""
-    from custom_calls.quantized_tensor import QuantizedTensor
 
     def stored(info: ParamInfo, array: Any) -> ParamInfo:
         if not isinstance(array, QuantizedTensor):
@@ -196,14 +196,17 @@ def random_model(config: str, weights: str | None) -> tuple[FrozenModel, Tree]:
 
 
 def _as_loaded(params: Tree, table: Tree, dtype: str) -> Tree:
-    """Weights in the formats in which `load` holds them for the default device, unless it is told another."""
+    """Weights in the formats in which `load` holds them for the default device, unless it is told another.
+
+    Each is given up before the next one is made: they are not held twice, if the caller does not hold them.
+    """
     codes, layout = resolve_fp8_format("auto"), resolve_weight_layout("auto", dtype)
-    return jax.tree.map(
-        lambda info, weight: in_weight_layout(in_fp8_format(weight, codes), info, layout),
-        table,
-        params,
-        is_leaf=lambda node: isinstance(node, ParamInfo),
-    )
+    infos, structure = jax.tree.flatten(table, is_leaf=lambda node: isinstance(node, ParamInfo))
+    weights = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QuantizedTensor))
+    del params
+    for at, info in enumerate(infos):
+        weights[at] = in_weight_layout(in_fp8_format(weights[at], codes), info, layout)
+    return jax.tree.unflatten(structure, weights)
 
 
 def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:

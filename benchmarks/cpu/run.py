@@ -27,6 +27,7 @@ import numpy as np
 from custom_calls.linear import linear
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
+from custom_calls.quantized_tensor import to_vnni
 from custom_calls.registry import library
 from mla_jax.bench import random_model, time_decode, time_prefill
 from mla_jax.checkpoints.streaming import aligned_array
@@ -34,6 +35,7 @@ from mla_jax.cost import decode_cost, prefill_cost
 from mla_jax.machine import product_rate
 from mla_jax.presets import preset_file
 from mla_jax.quant import FP8, MXFP4, Storage, random_scale
+from mla_jax.weight_layout import resolve_weight_layout
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 7
@@ -105,7 +107,10 @@ class Bench:
             return held(self.array(n, k))
         codes = self.rng.integers(0, 120, storage.data_shape((n, k)), dtype=np.uint8)
         data = jnp.asarray(codes).view(storage.data_dtype)
-        return jax.tree.map(held, storage.tensor(data, random_scale(storage, (n, k), 1.0)))
+        weight = storage.tensor(data, random_scale(storage, (n, k), 1.0))
+        if storage is MXFP4 and resolve_weight_layout("auto", "bfloat16") == "vnni":
+            weight = to_vnni(weight)
+        return jax.tree.map(held, weight)
 
     def row(
         self, op: str, shape: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1

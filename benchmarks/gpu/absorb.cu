@@ -4,6 +4,7 @@
 // benchmarks/gpu/absorb.cu -o build/absorb && build/absorb
 #include "absorb_quantized/gpu_kernel.cc"
 #include "cublas.h"
+#include "fill.h"
 #include "graph.h"
 
 namespace {
@@ -11,23 +12,6 @@ namespace {
 using namespace mla::gpu;
 
 constexpr int kHeads = 128, kHeadRows = 256, kRows = 128, kRank = 512;
-
-__global__ void Fill(uint32_t* to, size_t words, uint32_t mask, uint32_t base) {
-  const size_t stride = gridDim.x * static_cast<size_t>(blockDim.x);
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < words;
-       i += stride) {
-    uint32_t h = static_cast<uint32_t>(i) * 2654435761u;
-    h = (h ^ h >> 15) * 2246822519u;
-    to[i] = ((h ^ h >> 13) & mask) + base;
-  }
-}
-
-// Words whose bits are random where `mask` has ones.
-void FillRandom(const Memory& memory, uint32_t mask, uint32_t base) {
-  Fill<<<1024, 256>>>(memory.at<uint32_t>(), memory.bytes() / 4, mask, base);
-}
-// Pairs of bf16 from 0.5 to 2, of either sign.
-constexpr uint32_t kBFloats = 0x80ff80ffu, kHalves = 0x3f003f00u;
 
 using Kernel = void (*)(ProductArgs);
 

@@ -25,17 +25,18 @@ class Cublas {
   bool found() const { return handle_ != nullptr; }
 
   // `batches` products of bf16, summed in f32, of matrices whose columns lie one after the other:
-  // c (m, n) = a (m, k), or (k, m) where `transposed`, times b (k, n).
+  // c (m, n) = a (m, k), or (k, m) where `transposed`, times b (k, n); c of f32 if asked for.
   void Products(cudaStream_t stream, bool transposed, int m, int n, int k, const void* a,
                 int a_column, long long a_batch, const void* b, int b_column, long long b_batch,
-                void* c, int c_column, long long c_batch, int batches) const {
-    constexpr int kBF16 = 14, kSumInF32 = 68, kChooses = -1;
+                void* c, int c_column, long long c_batch, int batches,
+                bool f32_result = false) const {
+    constexpr int kBF16 = 14, kF32 = 0, kSumInF32 = 68, kChooses = -1;
     const float one = 1, zero = 0;
     Check(set_stream_(handle_, stream), "cublasSetStream");
     Check(set_workspace_(handle_, workspace_.at(), workspace_.bytes()), "cublasSetWorkspace");
     Check(products_(handle_, transposed ? 1 : 0, 0, m, n, k, &one, a, kBF16, a_column, a_batch, b,
-                    kBF16, b_column, b_batch, &zero, c, kBF16, c_column, c_batch, batches,
-                    kSumInF32, kChooses),
+                    kBF16, b_column, b_batch, &zero, c, f32_result ? kF32 : kBF16, c_column,
+                    c_batch, batches, kSumInF32, kChooses),
           "cublasGemmStridedBatchedEx");
   }
 

@@ -4,7 +4,8 @@
 
 A row: op, shape, us (of a layer), launches (kernels a layer, from a profile), bytes and flop (of the layer, each byte
 once), and with them floor_us and share against ceilings measured in the same run. The layer is norms, projections,
-`rope_append_latent`, attention over the pool, absorb, output projection, router, 8 of 32 experts and a shared expert.
+`rope_append_latent`, attention over the pool, absorb, output projection, router, 8 of 32 experts and a shared expert;
+its weights are held as `load` holds them for this GPU.
 Layers are unrolled in one jit over one layer's weights, which are larger than the second-level cache; the pool is
 donated, so that buffers stay where they are.
 
@@ -32,12 +33,14 @@ from mla_jax.bench_weights import random_weights
 from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
 from mla_jax.cost import decode_cost
+from mla_jax.fp8_format import in_fp8_format, resolve_fp8_format
 from mla_jax.layers import DecoderLayer, RopeState
 from mla_jax.machine import product_rate, read_rate
 from mla_jax.paging import AttentionMetadata, PageTable
-from mla_jax.parameters import parameter_table, with_storage
+from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
 from mla_jax.presets import preset_file
 from mla_jax.rope import RopeTable
+from mla_jax.weight_layout import in_weight_layout, resolve_weight_layout
 
 EXPERTS = 32
 """So many experts are enough for a batch to choose from, and fit into memory beside the pool."""
@@ -57,6 +60,17 @@ def layer_config() -> ModelConfig:
         router=router,
         vocab_size=128,
         quantization=None,
+    )
+
+
+def layer_weights(table: Tree) -> Tree:
+    """Random weights of the layer, in the formats in which `load` holds them for the default device."""
+    codes, layout = resolve_fp8_format("auto"), resolve_weight_layout("auto", "bfloat16")
+    return jax.tree.map(
+        lambda info, weight: in_weight_layout(in_fp8_format(weight, codes), info, layout),
+        table["model"]["layers"][0],
+        random_weights(table, "bfloat16")["model"]["layers"][0],
+        is_leaf=lambda node: isinstance(node, ParamInfo),
     )
 
 
@@ -89,7 +103,7 @@ def layer_row(weights: str, batch: int, context: int, read: float, product: floa
     config = layer_config()
     table = with_storage(parameter_table(config), WEIGHTS[weights].of)
     rope = RopeTable.from_config(config.rope, context + 64)
-    params = random_weights(table, "bfloat16")["model"]["layers"][0]
+    params = layer_weights(table)
     cache = init_cache(config, num_tokens=batch * (context + 64), page_size=64)
     pages = PageTable.allocate(cache, batch, context)
     meta = AttentionMetadata.extend(

@@ -1,11 +1,11 @@
 """Every GPU benchmark on this machine, into one JSON file, with floors from ceilings of the same run.
 
-    python benchmarks/gpu/run.py [--out FILE] [--only NAME ...] [--arch sm_90a]
+    python benchmarks/gpu/run.py [--out FILE] [--picture FILE] [--only NAME ...] [--arch sm_90a]
 
 Needs an NVIDIA GPU, nvcc, and a JAX that uses the GPU. Programs in CUDA time their op in a CUDA graph, those in Python
 in a jit whose calls XLA records as a command buffer. Each row has op, its sizes, us, bytes and flop; a floor_us =
 max(bytes / read rate, flop / matrix rate) and a share = floor_us / us are added here. Rows with a floor of their own
-(of a layer) keep it.
+(of a layer) keep it. --picture draws them with ../roofline.py (needs matplotlib) once FILE of --out is written.
 """
 
 import argparse
@@ -80,6 +80,7 @@ def main() -> None:
     )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/gpu_benchmarks.json"))
+    parser.add_argument("--picture", type=Path, help="a PNG of the rows under the roofline of this machine")
     parser.add_argument("--only", nargs="*", choices=[*cuda, *PROGRAMS], default=[*cuda, *PROGRAMS])
     parser.add_argument("--arch", default="sm_90a")
     arguments = parser.parse_args()
@@ -105,7 +106,11 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{len(report['rows'])} rows in {arguments.out}")
+    print(f"{len(report['rows'])} rows in {arguments.out}", flush=True)
+    if arguments.picture is not None:
+        draw = [str(HERE.parent / "roofline.py"), str(arguments.out), str(arguments.picture)]
+        if subprocess.run([sys.executable, *draw], check=False).returncode:
+            sys.exit(f"run.py: no picture; the rows are in {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #include "absorb_quantized/kernel.h"
 #include "common/axpy_tile.h"
 #include "common/bfloat16.h"
-#include "common/quantized_product.h"
+#include "common/quantized_weights.h"
 #include "common/scratch.h"
 #include "common/tasks.h"
 

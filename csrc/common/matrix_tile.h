@@ -29,26 +29,37 @@ constexpr bool kMatrixTiles = false;
 constexpr int64_t kTileSide = 16;     // Rows of a tile, and 32-bit columns.
 constexpr int64_t kTileColumns = 32;  // bf16 columns.
 
-// The tiles of this thread while it lives: all are whole, but for those that hold `lanes` rows of
-// activations or their sums.
+// The tiles of this thread while it lives.
 class TileScope {
  public:
+  // All are whole but for those with `lanes` activations or their sums, which are not 4 to 6.
   explicit TileScope(int64_t lanes) {
+    Configure([lanes](int i) { return i >= 4 && i < 7 ? kTileSide : lanes; },
+              [](int) { return kTileSide; });
+  }
+  // All are whole but for those with `rows` rows of activations or their sums, which are not 6.
+  static TileScope OfRows(int64_t rows) { return TileScope(rows, nullptr); }
+  ~TileScope() { __asm__ volatile("tilerelease" ::); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  TileScope(int64_t rows, void*) {
+    Configure([](int) { return kTileSide; }, [rows](int i) { return i == 6 ? kTileSide : rows; });
+  }
+  template <typename Columns, typename Rows>
+  static void Configure(const Columns& columns, const Rows& rows) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, zero[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) {
-      const bool weights = i >= 4 && i < 7;
-      config.row_bytes[i] = static_cast<uint16_t>(4 * (weights ? kTileSide : lanes));
-      config.rows[i] = kTileSide;
+      config.row_bytes[i] = static_cast<uint16_t>(4 * columns(i));
+      config.rows[i] = static_cast<uint8_t>(rows(i));
     }
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
   }
-  ~TileScope() { __asm__ volatile("tilerelease" ::); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
 };
 
 // The compiler's own intrinsics do not tell it that memory is read.

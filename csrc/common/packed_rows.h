@@ -23,10 +23,11 @@ enum class Order { kPlain, kByNibble };
 constexpr int64_t kNibbleColumns = 128;
 
 // How weights want their activations: the order of the columns, and whether many rows may lie
-// across the lanes.
+// across the lanes, or all rows make tiles of AMX.
 struct Packing {
   Order order;
   bool lanes;
+  bool row_tiles = false;
 };
 
 // The most rows whose products are dot products: those of a row are then the same, whatever comes
@@ -49,22 +50,33 @@ struct PackedRows {
   int64_t rows;
   int64_t width;  // Columns, filled up with zeros to whole steps or groups.
   bool lanes;
+  bool row_tiles;  // Tiles have kRowTile rows, unless all rows are fewer.
+
+  static constexpr int64_t kRowTile = 16;
 
   static PackedRows Of(C* data, int64_t rows, int64_t k, Packing packing) {
     const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : kStep;
     const bool lanes = packing.lanes && (kMatrixTiles<C> || rows > kMostDotRows);
-    return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes};
+    return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes, packing.row_tiles};
   }
   // Rows of all tiles.
-  int64_t Height() const { return lanes ? LaneHeight(rows) : (rows + 1) / 2 * 2; }
+  int64_t Height() const {
+    if (row_tiles) return rows < kRowTile ? rows : CeilDiv(rows, kRowTile) * kRowTile;
+    return lanes ? LaneHeight(rows) : (rows + 1) / 2 * 2;
+  }
   int64_t Bytes() const { return Height() * width * static_cast<int64_t>(sizeof(C)); }
   // Rows of every tile but the last.
-  int64_t TileRows() const { return lanes ? kLaneTileRows : (rows <= kFewRows ? rows : kManyRows); }
+  int64_t TileRows() const {
+    if (row_tiles) return kRowTile;
+    return lanes ? kLaneTileRows : (rows <= kFewRows ? rows : kManyRows);
+  }
   int64_t Tiles() const { return CeilDiv(rows, Max64(1, TileRows())); }
   Tile At(int64_t tile) const {
     const int64_t row0 = tile * TileRows();
     const int64_t left = Min(TileRows(), rows - row0);
-    const int64_t height = lanes ? LaneHeight(left) : TileHeight(left);
+    const int64_t height = row_tiles ? Min(rows, kRowTile)
+                           : lanes   ? LaneHeight(left)
+                                     : TileHeight(left);
     return {row0, static_cast<int>(left), static_cast<int>(height), data + row0 * width};
   }
 

@@ -19,6 +19,9 @@ constexpr int64_t kMatrixPanelRows = 192;
 template <typename C>
 constexpr int64_t kPackedPanelRows = kMatrixTiles<C> ? kMatrixPanelRows : kLanePanelRows;
 
+// Weight rows that vnni_product.h takes at a time for a few rows.
+constexpr int64_t kRowTileCols = 96;
+
 // Columns of the pieces that matrix_product.h decodes for a few rows.
 constexpr int64_t kMatrixColumns = 128;
 

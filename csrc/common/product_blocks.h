@@ -46,8 +46,13 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
   const int64_t tasks = kTasksPerThread * executor.Threads();
   const bool few = rows <= (kMatrixTiles<C> && packed.lanes ? kLaneTileRows : kFewRows);
   const int64_t least = kMatrixTiles<C> ? 2 * kMaxTileCols : kMaxTileCols;
-  const int64_t cols = few ? Clamp(CeilDiv(n, tasks * least) * least, least, kMaxTaskCols)
-                           : (packed.lanes ? kPackedPanelRows<C> : kPanelRows);
+  const auto share = [&](int64_t most_tasks, int64_t some, int64_t most) {
+    return Clamp(CeilDiv(n, most_tasks * some) * some, some, most);
+  };
+  const int64_t cols = packed.row_tiles ? share(4 * tasks, kRowTileCols, 2 * kRowTileCols)
+                       : few            ? share(tasks, least, kMaxTaskCols)
+                       : packed.lanes   ? kPackedPanelRows<C>
+                                        : kPanelRows;
   const int64_t n_blocks = CeilDiv(n, cols);
   const int64_t most =
       Clamp(packed.Tiles() * n_blocks / tasks, CeilDiv(kLeastTaskRows, packed.TileRows()),

@@ -64,8 +64,34 @@ struct RowScales {
   }
 };
 
+// Four nibbles to the lower halves of four bytes.
+inline uint32_t SpreadNibbles(uint32_t nibbles) {
+  nibbles = (nibbles | nibbles << 8) & 0x00ff00ffu;
+  return (nibbles | nibbles << 4) & 0x0f0f0f0fu;
+}
+
+// Columns [k0, k0 + n) of a row in the vnni layout, whole blocks of them: values.
+inline void DecodeVnniRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t n, bf16* dst) {
+  const Mxfp4Row* table = Mxfp4Table();
+  const int64_t first = row / kVnniRows * m.ScaleCols() + k0 / kVnniColumns, lane = row % kVnniRows;
+  for (int64_t b = 0; b < n / kVnniColumns; ++b) {
+    const uint8_t* words = m.data + (first + b) * kVnniBytes + lane * 4;
+    const uint8_t scale = static_cast<const uint8_t*>(m.scale)[(first + b) * kVnniRows + lane];
+    uint32_t codes[4];
+    for (int q = 0; q < 4; ++q) {
+      uint32_t word;
+      __builtin_memcpy(&word, words + q * 64, sizeof(word));
+      codes[q] = SpreadNibbles(word & 0xffffu) | SpreadNibbles(word >> 16) << 4;
+    }
+    uint8_t bytes[16];
+    __builtin_memcpy(bytes, codes, sizeof(bytes));
+    LookupRow(bytes, kVnniColumns, table[scale], dst + b * kVnniColumns);
+  }
+}
+
 // Columns [k0, k0 + n) of a row, k0 even: values of MXFP4, codes of the others.
 inline void DecodeRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t n, bf16* dst) {
+  if (m.Vnni()) return DecodeVnniRow(m, row, k0, n, dst);
   const uint8_t* src = m.data + row * m.RowBytes();
   if (m.code == Code::kE4M3) {
     DecodeF8Row(reinterpret_cast<const f8e4m3fn*>(src + k0), n, dst);
@@ -93,7 +119,7 @@ inline void DecodeRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t
   int64_t block = k0 / m.block_k;
   for (int64_t from = k0; from < k0 + n; ++block) {
     const int64_t end = Min(k0 + n, (block + 1) * m.block_k) - k0;
-    const float scale = m.code == Code::kE2M1 ? 1.0f : scales[block];
+    const float scale = m.Mxfp4() ? 1.0f : scales[block];
     int64_t i = from - k0;
     for (; i + kLanes <= end; i += kLanes) Store(dst + i, Load(work + i) * scale);
     for (; i < end; ++i) dst[i] = ToFloat(work[i]) * scale;

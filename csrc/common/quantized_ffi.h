@@ -9,9 +9,10 @@ namespace mla {
 
 // Checks data (..., n, k or k / 2) and scale and returns the (first) matrix. `name` is the
 // argument's name; `stack` receives the number of matrices. block_n or block_k 0 is all of them.
+// vnni: whether the op takes that layout, with whole tiles; data (..., n / 16, k / 32, 4, 64).
 QuantizedMatrix QuantizedArgument(Checker* check, const char* name, const ffi::AnyBuffer& data,
                                   const ffi::AnyBuffer& scale, int64_t code, int64_t block_n,
-                                  int64_t block_k, int64_t* stack);
+                                  int64_t block_k, int64_t* stack, bool vnni = false);
 
 }  // namespace mla
 

@@ -37,7 +37,7 @@ inline void FillPanel(const QuantizedMatrix& m, int64_t n, int64_t count, int64_
 }
 
 // Values in panels for any number of activations: every format as f32, and as bf16 the MXFP4 whose
-// columns are no whole blocks of 32.
+// columns are no whole blocks of 32 or that lies in a layout for another processor.
 template <typename Multiplied>
 struct DecodedWeights {
   using C = Multiplied;
@@ -539,41 +539,6 @@ struct CodeWeights {
   }
 };
 #endif
-
-// How those weights want activations of type X.
-template <typename X>
-inline Packing PackingFor(const QuantizedMatrix& m) {
-#if defined(__AVX512BF16__)
-  if (sizeof(X) == 2) {
-    if (Mxfp4Weights::Takes(m)) return {Order::kByNibble, true};
-    if (m.code != Code::kE2M1) return {Order::kPlain, CodeWeights<Code::kE4M3>::TakesLanes(m)};
-  }
-#endif
-  (void)m;
-  return {Order::kPlain, true};
-}
-
-// Calls f(weights) with what multiplies activations of type X by m.
-template <typename X, typename F>
-inline void WithWeights(const QuantizedMatrix& m, const F& f) {
-#if defined(__AVX512BF16__)
-  if constexpr (sizeof(X) == 2) {
-    if (Mxfp4Weights::Takes(m)) {
-      f(Mxfp4Weights{m});
-    } else if (m.code == Code::kE2M1) {
-      f(DecodedWeights<bf16>{m});
-    } else if (m.code == Code::kE4M3) {
-      f(CodeWeights<Code::kE4M3>{m});
-    } else if (m.code == Code::kE4M3Fnuz) {
-      f(CodeWeights<Code::kE4M3Fnuz>{m});
-    } else {
-      f(CodeWeights<Code::kInt4>{m});
-    }
-    return;
-  }
-#endif
-  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights<float>{m});
-}
 
 }  // namespace MLA_ISA
 }  // namespace mla

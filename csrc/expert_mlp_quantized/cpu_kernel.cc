@@ -1,5 +1,5 @@
 // Experts whose weights are decoded next to the core.
-#include "common/quantized_product.h"
+#include "common/quantized_weights.h"
 #include "expert_mlp/experts.h"
 #include "expert_mlp_quantized/kernel.h"
 

@@ -9,6 +9,13 @@
 namespace mla {
 namespace {
 
+// Only CPUs have a kernel for it.
+#if defined(MLA_GPU)
+constexpr bool kTakesVnni = false;
+#else
+constexpr bool kTakesVnni = true;
+#endif
+
 ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuffer gate_up,
                                   ffi::AnyBuffer gate_up_scale, ffi::AnyBuffer down,
                                   ffi::AnyBuffer down_scale, ffi::AnyBuffer topk_ids,
@@ -21,17 +28,17 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
   int64_t experts = 0;
   int64_t down_experts = 0;
   args.gate_up = QuantizedArgument(&check, "gate_up", gate_up, gate_up_scale, gate_up_code,
-                                   gate_up_block_n, gate_up_block_k, &experts);
+                                   gate_up_block_n, gate_up_block_k, &experts, kTakesVnni);
   args.down = QuantizedArgument(&check, "down", down, down_scale, down_code, down_block_n,
-                                down_block_k, &down_experts);
+                                down_block_k, &down_experts, kTakesVnni);
   ExpertMlpArgs& base = args.base;
   base.io_type = check.Type("x", x, {DType::kF32, DType::kBF16});
   check.Int32("topk_ids", topk_ids);
   check.SameType("topk_weights", topk_weights, DType::kF32, "topk_weights");
   check.SameType("y", *y, base.io_type, "x");
   check.Rank("x", x, 2);
-  check.Rank("gate_up", gate_up, 3);
-  check.Rank("down", down, 3);
+  check.Rank("gate_up", gate_up, args.gate_up.Vnni() ? 5 : 3);
+  check.Rank("down", down, args.down.Vnni() ? 5 : 3);
   check.Rank("topk_ids", topk_ids, 2);
   base.tokens = Dim(x, 0);
   base.hidden = Dim(x, 1);
@@ -45,6 +52,9 @@ ffi::Error ExpertMlpQuantizedCall(Backend backend, ffi::AnyBuffer x, ffi::AnyBuf
                 "(experts, 2 * inner, hidden) for inner " + std::to_string(base.inner) +
                     " and hidden " + std::to_string(base.hidden),
                 std::to_string(args.gate_up.n) + " x " + std::to_string(args.gate_up.k));
+  // The up rows begin with a tile.
+  check.Require(!args.gate_up.Vnni() || base.inner % kVnniRows == 0, "gate_up",
+                "inner a multiple of 16 in the vnni layout", std::to_string(base.inner));
   check.Shape("topk_ids", topk_ids, {base.tokens, kAny});
   check.Shape("topk_weights", topk_weights, {base.tokens, base.slots});
   check.Shape("y", *y, {base.tokens, base.hidden});

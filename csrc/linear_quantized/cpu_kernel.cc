@@ -1,7 +1,7 @@
 // Dense layer over a quantised matrix: blocks of weight rows times blocks of tokens.
 #include "common/bfloat16.h"
 #include "common/product_blocks.h"
-#include "common/quantized_product.h"
+#include "common/quantized_weights.h"
 #include "linear_quantized/kernel.h"
 
 namespace mla {

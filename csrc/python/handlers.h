@@ -22,6 +22,8 @@
   target(mxfp4_quantize, 1) between \
   target(linear_quantized, 2) between \
   target(linear_quantized_bias, 2) between \
+  target(linear_vnni, 1) between \
+  target(linear_vnni_bias, 1) between \
   target(absorb_quantized, 2) between \
   target(expert_mlp_quantized, 3) between \
   target(flatten_quantize, 1) between \

@@ -19,7 +19,7 @@ from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
 from custom_calls.mxfp4_quantize import mxfp4_quantize
-from custom_calls.quantized_tensor import QuantizedTensor, dequantize, shuffle, to_fnuz
+from custom_calls.quantized_tensor import QuantizedTensor, dequantize, shuffle, to_fnuz, to_vnni
 from custom_calls.registry import Kernels
 from custom_calls.rmsnorm import rmsnorm, rmsnorm_residual
 from custom_calls.rmsnorm_quantize import rmsnorm_quantize
@@ -285,14 +285,13 @@ def _products(make: _Maker) -> list[Case]:
             )
             for name, weight in _quantised(plain).items()
         ]
-        found.append(
-            Case(
-                "mla_jax.linear_shuffled",
-                f"{rows} x {HIDDEN} x {outputs}",
-                product,
-                {"x": x, "weight": shuffle(_quantised(plain)["mxfp4"])},
+        found += [
+            Case(op, f"{rows} x {HIDDEN} x {outputs}", product, {"x": x, "weight": weight})
+            for op, weight in (
+                ("mla_jax.linear_shuffled", shuffle(_quantised(plain)["mxfp4"])),
+                ("mla_jax.linear_vnni", to_vnni(_quantised(plain)["mxfp4"])),
             )
-        )
+        ]
         found.append(
             Case(
                 "mla_jax.linear_mxfp4",

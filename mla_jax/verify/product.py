@@ -82,6 +82,7 @@ OUTSIDE_MODELS = frozenset(
         "mla_jax.fused_qk_rmsnorm",
         "mla_jax.linear_mxfp4",
         "mla_jax.linear_shuffled",
+        "mla_jax.linear_vnni",
         "mla_jax.mxfp4_quantize",
         "mla_jax.rmsnorm_quantize",
         "mla_jax.rope_append_kv",

@@ -45,7 +45,7 @@ struct ExpertBatch {
 inline const std::vector<ExpertBatch>& ExpertBatches() {
   static const std::vector<ExpertBatch> batches = {
       {1, 1, 1, 2, 2},   {0, 2, 3, 4, 4},    {3, 0, 2, 6, 4},     {1, 3, 5, 70, 34},
-      {5, 2, 4, 33, 31}, {9, 3, 2, 130, 70}, {190, 1, 3, 18, 38},
+      {5, 2, 4, 33, 31}, {9, 3, 2, 130, 70}, {190, 1, 3, 18, 38}, {70, 2, 3, 64, 224},
   };
   return batches;
 }

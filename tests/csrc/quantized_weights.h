@@ -17,8 +17,14 @@ struct WeightFormat {
   DType scale_type;
   int64_t block_n, block_k;
 
+  bool Vnni() const { return code == Code::kE2M1Vnni; }
   // Whether rows of k values can be stored.
-  bool Holds(int64_t k) const { return ByteType() != DType::kU8 || k % 2 == 0; }
+  bool Holds(int64_t k) const {
+    if (Vnni()) return k % kVnniColumns == 0;
+    return ByteType() != DType::kU8 || k % 2 == 0;
+  }
+  // Whether matrices of n rows can be stacked and halved.
+  bool Stacks(int64_t n) const { return !Vnni() || n % (2 * kVnniRows) == 0; }
 
   DType ByteType() const {
     if (code == Code::kE4M3Fnuz) return DType::kF8E4M3FNUZ;
@@ -34,8 +40,9 @@ struct WeightFormat {
     m.k = k;
     m.block_n = block_n == 0 ? n : block_n;
     m.block_k = block_k == 0 ? k : block_k;
-    m.data = static_cast<uint8_t*>(memory.Values(ByteType(), stack * n * m.RowBytes()));
-    const int64_t scales = stack * m.ScaleRows() * m.ScaleCols();
+    const int64_t rows = Vnni() ? (n + kVnniRows - 1) / kVnniRows * kVnniRows : n;
+    m.data = static_cast<uint8_t*>(memory.Values(ByteType(), stack * rows * m.RowBytes()));
+    const int64_t scales = stack * (Vnni() ? rows : m.ScaleRows()) * m.ScaleCols();
     // Exponents around one, so that sums are numbers.
     m.scale = scale_type == DType::kU8 ? memory.Range(scales, 120, 130)
                                        : memory.Values(scale_type, scales);
@@ -55,6 +62,7 @@ inline const std::vector<WeightFormat>& WeightFormats() {
       {"int4 group", Code::kInt4, DType::kBF16, 1, 32},
       {"int4 odd group", Code::kInt4, DType::kF32, 2, 10},
       {"int4 channel", Code::kInt4, DType::kF32, 1, 0},
+      {"mxfp4 vnni", Code::kE2M1Vnni, DType::kU8, 1, 32},
   };
   return formats;
 }

@@ -294,6 +294,38 @@ def random_weight(rng: Rng, shape: tuple[int, ...], layout: str) -> tuple[Array,
     return codes, np.asarray(factor / 512, np.float32)
 
 
+# ---- the vnni layout ----
+
+
+def vnni_tiles(data: Array, scale: Array, spare: int) -> tuple[Array, Array]:
+    """Codes and scales of a matrix by the layout's definition, one by one; `spare` is the scale of rows that fill up
+    a tile."""
+    codes = unpack(data)
+    (n, k), tiles = codes.shape, -(-len(codes) // 16)
+    nibbles = np.zeros((tiles, k // 32, 4, 16, 8), np.uint8)
+    scales = np.full((tiles, k // 32, 16), spare, np.uint8)
+    for row in range(n):
+        t, r = divmod(row, 16)
+        scales[t, :, r] = scale[row]
+        for column in range(k):
+            b, within = divmod(column, 32)
+            q, place = divmod(within, 8)
+            j, h = divmod(place, 2)
+            nibbles[t, b, q, r, 4 * h + j] = codes[row, column]
+    return pack(nibbles).reshape(tiles, k // 32, 4, 64), scales
+
+
+def vnni_rows(data: Array, scale: Array, n: int) -> tuple[Array, Array]:
+    """Back, of a matrix or of a stack of them: its n rows."""
+    *lead, tiles, groups, _, _ = data.shape
+    row, column = np.arange(n)[:, None], np.arange(32 * groups)[None, :]
+    nibbles = unpack(data.reshape(*lead, tiles, groups, 4, 16, 4))
+    j, h = column % 8 // 2, column % 2
+    codes = nibbles[..., row // 16, column // 32, column % 32 // 8, row % 16, 4 * h + j]
+    group = np.arange(groups)[None, :]
+    return pack(codes), scale[..., row // 16, group, row % 16]
+
+
 # ---- activations in groups ----
 
 FP8_MAGNITUDES = np.arange(NAN_FP8, dtype=np.uint8).view(FP8).astype(np.float64)

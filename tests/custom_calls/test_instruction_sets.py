@@ -29,8 +29,15 @@ TESTS = (
     "test_linear_quantized.py::TestLinearQuantized::test_matches_oracle",
     "test_linear_quantized.py::test_a_row_is_the_same_alone_and_in_any_batch",
     "test_linear_quantized.py::test_long_rows_are_the_same_alone_and_in_any_batch",
+    "test_linear_vnni.py::test_every_mxfp4_value_reaches_the_product_exactly",
+    "test_linear_vnni.py::TestLinearVnni::test_matches_oracle",
+    "test_linear_vnni.py::test_a_row_is_the_same_alone_and_in_any_batch",
+    "test_linear_vnni.py::test_extreme_values_meet_the_oracle_and_their_rows_alone",
     "test_absorb_quantized.py::TestAbsorbQuantized::test_matches_oracle",
     "test_expert_mlp_quantized.py::TestExpertMlpQuantized::test_matches_oracle",
+    "test_expert_mlp_vnni.py::TestExpertMlpVnni::test_matches_oracle",
+    "test_expert_mlp_vnni.py::test_a_row_is_the_same_alone_and_among_others_of_its_expert",
+    "test_expert_mlp_vnni.py::test_unchosen_experts_are_not_read",
 )
 
 

@@ -73,6 +73,7 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.linear_mxfp4",
         "mla_jax.linear_quantized",
         "mla_jax.linear_shuffled",
+        "mla_jax.linear_vnni",
         "mla_jax.mla_attention",
         "mla_jax.mla_attention_expanded",
         "mla_jax.mxfp4_quantize",

@@ -20,11 +20,12 @@ from custom_calls.quantized_tensor import (
     QuantizedTensor,
     check_weight,
     dequantize,
+    in_rows,
     native_attributes,
     scale_shape,
     shuffle,
     to_fnuz,
-    unshuffle,
+    to_vnni,
 )
 
 BF16, FP8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
@@ -200,7 +201,7 @@ def test_static_fields_are_these() -> None:
         "data", "scale", "container", "block", "rounding", "scale_layout", "data_layout", "padding_rows"
     ]  # fmt: skip
     assert CONTAINERS == ("mxfp4", "fp8_block", "fp8_channel", "fp8_tensor", "int4_group")
-    assert CODES == {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3}
+    assert CODES == {"e2m1": 0, "e4m3": 1, "int4": 2, "e4m3fnuz": 3, "e2m1_vnni": 4}
 
 
 @EACH
@@ -489,11 +490,11 @@ def test_shuffled_bytes_lie_where_the_layout_says(
                     part = old[..., r, 16 * c : 16 * c + 16]
                     want[..., : part.shape[-1]] = part
                 assert same_bits(new[..., r // 16, c, r % 16, :], want)
-    back = unshuffle(made)
+    back = in_rows(made)
     assert same_bits(back.data, q.data) and same_bits(back.scale, q.scale)
     assert (back.data_layout, back.padding_rows, back.rounding) == ("row_major", 0, "even")
     assert same_bits(VALUES(made), VALUES(q))
-    assert shuffle(made) is made and unshuffle(q) is q
+    assert shuffle(made) is made and in_rows(q) is q
 
 
 def test_shuffled_is_a_field_of_the_pytree(rng: Rng) -> None:
@@ -509,7 +510,7 @@ SHUFFLED = {"container": "mxfp4", "data_layout": "shuffled"}
 NOT_SHUFFLED = {
     "layout": (
         ((4, 16), U8), ((4, 1), U8), {"container": "mxfp4", "data_layout": "tiled"}, ShapeError,
-        "argument 'data_layout': expected 'row_major' or 'shuffled', got 'tiled'",
+        "argument 'data_layout': expected 'row_major' or 'shuffled' or 'vnni', got 'tiled'",
     ),
     "container": (
         ((1, 2, 16, 16), U8), ((1, 1, 16, 16), F32), {**SHUFFLED, "container": "int4_group"}, LayoutError,
@@ -569,5 +570,127 @@ def test_what_cannot_be_shuffled_or_read_is_refused(rng: Rng) -> None:
         check_weight("absorb", "weight", made)
     assert str(wrong.value) == (
         "absorb: argument 'weight': expected data_layout 'row_major', got 'shuffled': see "
-        "custom_calls.quantized_tensor.unshuffle"
+        "custom_calls.quantized_tensor.in_rows"
     )
+
+
+# ---- the vnni layout ----
+
+
+def vnni_of(data: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The layout of one matrix by its definition, nibble by nibble."""
+    codes = oracle_quantized.unpack(data)
+    (n, k), tiles = codes.shape, -(-len(codes) // 16)
+    words = np.zeros((tiles, k // 32, 4, 16), np.uint32)
+    scales = np.full((tiles, k // 32, 16), 127, np.uint8)
+    for row in range(n):
+        t, r = divmod(row, 16)
+        scales[t, :, r] = scale[row]
+        for b, q, h, j in np.ndindex(k // 32, 4, 2, 4):
+            code = np.uint32(codes[row, 32 * b + 8 * q + 2 * j + h])
+            words[t, b, q, r] |= code << np.uint32(4 * (4 * h + j))
+    return words.astype("<u4").view(np.uint8).reshape(tiles, k // 32, 4, 64), scales
+
+
+@pytest.mark.parametrize(
+    ("lead", "rows", "columns"),
+    [((), 16, 64), ((), 37, 160), ((), 1, 32), ((3,), 20, 64), ((2, 2), 33, 96), ((), 0, 64), ((), 5, 0)],
+    ids=str,
+)  # fmt: skip
+def test_vnni_words_lie_where_the_layout_says(
+    lead: tuple[int, ...], rows: int, columns: int, rng: Rng
+) -> None:
+    q = tensor(rng, (*lead, rows, columns), "mxfp4", rounding="even")
+    for made in (to_vnni(q), jax.jit(to_vnni)(q)):
+        tiles, groups = -(-rows // 16), columns // 32
+        assert made.data.shape == (*lead, tiles, groups, 4, 64) and made.data.dtype == np.uint8
+        assert made.scale.shape == (*lead, tiles, groups, 16) and made.scale.dtype == np.uint8
+        assert (made.data_layout, made.padding_rows, made.rounding) == ("vnni", -rows % 16, "even")
+        assert made.shape == q.shape and made.ndim == q.ndim
+        for at in np.ndindex(lead):
+            data, scale = vnni_of(np.asarray(q.data)[at], np.asarray(q.scale)[at])
+            assert same_bits(made.data[at], data) and same_bits(made.scale[at], scale)
+        for back in (in_rows(made), jax.jit(in_rows)(made)):
+            assert same_bits(back.data, q.data) and same_bits(back.scale, q.scale)
+            assert (back.data_layout, back.padding_rows, back.rounding) == ("row_major", 0, "even")
+        assert same_bits(VALUES(made), VALUES(q))
+    assert to_vnni(made) is made
+
+
+def test_one_layout_of_tiles_becomes_the_other(rng: Rng) -> None:
+    q = tensor(rng, (2, 37, 544), "mxfp4")
+    for got, want in ((to_vnni(shuffle(q)), to_vnni(q)), (shuffle(to_vnni(q)), shuffle(q))):
+        assert same_bits(got.data, want.data) and same_bits(got.scale, want.scale)
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+
+
+def test_vnni_is_a_field_of_the_pytree(rng: Rng) -> None:
+    made = to_vnni(tensor(rng, (20, 64), "mxfp4"))
+    leaves, structure = jax.tree.flatten(made)
+    assert len(leaves) == 2 and leaves[0] is made.data and leaves[1] is made.scale
+    assert structure != jax.tree.structure(to_vnni(tensor(rng, (21, 64), "mxfp4")))
+    traced = jax.eval_shape(to_vnni, tensor(rng, (20, 64), "mxfp4"))
+    assert (traced.shape, traced.data_layout, traced.padding_rows) == ((20, 64), "vnni", 12)
+
+
+def test_the_kernels_are_told_of_vnni(rng: Rng) -> None:
+    made = to_vnni(tensor(rng, (3, 32, 64), "mxfp4"))
+    told = native_attributes(made.data, made.container, made.block, made.data_layout, prefix="down_")
+    assert told == {"down_code": 4, "down_block_n": 1, "down_block_k": 32}
+    assert all(type(value) is np.int64 for value in told.values())
+    assert native_attributes(made.data, made.container, made.block, "row_major")["code"] == 0
+
+
+VNNI = {"container": "mxfp4", "data_layout": "vnni"}
+NOT_VNNI = {
+    "container": (
+        ((1, 2, 4, 64), U8), ((1, 2, 16), F32), {**VNNI, "container": "int4_group"}, LayoutError,
+        "field 'data_layout': only 'mxfp4' with row_major scales can be vnni, got 'int4_group' with row_major scales",
+    ),
+    "scales": (
+        ((1, 2, 4, 64), U8), ((1, 2, 16), U8), {**VNNI, "scale_layout": "column_major"}, LayoutError,
+        "field 'data_layout': only 'mxfp4' with row_major scales can be vnni, got 'mxfp4' with column_major scales",
+    ),
+    "shuffled-data": (
+        ((1, 2, 16, 16), U8), ((1, 2, 16), U8), VNNI, ShapeError,
+        "field 'data': expected shape (..., ceil(N/16), K/32, 4, 64) for vnni data, got (1, 2, 16, 16)",
+    ),
+    "rank": (
+        ((2, 4, 64), U8), ((2, 16), U8), VNNI, ShapeError,
+        "field 'data': expected shape (..., ceil(N/16), K/32, 4, 64) for vnni data, got (2, 4, 64)",
+    ),
+    "scale": (
+        ((1, 17, 4, 64), U8), ((1, 16, 16), U8), {**VNNI, "padding_rows": 3}, ShapeError,
+        "field 'scale': expected shape (1, 17, 16) for vnni values (13, 544), got (1, 16, 16)",
+    ),
+    "padding": (
+        ((1, 2, 4, 64), U8), ((1, 2, 16), U8), {**VNNI, "padding_rows": 16}, ShapeError,
+        "field 'padding_rows': expected 0 to 15, and 0 without tiles, got 16",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_VNNI)
+def test_wrong_fields_of_the_vnni_layout_are_named(name: str) -> None:
+    (shape, dtype), (scales, scale_dtype), given, kind, message = NOT_VNNI[name]
+    with pytest.raises(kind) as raised:
+        QuantizedTensor(jnp.zeros(shape, dtype), jnp.zeros(scales, scale_dtype), **given)
+    assert str(raised.value) == f"QuantizedTensor: {message}"
+
+
+def test_what_cannot_be_vnni_or_read_is_refused(rng: Rng) -> None:
+    with pytest.raises(LayoutError, match=r"to_vnni: expected an mxfp4 matrix .* got fp8_block \(4, 200\)"):
+        to_vnni(tensor(rng, (4, 200), "fp8_block128"))
+    with pytest.raises(LayoutError, match=r"to_vnni: expected an mxfp4 matrix .* got mxfp4 \(64,\)"):
+        to_vnni(QuantizedTensor(jnp.zeros(32, U8), jnp.zeros(2, U8), "mxfp4"))
+    with pytest.raises(ShapeError, match="to_vnni: argument 'tensor': expected K to be a multiple of 32"):
+        to_vnni(QuantizedTensor(jnp.zeros((4, 17), U8), jnp.zeros((4, 2), U8), "mxfp4"))
+    q = tensor(rng, (4, 64), "mxfp4")
+    turned = QuantizedTensor(q.data, q.scale.T, "mxfp4", scale_layout="column_major")
+    with pytest.raises(LayoutError, match="to_vnni: argument 'tensor': expected row_major scales"):
+        to_vnni(turned)
+    check_weight("linear", "weight", to_vnni(q), ("row_major", "vnni"))
+    with pytest.raises(
+        LayoutError, match="absorb: argument 'weight': .* 'row_major', got 'vnni': see .*in_rows"
+    ):
+        check_weight("absorb", "weight", to_vnni(q))

@@ -12,7 +12,7 @@ from mla_jax.kernel_table import lowering_platform
 
 SHARED = Path(__file__).resolve().parents[1] / "custom_calls"
 sys.path.append(str(SHARED))
-from native_forms import CHOSEN, OPS  # noqa: E402
+from native_forms import OPS, chosen_on_a_gpu  # noqa: E402
 
 
 def test_every_op_of_the_library_is_run() -> None:
@@ -31,7 +31,7 @@ def test_shared_tests(file: str) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        CHOSEN,
+        chosen_on_a_gpu(file),
         str(SHARED / file),
     ]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

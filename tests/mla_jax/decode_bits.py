@@ -21,9 +21,10 @@ from mla_jax.bench_weights import random_weights
 from mla_jax.cache import LatentCache, init_cache
 from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, freeze
 from mla_jax.paging import AttentionMetadata, PageTable, advance
-from mla_jax.parameters import parameter_table, with_storage
+from mla_jax.parameters import ParamInfo, parameter_table, with_storage
 from mla_jax.quant import MXFP4, Storage
 from mla_jax.rope import RopeTable
+from mla_jax.weight_layout import WeightLayout, in_weight_layout
 
 sys.path.append(str(Path(__file__).parent))
 from tiny_model import CONFIG as TINY
@@ -31,9 +32,13 @@ from tiny_model import CONFIG as TINY
 STORAGES = {
     "bfloat16": None,
     "mxfp4": MXFP4,
+    "mxfp4_vnni": MXFP4,
     "fp8_block": Storage("fp8_block", (64, 32)),
     "int4_group": Storage("int4_group", (1, 32), "bfloat16"),
 }
+LAYOUTS: dict[str, WeightLayout] = {"mxfp4_vnni": "vnni"}
+"""Of storages whose weights, but for kv_b_proj, are not held in rows."""
+
 CONFIG = dataclasses.replace(
     TINY,
     dtype="bfloat16",
@@ -69,7 +74,13 @@ def model_of(storage: str) -> FrozenModel:
         parameter_table(CONFIG), lambda info: None if info.sources[0].name.startswith("lm_head") else kind
     )
     rope = RopeTable.from_config(CONFIG.rope, CONFIG.max_position_embeddings)
-    made = freeze(MLAForCausalLM(CONFIG, random_weights(table, "bfloat16"), rope))
+    params = jax.tree.map(
+        lambda info, weight: in_weight_layout(weight, info, LAYOUTS.get(storage, "row_major")),
+        table,
+        random_weights(table, "bfloat16"),
+        is_leaf=lambda node: isinstance(node, ParamInfo),
+    )
+    made = freeze(MLAForCausalLM(CONFIG, params, rope))
     return dataclasses.replace(made, kernels="native")
 
 

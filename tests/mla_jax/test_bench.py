@@ -131,15 +131,16 @@ def test_the_peak_is_the_models_and_not_the_ceilings(monkeypatch):
     assert found["peak_rss_bytes"] == 7 and order[0] == "peak_bytes" and len(order) == 3
 
 
-def test_random_weights_are_held_as_loaded_ones(config, monkeypatch):
+@pytest.mark.parametrize("layout", ["shuffled", "vnni"])
+def test_random_weights_are_held_as_loaded_ones(config, layout, monkeypatch):
     monkeypatch.setattr(bench_module, "resolve_fp8_format", lambda _: "e4m3fnuz")
-    monkeypatch.setattr(bench_module, "resolve_weight_layout", lambda *_: "shuffled")
+    monkeypatch.setattr(bench_module, "resolve_weight_layout", lambda *_: layout)
 
     def held(weights):
         params = bench_module.random_model(str(config), weights)[0].params
         leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QuantizedTensor))
         return {(w.data.dtype.name, w.data_layout) for w in leaves if isinstance(w, QuantizedTensor)}
 
-    # Experts and kv_b_proj are never shuffled.
-    assert held("mxfp4-all") == {("uint8", "shuffled"), ("uint8", "row_major")}
+    # kv_b_proj is always in rows, and experts are if the others are shuffled.
+    assert held("mxfp4-all") == {("uint8", layout), ("uint8", "row_major")}
     assert held("fp8") == {("float8_e4m3fnuz", "row_major")}

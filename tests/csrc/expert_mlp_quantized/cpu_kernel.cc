@@ -13,6 +13,7 @@ void ExpertMlpQuantizedCases(Runner& runner) {
     const WeightFormat gate_up = formats[i], down = formats[i * 4 % formats.size()];
     for (const ExpertBatch& batch : ExpertBatches()) {
       if (!gate_up.Holds(batch.hidden) || !down.Holds(batch.inner)) continue;
+      if (!gate_up.Stacks(2 * batch.inner) || !down.Stacks(batch.hidden)) continue;
       for (const DType io : kFloats) {
         const std::string name = std::string("expert_mlp_quantized ") + gate_up.name + ", " +
                                  down.name + " " + Name(io) + " " + batch.name();

@@ -19,9 +19,10 @@ void LinearQuantizedCases(Runner& runner) {
   const auto table = MLA_LEVELS(LinearQuantized, LinearQuantizedArgs);
   constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
   for (const WeightFormat& format : WeightFormats()) {
-    for (const Shape s : {Shape{1, 1, 2}, Shape{0, 3, 4}, Shape{1, 67, 160}, Shape{2, 5, 31},
-                          Shape{3, 9, 34}, Shape{4, 30, 64}, Shape{5, 33, 95}, Shape{6, 131, 66},
-                          Shape{17, 6, 518}, Shape{33, 7, 1030}, Shape{515, 5, 38}}) {
+    for (const Shape s :
+         {Shape{1, 1, 2}, Shape{0, 3, 4}, Shape{1, 67, 160}, Shape{2, 5, 31}, Shape{3, 9, 34},
+          Shape{4, 30, 64}, Shape{5, 33, 95}, Shape{6, 131, 66}, Shape{17, 6, 518},
+          Shape{33, 7, 1030}, Shape{515, 5, 38}, Shape{34, 131, 96}, Shape{50, 17, 288}}) {
       if (!format.Holds(s.k)) continue;
       for (const Types t : {Types{kF32, kF32}, Types{kBF16, kF32}, Types{kBF16, kBF16}}) {
         const bool bias = s.m % 2 == 1;

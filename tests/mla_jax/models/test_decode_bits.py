@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_bits import CONFIG, FAST, ROWS, SEQS, STORAGES, decode, model_of
+from decode_bits import CONFIG, FAST, LAYOUTS, ROWS, SEQS, STORAGES, decode, model_of
 
 from mla_jax.cache import init_cache
 from mla_jax.models import prefill
@@ -52,7 +52,7 @@ def test_any_batch(storage, cache_dtype):
         np.testing.assert_array_equal(decode(model, batch, 16, cache_dtype), among[:, batch])
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "mxfp4"])
+@pytest.mark.parametrize("storage", ["bfloat16", "mxfp4", "mxfp4_vnni"])
 def test_batches_that_go_to_another_product(storage):
     """Past `INVARIANT_ROWS` rows products sum in another order. The bound: a row is nearer to itself in the smaller
     batch than that is to the same weights in float32, but for few rows in which a router's near tie goes another way.
@@ -89,7 +89,8 @@ def test_any_number_of_threads(tmp_path):
         said = json.loads(done.stdout)
         assert said["threads"] == threads
         found[threads] = said["digests"]
-    assert len(set(found[1].values())) == 2 * len(STORAGES)
+    # The two layouts of MXFP4 may agree.
+    assert len(set(found[1].values())) >= 2 * (len(STORAGES) - len(LAYOUTS))
     for threads in THREADS:
         assert found[threads] == found[1]
 

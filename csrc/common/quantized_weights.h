@@ -1,0 +1,53 @@
+// Which weights multiply activations by a quantised matrix.
+#ifndef MLA_COMMON_QUANTIZED_WEIGHTS_H_
+#define MLA_COMMON_QUANTIZED_WEIGHTS_H_
+
+#include "common/quantized_product.h"
+#include "common/vnni_product.h"
+
+namespace mla {
+namespace MLA_ISA {
+
+// How they want activations of type X.
+template <typename X>
+inline Packing PackingFor(const QuantizedMatrix& m) {
+#if defined(__AVX512BF16__)
+  if (sizeof(X) == 2) {
+    if (kMatrixTiles<bf16> && m.Vnni()) return {Order::kPlain, false, true};
+    if (Mxfp4Weights::Takes(m)) return {Order::kByNibble, true};
+    if (!m.Mxfp4()) return {Order::kPlain, CodeWeights<Code::kE4M3>::TakesLanes(m)};
+  }
+#endif
+  (void)m;
+  return {Order::kPlain, true};
+}
+
+// Calls f(weights) with what multiplies activations of type X by m.
+template <typename X, typename F>
+inline void WithWeights(const QuantizedMatrix& m, const F& f) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(X) == 2) {
+#if defined(__AMX_BF16__)
+    if (m.Vnni()) return f(VnniWeights{m});
+#endif
+    if (Mxfp4Weights::Takes(m)) {
+      f(Mxfp4Weights{m});
+    } else if (m.Mxfp4()) {
+      f(DecodedWeights<bf16>{m});
+    } else if (m.code == Code::kE4M3) {
+      f(CodeWeights<Code::kE4M3>{m});
+    } else if (m.code == Code::kE4M3Fnuz) {
+      f(CodeWeights<Code::kE4M3Fnuz>{m});
+    } else {
+      f(CodeWeights<Code::kInt4>{m});
+    }
+    return;
+  }
+#endif
+  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights<float>{m});
+}
+
+}  // namespace MLA_ISA
+}  // namespace mla
+
+#endif  // MLA_COMMON_QUANTIZED_WEIGHTS_H_
