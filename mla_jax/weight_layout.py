@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 import jax
 import numpy as np
 
+from custom_calls.element_formats import MXFP4_GROUP
 from custom_calls.expert_mlp import WHOLE_ROWS
 from custom_calls.linear_vnni import LINEAR_VNNI
 from custom_calls.quantized_tensor import (
@@ -102,8 +103,9 @@ def _vnni_on_host(weight: QuantizedTensor, device: Any) -> QuantizedTensor:
     check_weight("to_vnni", "tensor", weight)
     *lead, rows, columns = weight.shape
     tiles = -(-rows // TILE_ROWS) * math.prod(lead)
-    words = np.asarray(weight.data).reshape(-1, columns // 2).view(np.uint32)
-    scales = np.asarray(weight.scale).reshape(words.shape[0], -1)
+    every = math.prod(lead) * rows
+    words = np.asarray(weight.data).reshape(every, columns // 2).view(np.uint32)
+    scales = np.asarray(weight.scale).reshape(every, columns // MXFP4_GROUP)
     data = aligned_array((tiles, words.shape[1], TILE_ROWS), np.dtype(np.uint32))
     scale = aligned_array((tiles, scales.shape[1], TILE_ROWS), np.dtype(np.uint8))
     step = max(_CHUNK_BYTES // max(TILE_ROWS * columns // 2, 1), 1)

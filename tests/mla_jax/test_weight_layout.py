@@ -47,16 +47,15 @@ def test_auto_is_for_gpus_and_amx_that_compute_in_bfloat16(platform, dtype):
         assert resolve_weight_layout(choice, dtype, device) == choice
 
 
-@pytest.mark.parametrize(
-    "library",
-    [
-        *(cpu_library(isa) for isa in ("baseline", "avx2", "avx512", "avx512bf16", None)),
-        cpu_library("amx", ["mla_jax.linear_quantized.v2"]),
-        cpu_library("amx", LINEAR_VNNI.targets[:1]),
-        NO_LIBRARY,
-    ],
-    ids=str,
-)
+LIBRARIES = {
+    **{str(isa): cpu_library(isa) for isa in ("baseline", "avx2", "avx512", "avx512bf16", None)},
+    "older": cpu_library("amx", ["mla_jax.linear_quantized.v2"]),
+    "half": cpu_library("amx", LINEAR_VNNI.targets[:1]),
+    "missing": NO_LIBRARY,
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
 def test_auto_is_row_major_without_amx_or_its_kernel(library):
     with declared(library):
         assert resolve_weight_layout("auto", "bfloat16", SimpleNamespace(platform="cpu")) == "row_major"
