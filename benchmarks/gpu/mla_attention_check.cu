@@ -14,14 +14,20 @@ namespace {
 
 using namespace attention;
 
-// Of scores whose peak hardly moves from step to step, and of such whose sums must be scaled.
-constexpr float kFlat = 0.07f, kSteep = 0.7f;
+// Of scores whose peak hardly moves from step to step, of such whose sums must be scaled, and of
+// such whose peaks are so far apart that float32 cannot hold one relative to another.
+constexpr float kFlat = 0.07f, kSteep = 0.7f, kCliff = 7.0f;
+
+// Keys of the first sequence, and as many that every thread of a merge has several batches of
+// splits.
+constexpr int kKeys = 700, kManyKeys = 4300;
 
 struct Case {
   int heads, page_size, splits, rows;
   bool float8, cached_only;
   float softmax_scale;
   int fault;  // 0: none, 1: a page outside the pool, 2: a sequence too long, 3: a layer
+  int keys = kKeys;
 };
 
 float FromBits(uint16_t bits) {
@@ -100,11 +106,10 @@ bool Same(const Case& c, int64_t tokens, const Result& got, const Result& wanted
   if (worst_lse > 1e-4 * c.softmax_scale / kFlat) wrong = "logsumexp's value";
   if (wrong != nullptr) {
     std::printf(
-        "heads %d page %d splits %d rows %d float8 %d cached %d scale %.2f fault %d: %s (cosine "
-        "%.2e lse "
-        "%.2e)\n",
-        c.heads, c.page_size, c.splits, c.rows, c.float8, c.cached_only, double{c.softmax_scale},
-        c.fault, wrong, worst_cosine, worst_lse);
+        "keys %d heads %d page %d splits %d rows %d float8 %d cached %d scale %.2f fault %d: %s "
+        "(cosine %.2e lse %.2e)\n",
+        c.keys, c.heads, c.page_size, c.splits, c.rows, c.float8, c.cached_only,
+        double{c.softmax_scale}, c.fault, wrong, worst_cosine, worst_lse);
   }
   return wrong == nullptr;
 }
@@ -112,9 +117,9 @@ bool Same(const Case& c, int64_t tokens, const Result& got, const Result& wanted
 bool RunCase(const Case& c, uint32_t seed) {
   std::mt19937 random(seed);
   const int layers = 2, layer = 1;
-  const std::vector<int> rows = {1, 3, 1, 2, 0, 1, 1}, held = {700, 130, 64, 1, 40, 65, 3};
+  const std::vector<int> rows = {1, 3, 1, 2, 0, 1, 1}, held = {c.keys, 130, 64, 1, 40, 65, 3};
   const int sequences = static_cast<int>(rows.size());
-  const int max_pages = 704 / c.page_size + 1, pages = sequences * max_pages;
+  const int max_pages = (c.keys + 4) / c.page_size + 1, pages = sequences * max_pages;
   std::vector<int> starts = {0}, table(sequences * max_pages), lengths = held;
   for (const int n : rows) starts.push_back(starts.back() + n);
   std::vector<int> order(pages);
@@ -199,6 +204,16 @@ int main() {
           if (!RunCase(c, static_cast<uint32_t>(run))) ++failed;
           ++run;
         }
+      }
+    }
+  }
+  for (const int heads : {16, 128}) {
+    for (const int splits : {33, 66, 130}) {
+      for (const float scale : {kFlat, kSteep, kCliff}) {
+        const Case c = {heads, 64, splits,   heads == 16 ? 16 : 64, false, false,
+                        scale, 0,  kManyKeys};
+        if (!RunCase(c, static_cast<uint32_t>(run))) ++failed;
+        ++run;
       }
     }
   }
