@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mla_jax
-from custom_calls.quantized_tensor import QuantizedTensor
+from custom_calls.quantized_tensor import QuantizedTensor, in_rows
 from mla_jax.checkpoints.index import SINGLE_FILE, TensorIndex
 from mla_jax.checkpoints.plan import expected_storage, plan
 from mla_jax.checkpoints.quantization import parse_quantization
@@ -111,6 +111,7 @@ def test_every_weight_of_every_golden(case):
     quantised = held = 0
     for info, leaf in zip(infos(parameter_table(config)), leaves, strict=True):
         if isinstance(leaf, QuantizedTensor):
+            leaf = in_rows(leaf)
             data = np.asarray(leaf.data).view(np.uint8)
             values = numbers(leaf)
             held += leaf.nbytes
