@@ -33,22 +33,22 @@ constexpr int64_t kTileColumns = 32;  // bf16 columns.
 class TileScope {
  public:
   // All are whole but for those with `lanes` activations or their sums, which are not 4 to 6.
-  explicit TileScope(int64_t lanes) {
-    Configure([lanes](int i) { return i >= 4 && i < 7 ? kTileSide : lanes; },
-              [](int) { return kTileSide; });
-  }
+  explicit TileScope(int64_t lanes)
+      : TileScope([lanes](int i) { return i >= 4 && i < 7 ? kTileSide : lanes; },
+                  [](int) { return kTileSide; }) {}
   // All are whole but for those with `rows` rows of activations or their sums, which are not 6.
-  static TileScope OfRows(int64_t rows) { return TileScope(rows, nullptr); }
+  static TileScope OfRows(int64_t rows) {
+    return TileScope([](int) { return kTileSide; },
+                     [rows](int i) { return i == 6 ? kTileSide : rows; });
+  }
   ~TileScope() { __asm__ volatile("tilerelease" ::); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 
  private:
-  TileScope(int64_t rows, void*) {
-    Configure([](int) { return kTileSide; }, [rows](int i) { return i == 6 ? kTileSide : rows; });
-  }
+  // columns(i) and rows(i) of tile i.
   template <typename Columns, typename Rows>
-  static void Configure(const Columns& columns, const Rows& rows) {
+  TileScope(const Columns& columns, const Rows& rows) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, zero[14] = {};
       uint16_t row_bytes[16] = {};

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from expert_calls import with_ids
 from op_base import KERNELS, Builder, Call, OpTests, Rng, normal, same_bits
 
 from custom_calls.expert_mlp import expert_mlp
@@ -27,16 +28,6 @@ def make(tokens: int, width: int, inner: int, experts: int, k: int, scale: float
             },
             extreme=scale > 100,
         )
-
-    return build
-
-
-def with_ids(base: Builder, *pool: int) -> Builder:
-    """Ids drawn with repetition from `pool`."""
-
-    def build(rng: Rng, dtype: str) -> Call:
-        call = base(rng, dtype)
-        return call.changed(topk_ids=rng.choice(np.array(pool, np.int32), call.arrays["topk_ids"].shape))
 
     return build
 

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import oracle_quantized
 import pytest
+from expert_calls import WEIGHTS, spoiled, with_ids
 from op_base import KERNELS, Builder, Call, OpTests, Rng, normal, same_bits
-from oracle_quantized import FP8, LAYOUTS, NAN_CODES, NAN_SCALE, random_weight
+from oracle_quantized import FP8, LAYOUTS, random_weight
 
 from custom_calls.errors import LayoutError, ShapeError
 from custom_calls.expert_mlp import expert_mlp
@@ -20,7 +21,6 @@ from custom_calls.registry import library
 BF16 = ml_dtypes.bfloat16
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
-WEIGHTS = ("gate_up", "down")
 
 
 def run(
@@ -53,29 +53,6 @@ def make(
         )
 
     return build
-
-
-def with_ids(base: Builder, *pool: int) -> Builder:
-    """Ids drawn with repetition from `pool`."""
-
-    def build(rng: Rng, dtype: str) -> Call:
-        call = base(rng, dtype)
-        return call.changed(topk_ids=rng.choice(np.array(pool, np.int32), call.arrays["topk_ids"].shape))
-
-    return build
-
-
-def spoiled(call: Call, *experts: int) -> Call:
-    """Every byte and every scale of these experts is NaN, where the container knows one."""
-    changes = {}
-    for name in WEIGHTS:
-        data, scale = call.arrays[name].copy(), call.arrays[f"{name}_scale"].copy()
-        for expert in experts:
-            if data.dtype in NAN_CODES:
-                data.view(np.uint8)[expert] = NAN_CODES[data.dtype]
-            scale[expert] = NAN_SCALE if scale.dtype == np.uint8 else np.nan
-        changes |= {name: data, f"{name}_scale": scale}
-    return call.changed(**changes)
 
 
 PAIRS = (

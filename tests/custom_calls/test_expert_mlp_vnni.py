@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import oracle_quantized
 import pytest
+from expert_calls import WEIGHTS, spoiled, with_ids
 from op_base import KERNELS, Builder, Call, OpTests, Rng, check, normal, same_bits
-from oracle_quantized import LAYOUTS, NAN_CODES, NAN_SCALE, random_weight, vnni_rows, vnni_tiles
+from oracle_quantized import LAYOUTS, NAN_SCALE, random_weight, vnni_rows, vnni_tiles
 
 from custom_calls.errors import LayoutError
 from custom_calls.expert_mlp import WHOLE_ROWS, expert_mlp
@@ -22,7 +23,6 @@ BF16 = ml_dtypes.bfloat16
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
 EACH_TYPE = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
-WEIGHTS = ("gate_up", "down")
 OF_TOKENS = ("x", "topk_ids", "topk_weights")
 
 FORMS = {name: (*layout, "row_major") for name, layout in LAYOUTS.items()} | {
@@ -91,16 +91,6 @@ def make(
     return build
 
 
-def with_ids(base: Builder, *pool: int) -> Builder:
-    """Ids drawn with repetition from `pool`."""
-
-    def build(rng: Rng, dtype: str) -> Call:
-        call = base(rng, dtype)
-        return call.changed(topk_ids=rng.choice(np.array(pool, np.int32), call.arrays["topk_ids"].shape))
-
-    return build
-
-
 def with_tiny_scales(base: Builder) -> Builder:
     """A few scales of experts 0 and 1 are ones that the arithmetic of ordinary ones may not serve."""
 
@@ -114,19 +104,6 @@ def with_tiny_scales(base: Builder) -> Builder:
         return call.changed(**changes)
 
     return build
-
-
-def spoiled(call: Call, *experts: int) -> Call:
-    """Every byte and every scale of these experts is NaN, where the container knows one."""
-    changes = {}
-    for name in WEIGHTS:
-        data, scale = call.arrays[name].copy(), call.arrays[f"{name}_scale"].copy()
-        for expert in experts:
-            if data.dtype in NAN_CODES:
-                data.view(np.uint8)[expert] = NAN_CODES[data.dtype]
-            scale[expert] = NAN_SCALE if scale.dtype == np.uint8 else np.nan
-        changes |= {name: data, f"{name}_scale": scale}
-    return call.changed(**changes)
 
 
 def of_rows(call: Call, rows: slice) -> Call:

@@ -577,21 +577,6 @@ def test_what_cannot_be_shuffled_or_read_is_refused(rng: Rng) -> None:
 # ---- the vnni layout ----
 
 
-def vnni_of(data: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The layout of one matrix by its definition, nibble by nibble."""
-    codes = oracle_quantized.unpack(data)
-    (n, k), tiles = codes.shape, -(-len(codes) // 16)
-    words = np.zeros((tiles, k // 32, 4, 16), np.uint32)
-    scales = np.full((tiles, k // 32, 16), 127, np.uint8)
-    for row in range(n):
-        t, r = divmod(row, 16)
-        scales[t, :, r] = scale[row]
-        for b, q, h, j in np.ndindex(k // 32, 4, 2, 4):
-            code = np.uint32(codes[row, 32 * b + 8 * q + 2 * j + h])
-            words[t, b, q, r] |= code << np.uint32(4 * (4 * h + j))
-    return words.astype("<u4").view(np.uint8).reshape(tiles, k // 32, 4, 64), scales
-
-
 @pytest.mark.parametrize(
     ("lead", "rows", "columns"),
     [((), 16, 64), ((), 37, 160), ((), 1, 32), ((3,), 20, 64), ((2, 2), 33, 96), ((), 0, 64), ((), 5, 0)],
@@ -608,7 +593,7 @@ def test_vnni_words_lie_where_the_layout_says(
         assert (made.data_layout, made.padding_rows, made.rounding) == ("vnni", -rows % 16, "even")
         assert made.shape == q.shape and made.ndim == q.ndim
         for at in np.ndindex(lead):
-            data, scale = vnni_of(np.asarray(q.data)[at], np.asarray(q.scale)[at])
+            data, scale = oracle_quantized.vnni_tiles(np.asarray(q.data)[at], np.asarray(q.scale)[at], 127)
             assert same_bits(made.data[at], data) and same_bits(made.scale[at], scale)
         for back in (in_rows(made), jax.jit(in_rows)(made)):
             assert same_bits(back.data, q.data) and same_bits(back.scale, q.scale)
