@@ -1,9 +1,10 @@
-// Softmax attention of a few query rows over one split of the keys, and the merge of splits.
+// Softmax attention of some query rows over one split of the keys, and the merge of splits.
 //
 // Keys are cut into splits of kSplitKeys from key 0. A split is computed on its own and splits are
 // merged in order, so the result does not depend on how the work was shared out. Keys and values
 // come as pointers to rows: pages and staged copies look alike. In the scores and their softmax the
 // query rows lie across the lanes: every row has its own sums, in the order of columns and keys.
+// Scores are logarithms to the base of two.
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
@@ -19,44 +20,51 @@ namespace MLA_ISA {
 
 constexpr int64_t kSplitKeys = 512;
 constexpr int kAttendVectors = 2;
-constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows that share one pass.
+constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.
 constexpr int64_t kValueBlock = 256;  // Keys whose values are used by all rows before the next.
 
-// Work memory of one pass. P is what products with keys and values multiply.
+constexpr float kLog2E = 1.44269504f;  // A factor of scores whose softmax is that of e^score.
+constexpr float kLn2 = 0.69314718f;
+
+// Work memory of one split. P is what products with keys and values multiply.
 template <typename X, typename W>
 struct AttendScratch {
   using P = typename ProductType<X, W>::T;
   static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
   static constexpr int64_t kTiledKeys = kSplitKeys + 32;  // The last tile may be cut.
 
-  float* scores;  // (keys, rows)
-  P* weights;     // (units of keys, rows)
-  P* q;           // (units of the columns of a, then of b; rows)
+  float* scores;  // (keys, rows of a pass)
+  P* weights;     // (units of keys, rows of a pass)
+  P* q;           // (units of the columns of a, then of b; rows of a pass)
   AttendTiles<P> tiles;
 
   static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
-  static AttendScratch Carve(Carver* carver, int64_t a_width, int64_t b_width) {
+  // For at most `rows` rows, whole passes.
+  static AttendScratch Carve(Carver* carver, int64_t rows, int64_t a_width, int64_t b_width) {
     AttendScratch s;
     s.scores = carver->Take<float>(kTiledKeys * kAttendRows);
     s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
     s.q = carver->Take<P>((Width(a_width) + Width(b_width)) * kAttendRows);
-    s.tiles = AttendTiles<P>::Carve(carver, kAttendRows, kSplitKeys, a_width + b_width);
+    s.tiles = AttendTiles<P>::Carve(carver, rows, kAttendRows, kSplitKeys, a_width + b_width);
     return s;
   }
 };
 
-// Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes).
+// Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes). The first to read the
+// keys of a split asks for them ahead.
 template <int V, typename X, typename W>
-inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit) {
+inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit,
+                      bool first) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
 #if defined(__AMX_BF16__)
   if constexpr (kMatrixTiles<P>) {
     if (TakesTiles(keys)) {
-      return ScoreTiles<V>(scratch.q, keys, limit, scratch.tiles, scratch.scores);
+      return ScoreTiles<V>(scratch.q, keys, limit, first, scratch.tiles, scratch.scores);
     }
   }
 #endif
+  (void)first;  // The vectors' way asks for the next few keys only.
   constexpr int N = LaneCols(V);
   constexpr int64_t kRows = V * kLanes;
   float scale_a[N], scale_b[N];
@@ -106,7 +114,9 @@ MLA_INLINE void StoreUnit(bf16* p, vf* e) {
 }
 #endif
 
-// Turns the scores of keys [0, limit) into weights e^(s - max) and the rows' states. Row r sees the
+constexpr int kMaxChains = 4;
+
+// Turns the scores of keys [0, limit) into weights 2^(s - max) and the rows' states. Row r sees the
 // keys [0, visible[r]); all rows see the first `least`.
 template <int V, typename X, typename W>
 inline void SoftmaxRows(const AttendScratch<X, W>& scratch, const int32_t* visible, int64_t least,
@@ -122,14 +132,22 @@ inline void SoftmaxRows(const AttendScratch<X, W>& scratch, const int32_t* visib
       const vf score = Load(scores + n * kRows);
       Store(scores + n * kRows, seen > static_cast<int32_t>(n) ? score : lowest);
     }
-    vf max = lowest;
-    for (int64_t n = 0; n < limit; ++n) max = Max(max, Load(scores + n * kRows));
+    vf most[kMaxChains];  // As many as hide how long one comparison takes.
+    MLA_UNROLL
+    for (int i = 0; i < kMaxChains; ++i) most[i] = lowest;
+    for (int64_t n = 0; n < limit; n += kMaxChains) {
+      MLA_UNROLL
+      for (int i = 0; i < kMaxChains; ++i) {
+        most[i] = Max(most[i], Load(scores + Min(n + i, limit - 1) * kRows));
+      }
+    }
+    const vf max = Max(Max(most[0], most[1]), Max(most[2], most[3]));
     const vf base = max == lowest ? vf{} : max;
     vf sum = {}, exact = {};
     for (int64_t n = 0; n < limit; n += kUnit) {
       vf e[kUnit];
       MLA_UNROLL
-      for (int i = 0; i < kUnit; ++i) e[i] = ExpNotLarge(Load(scores + (n + i) * kRows) - base);
+      for (int i = 0; i < kUnit; ++i) e[i] = Exp2NotPositive(Load(scores + (n + i) * kRows) - base);
       MLA_UNROLL
       for (int i = 0; i < kUnit; ++i) exact += e[i];
       StoreUnit(scratch.weights + n * kRows + v * kLanes * kUnit, e);
@@ -140,58 +158,14 @@ inline void SoftmaxRows(const AttendScratch<X, W>& scratch, const int32_t* visib
   }
 }
 
-// Attends `rows` <= kAttendRows query rows, of which row r sees the split's keys [0, visible[r]).
-// A key outside that range never enters row r's arithmetic, not even with weight zero: it may be
-// NaN. Results, by row: the softmax state (kAttendRows of them) and the weighted sum of values
-// (undefined if none is seen).
-template <typename X, typename W>
-inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
-                        const int32_t* visible, const Keys<W>& keys,
-                        const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
-  using Scratch = AttendScratch<X, W>;
-  using P = typename Scratch::P;
-  alignas(64) int32_t seen[kAttendRows] = {};
-  int64_t least = kSplitKeys, limit = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    seen[r] = visible[r];
-    least = Min(least, visible[r]);
-    limit = Max64(limit, visible[r]);
-  }
-  WithVectors<kAttendVectors>(rows, [&](auto vectors) {
-    constexpr int V = decltype(vectors)::value;
-    const auto pack = [&](const X* const* q, int64_t width, P* dst) {
-      PackLanes<P>(
-          rows, V * kLanes, width, Scratch::Width(width), Order::kPlain,
-          [&](int64_t i) { return q[i]; }, dst);
-    };
-    pack(qa, keys.a_width, scratch.q);
-    pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
-    ScoreRows<V>(scratch, keys, limit);
-    SoftmaxRows<V>(scratch, seen, least, limit, state);
-  });
+// The weighted sums of values of one pass, of which row r sees the keys [0, visible[r]).
+template <typename P, typename W>
+inline void WeighValues(const P* weights, int64_t rows, const int32_t* visible, const Keys<W>& keys,
+                        int64_t unit, float* acc) {
   const P* first[kAttendRows];
-  for (int64_t r = 0; r < rows; ++r) first[r] = scratch.weights + r * Scratch::kUnit;
-  const int64_t stride = CeilDiv(rows, kLanes) * kLanes * Scratch::kUnit;
+  for (int64_t r = 0; r < rows; ++r) first[r] = weights + r * unit;
+  const int64_t stride = CeilDiv(rows, kLanes) * kLanes * unit;
   const int64_t width = keys.v_width;
-#if defined(__AMX_BF16__)
-  if constexpr (kMatrixTiles<P>) {
-    // Keys that every row sees, in whole pairs; the few that only some see, row by row.
-    const int64_t all = least & ~int64_t{1};
-    int64_t tiled = 0;
-    WithVectors<kAttendVectors>(rows, [&](auto vectors) {
-      constexpr int V = decltype(vectors)::value;
-      tiled = ValueTiles<V>(scratch.weights, keys, all, scratch.tiles, acc);
-    });
-    for (int64_t r = 0; r < rows; ++r) {
-      const SteppedRows<P> row = {first + r, stride};
-      if (visible[r] > all) {
-        AxpyRows<1>(row, keys.v, all, visible[r], 0, tiled, all > 0, acc + r * width, width);
-      }
-      AxpyRows<1>(row, keys.v, 0, visible[r], tiled, width, false, acc + r * width, width);
-    }
-    return;
-  }
-#endif
   // Keys that every row of a tile sees, in whole pairs.
   int64_t shared[kAttendRows] = {};  // By the tile's first row.
   int64_t most_shared = 0;
@@ -225,19 +199,59 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
   }
 }
 
+// Attends `rows` query rows, of which row r sees the split's keys [0, visible[r]). A key outside
+// that range never enters row r's arithmetic, not even with weight zero: it may be NaN. Results, by
+// row: the softmax state and the weighted sum of values (undefined if none is seen), of as many
+// rows as make whole passes.
+template <typename X, typename W>
+inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
+                        const int32_t* visible, const Keys<W>& keys,
+                        const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
+  using Scratch = AttendScratch<X, W>;
+  using P = typename Scratch::P;
+  for (int64_t r0 = 0; r0 < rows; r0 += kAttendRows) {
+    const int64_t count = Min(kAttendRows, rows - r0);
+    alignas(64) int32_t seen[kAttendRows] = {};
+    int64_t least = kSplitKeys, limit = 0;
+    for (int64_t r = 0; r < count; ++r) {
+      seen[r] = visible[r0 + r];
+      least = Min(least, seen[r]);
+      limit = Max64(limit, seen[r]);
+    }
+    WithVectors<kAttendVectors>(count, [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      const auto pack = [&](const X* const* q, int64_t width, P* dst) {
+        PackLanes<P>(
+            count, V * kLanes, width, Scratch::Width(width), Order::kPlain,
+            [&](int64_t i) { return q[r0 + i]; }, dst);
+      };
+      pack(qa, keys.a_width, scratch.q);
+      pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
+      ScoreRows<V>(scratch, keys, limit, r0 == 0);
+      SoftmaxRows<V>(scratch, seen, least, limit, state + r0);
+#if defined(__AMX_BF16__)
+      if constexpr (kMatrixTiles<P>) {
+        scratch.tiles.template KeepWeights<V>(scratch.weights, r0, limit);
+      }
+#endif
+    });
+    if constexpr (!kMatrixTiles<P>) {
+      WeighValues(scratch.weights, count, seen, keys, Scratch::kUnit, acc + r0 * keys.v_width);
+    }
+  }
+#if defined(__AMX_BF16__)
+  if constexpr (kMatrixTiles<P>)
+    ValueTiles<kAttendVectors>(scratch.tiles, rows, visible, keys, acc);
+#endif
+}
+
 // Adds one split's result to the running result of a row. Not inlined: both ways of sharing out the
 // work must round alike.
 inline __attribute__((noinline)) void MergeRow(const RowState& state, const float* acc,
-                                               int64_t width, RowState* run, float* run_acc,
-                                               bool first) {
-  if (first) {
-    *run = state;
-    __builtin_memcpy(run_acc, acc, static_cast<size_t>(width) * sizeof(float));
-    return;
-  }
+                                               int64_t width, RowState* run, float* run_acc) {
   const float top = state.max > run->max ? state.max : run->max;
   const float base = Base(top);
-  const vf factors = Exp(vf{run->max - base, state.max - base});
+  const vf factors = Exp2NotPositive(vf{run->max - base, state.max - base});
   const float old_factor = factors[0], new_factor = factors[1];
   run->max = top;
   run->sum = run->sum * old_factor + state.sum * new_factor;
@@ -258,7 +272,7 @@ inline void FinishRow(const RowState& state, const float* acc, int64_t width, fl
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) Store(out + i, Load(acc + i) * factor);
   for (; i < width; ++i) StoreOne(out + i, acc[i] * factor);
-  *lse = state.max + __builtin_logf(state.exact_sum);
+  *lse = state.max * kLn2 + __builtin_logf(state.exact_sum);
 }
 
 template <typename Y>

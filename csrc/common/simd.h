@@ -297,6 +297,29 @@ MLA_INLINE vf ExpInRange(vf x) {
 #endif
 }
 
+// 2^x for x <= 0 or NaN, to two units in the last place; 0 below -126, NaN for NaN.
+MLA_INLINE vf Exp2NotPositive(vf x) {
+  const vf magic = Splat(12582912.0f);
+  const vf n = (x + magic) - magic;
+  const vf r = x - n;
+  // 1 + r q(r), with q fitted to [-0.5, 0.5] for the least relative error of the whole: 1.1e-7.
+  vf p = Splat(0.001326472731307149f);
+  p = MulAdd(p, r, Splat(0.009671512991189957f));
+  p = MulAdd(p, r, Splat(0.05550733581185341f));
+  p = MulAdd(p, r, Splat(0.24022242426872253f));
+  p = MulAdd(p, r, Splat(0.6931470036506653f));
+  p = MulAdd(p, r, Splat(1.0f));
+#if defined(__AVX512F__)
+  const __mmask16 seen = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (vf)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)n);
+#else
+  // 2^n by its exponent field; n is below it only where the result is 0.
+  const vi k = (vi)Bits(x + magic) - (vi)Bits(magic);
+  const vf e = p * FromBits((vu)((k + 127) << 23));
+  return x < -126.0f ? vf{} : e;
+#endif
+}
+
 // e^x for x <= 88.72 or NaN; 0 below -87.3, NaN for NaN.
 MLA_INLINE vf ExpNotLarge(vf x) {
   const vf y = x < -87.33f ? Splat(-87.33f) : x;

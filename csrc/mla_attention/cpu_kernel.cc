@@ -1,7 +1,7 @@
-// Paged latent attention. A query row is one head of one token; kTileRows of them, all of one
-// sequence, make a tile. With many tiles a task takes a tile through all its key splits; with few
-// (decode) every split is a task of its own and a second pass merges them in order. Both ways do
-// the same arithmetic.
+// Paged latent attention. A query row is one head of one token; at most kTileRows of them, all of
+// one sequence, make a tile. With many tiles a task takes a tile through all its key splits; with
+// few (decode) every split is a task of its own and a second pass merges them in order. Both ways
+// do the same arithmetic.
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/float8.h"
@@ -14,7 +14,11 @@ namespace mla {
 namespace MLA_ISA {
 namespace {
 
-constexpr int64_t kTileRows = 64;
+// Rows of a tile share the keys that a split reads; fewer of them make more tasks of little work.
+// Whole passes of attention_core.h, so that a row is computed the same in either.
+constexpr int64_t kTileRows = 128;
+constexpr int64_t kSmallTileRows = 64;
+constexpr int64_t kTasksPerThread = 4;
 // Partial results of separate splits may take this much; beyond it tiles keep to themselves.
 constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
 
@@ -52,9 +56,10 @@ int64_t FirstBadKey(const MlaAttentionArgs& args, int64_t sequence, int64_t keys
   return INT64_MAX;
 }
 
-// Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns.
+// Fills `tiles` of at most `tile_rows` rows (or only counts, if null) and clears the rows that no
+// sequence owns.
 template <typename Y>
-int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
+int64_t PlanTiles(const MlaAttentionArgs& args, int64_t tile_rows, Tile* tiles) {
   int64_t count = 0, partial = 0, end = 0;
   const auto clear = [&](int64_t from, int64_t to) {
     if (tiles == nullptr) return;
@@ -71,12 +76,12 @@ int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
     const int64_t keys = Clamp(args.seq_lens[s], 0, args.max_pages * args.page_size);
     const int64_t bad_key = tiles == nullptr ? 0 : FirstBadKey(args, s, keys);
     const int64_t last = range.end * args.heads;
-    for (int64_t row = range.begin * args.heads; row < last; row += kTileRows) {
+    for (int64_t row = range.begin * args.heads; row < last; row += tile_rows) {
       if (tiles != nullptr) {
         Tile& tile = tiles[count];
         tile = {s,
                 row,
-                Min(kTileRows, last - row),
+                Min(tile_rows, last - row),
                 range.begin,
                 keys - (range.end - range.begin),
                 keys,
@@ -93,6 +98,21 @@ int64_t PlanTiles(const MlaAttentionArgs& args, Tile* tiles) {
   return count;
 }
 
+// Results of the pairs of a tile and a split: the states of a tile's rows, then their weighted
+// values.
+struct Partials {
+  int64_t rows, width;  // Of every pair.
+  float* data = nullptr;
+
+  int64_t Floats() const {
+    return rows * (static_cast<int64_t>(sizeof(RowState) / sizeof(float)) + width);
+  }
+  RowState* States(int64_t pair) const {
+    return reinterpret_cast<RowState*>(data + pair * Floats());
+  }
+  float* Values(int64_t pair) const { return data + (pair + 1) * Floats() - rows * width; }
+};
+
 // What a task works with.
 template <typename X, typename W>
 struct TaskMemory {
@@ -107,7 +127,7 @@ struct TaskMemory {
   static TaskMemory Carve(Carver* carver, const MlaAttentionArgs& args, bool stages) {
     const int64_t width = args.rank + args.rope;
     TaskMemory m;
-    m.attend = AttendScratch<X, W>::Carve(carver, args.rank, args.rope);
+    m.attend = AttendScratch<X, W>::Carve(carver, kTileRows, args.rank, args.rope);
     m.keys = carver->Take<const W*>(kSplitKeys);
     m.qa = carver->Take<const X*>(kTileRows);
     m.qb = carver->Take<const X*>(kTileRows);
@@ -155,11 +175,9 @@ struct Attention {
   int64_t width() const { return args.rank + args.rope; }
   float value_scale() const { return kFloat8 ? args.scales[0] : 1.0f; }
 
-  // Attends all rows of a tile over one split. take(r0, rows, state, acc) gets the results of rows
-  // [r0, r0 + rows); acc is where place(r0) said.
-  template <typename Place, typename Take>
-  void Split(const Tile& tile, int64_t split, const TaskMemory<X, W>& memory, Place&& place,
-             Take&& take) const {
+  // Attends all rows of a tile over one split.
+  void Split(const Tile& tile, int64_t split, const TaskMemory<X, W>& memory, RowState* state,
+             float* acc) const {
     const int64_t begin = split * kSplitKeys;
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t row = tile.row0 + r;
@@ -171,7 +189,7 @@ struct Attention {
     // Later rows never see fewer keys, so the last row tells how many are needed.
     const int64_t count = memory.visible[tile.rows - 1];
     GatherKeys<kFloat8>(args, tile, split, count, memory.zeros, memory.staged, memory.keys);
-    const float scale = args.softmax_scale;
+    const float scale = args.softmax_scale * kLog2E;
     const Keys<W> keys = {memory.keys,
                           memory.keys,
                           args.rank,
@@ -179,14 +197,7 @@ struct Attention {
                           args.rank,
                           kFloat8 ? scale * args.scales[0] : scale,
                           kFloat8 ? scale * args.scales[1] : scale};
-    for (int64_t r = 0; r < tile.rows; r += kAttendRows) {
-      const int64_t rows = Min(kAttendRows, tile.rows - r);
-      RowState state[kAttendRows];
-      float* acc = place(r);
-      AttendSplit(memory.qa + r, memory.qb + r, rows, memory.visible + r, keys, memory.attend,
-                  state, acc);
-      take(r, rows, state, acc);
-    }
+    AttendSplit(memory.qa, memory.qb, tile.rows, memory.visible, keys, memory.attend, state, acc);
   }
 
   void Finish(const Tile& tile, int64_t r, const RowState& state, const float* acc) const {
@@ -209,37 +220,31 @@ struct Attention {
     const auto carve = [&](void* base) {
       Carver carver(base);
       memory = TaskMemory<X, W>::Carve(&carver, args, kFloat8);
-      acc = carver.Take<float>(kAttendRows * args.rank);
+      acc = carver.Take<float>(kTileRows * args.rank);
       run = carver.Take<float>(kTileRows * args.rank);
       return carver.used();
     };
     carve(Scratch(kTaskScratch, carve(nullptr)));
     __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
-    RowState state[kTileRows] = {};
+    RowState state[kTileRows] = {}, part[kTileRows];
     for (int64_t split = 0; split < tile.splits; ++split) {
-      Split(
-          tile, split, memory, [&](int64_t) { return acc; },
-          [&](int64_t r0, int64_t rows, const RowState* split_state, const float* part) {
-            for (int64_t r = r0; r < r0 + rows; ++r) {
-              if (memory.visible[r] == 0) continue;
-              MergeRow(split_state[r - r0], part + (r - r0) * args.rank, args.rank, state + r,
-                       run + r * args.rank, split == 0);
-            }
-          });
+      if (split == 0) {
+        Split(tile, split, memory, state, run);
+        continue;
+      }
+      Split(tile, split, memory, part, acc);
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        if (memory.visible[r] == 0) continue;
+        MergeRow(part[r], acc + r * args.rank, args.rank, state + r, run + r * args.rank);
+      }
     }
     for (int64_t r = 0; r < tile.rows; ++r) {
       Finish(tile, r, state[r], run + r * args.rank);
     }
   }
 
-  // A partial result: the states of all rows, then their weighted values.
-  static constexpr int64_t kStateFloats = kTileRows * sizeof(RowState) / sizeof(float);
-  int64_t PartialFloats() const { return kStateFloats + kTileRows * args.rank; }
-  static RowState* States(float* partial) { return reinterpret_cast<RowState*>(partial); }
-  float* Values(float* partial, int64_t r) const { return partial + kStateFloats + r * args.rank; }
-
-  // One split of a tile into `partial`.
-  void OneSplit(const Tile& tile, int64_t split, float* partial) const {
+  // A tile's pair with one split.
+  void OnePair(const Tile& tile, int64_t pair, const Partials& partials) const {
     TaskMemory<X, W> memory;
     const auto carve = [&](void* base) {
       Carver carver(base);
@@ -248,51 +253,56 @@ struct Attention {
     };
     carve(Scratch(kTaskScratch, carve(nullptr)));
     __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
-    Split(
-        tile, split, memory, [&](int64_t r) { return Values(partial, r); },
-        [&](int64_t r0, int64_t rows, const RowState* state, const float*) {
-          for (int64_t r = 0; r < rows; ++r) States(partial)[r0 + r] = state[r];
-        });
+    Split(tile, pair - tile.partial, memory, partials.States(pair), partials.Values(pair));
   }
 
   // Merges row r of a tile over its splits, into the first split's memory.
-  void MergeTileRow(const Tile& tile, int64_t r, float* partials) const {
-    RowState state = {};
-    float* run = Values(partials, r);
+  void MergeTileRow(const Tile& tile, int64_t r, const Partials& partials) const {
+    const int64_t at = r * args.rank;
+    RowState state = partials.States(tile.partial)[r];
+    float* run = partials.Values(tile.partial) + at;
     const int64_t visible = Visible(args, tile, tile.row0 + r);
-    for (int64_t split = 0; split * kSplitKeys < visible; ++split) {
-      float* part = partials + split * PartialFloats();
-      if (split == 0) {
-        state = States(part)[r];
-      } else {
-        MergeRow(States(part)[r], Values(part, r), args.rank, &state, run, false);
-      }
+    for (int64_t split = 1; split * kSplitKeys < visible; ++split) {
+      const int64_t pair = tile.partial + split;
+      MergeRow(partials.States(pair)[r], partials.Values(pair) + at, args.rank, &state, run);
     }
     Finish(tile, r, state, run);
   }
 
+  // Pairs of a tile and a split.
+  static int64_t Pairs(const Tile* tiles, int64_t count) {
+    return count == 0 ? 0 : tiles[count - 1].partial + tiles[count - 1].splits;
+  }
+
   void Run(const Executor& executor) const {
-    const int64_t count = PlanTiles<X>(args, nullptr);
+    const int64_t most = PlanTiles<X>(args, kSmallTileRows, nullptr);
     auto* tiles =
-        static_cast<Tile*>(Scratch(kCallScratch, (count + 1) * static_cast<int64_t>(sizeof(Tile))));
-    PlanTiles<X>(args, tiles);
+        static_cast<Tile*>(Scratch(kCallScratch, (most + 1) * static_cast<int64_t>(sizeof(Tile))));
+    int64_t count = 0;
+    for (const int64_t tile_rows : {kTileRows, kSmallTileRows}) {
+      count = PlanTiles<X>(args, tile_rows, tiles);
+      if (count > 0 && Pairs(tiles, count) >= kTasksPerThread * executor.Threads()) break;
+    }
     double cost = 0;
     for (int64_t i = 0; i < count; ++i) {
       cost += static_cast<double>(tiles[i].rows * tiles[i].splits) *
               static_cast<double>(kSplitKeys * width()) / 50.0;
     }
-    const int64_t pairs = count == 0 ? 0 : tiles[count - 1].partial + tiles[count - 1].splits;
-    const int64_t bytes = pairs * PartialFloats() * static_cast<int64_t>(sizeof(float));
+    const int64_t pairs = Pairs(tiles, count);
+    Partials partials = {0, args.rank};
+    for (int64_t i = 0; i < count; ++i) partials.rows = Max64(partials.rows, tiles[i].rows);
+    partials.rows = CeilDiv(partials.rows, kAttendRows) * kAttendRows;
+    const int64_t bytes = pairs * partials.Floats() * static_cast<int64_t>(sizeof(float));
     if (pairs <= count || executor.Threads() == 1 || count >= 8 * executor.Threads() ||
         bytes > kMaxPartialBytes) {
       ForEach(executor, count, cost, [&](int64_t i) { WholeTile(tiles[i]); });
       return;
     }
-    auto* partials = static_cast<float*>(Scratch(kCallScratch2, bytes));
+    partials.data = static_cast<float*>(Scratch(kCallScratch2, bytes));
     ForEach(executor, pairs, cost, [&](int64_t pair) {
       int64_t i = 0;
       while (pair >= tiles[i].partial + tiles[i].splits) ++i;  // Few tiles, or we were not here.
-      OneSplit(tiles[i], pair - tiles[i].partial, partials + pair * PartialFloats());
+      OnePair(tiles[i], pair, partials);
     });
     constexpr int64_t kMergeRows = 4;
     constexpr int64_t kPerTile = kTileRows / kMergeRows;
@@ -301,7 +311,7 @@ struct Attention {
       const Tile& tile = tiles[task / kPerTile];
       const int64_t r0 = task % kPerTile * kMergeRows;
       for (int64_t r = r0; r < Min(tile.rows, r0 + kMergeRows); ++r) {
-        MergeTileRow(tile, r, partials + tile.partial * PartialFloats());
+        MergeTileRow(tile, r, partials);
       }
     });
   }

@@ -27,6 +27,7 @@ struct TaskMemory {
   const T* qb[kTileTokens];
   int32_t visible[kTileTokens];
   RowState state[kTileTokens];
+  RowState part[kTileTokens];  // Of one split.
 };
 
 template <typename T>
@@ -76,10 +77,10 @@ struct Attention {
     float *acc, *run;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      attend = AttendScratch<T, T>::Carve(&carver, args.nope, args.rope);
+      attend = AttendScratch<T, T>::Carve(&carver, kTileTokens, args.nope, args.rope);
       memory = carver.Take<TaskMemory<T>>(1);
       staged = carver.Take<T>(kSplitKeys * (qk_width() + args.v));
-      acc = carver.Take<float>(kAttendRows * args.v);
+      acc = carver.Take<float>(kTileTokens * args.v);
       run = carver.Take<float>(kTileTokens * args.v);
       return carver.used();
     };
@@ -108,18 +109,14 @@ struct Attention {
         const int64_t sees = tile.begin + r - tile.token0 + 1;
         memory->visible[r] = static_cast<int32_t>(Clamp(sees - begin, 0, count));
       }
-      const Keys<T> k = {memory->k, memory->v,          args.nope,         args.rope,
-                         args.v,    args.softmax_scale, args.softmax_scale};
-      for (int64_t r0 = 0; r0 < rows; r0 += kAttendRows) {
-        const int64_t n = Min(kAttendRows, rows - r0);
-        RowState state[kAttendRows];
-        AttendSplit(memory->qa + r0, memory->qb + r0, n, memory->visible + r0, k, attend, state,
-                    acc);
-        for (int64_t r = 0; r < n; ++r) {
-          if (memory->visible[r0 + r] == 0) continue;
-          MergeRow(state[r], acc + r * args.v, args.v, memory->state + r0 + r,
-                   run + (r0 + r) * args.v, begin == 0);
-        }
+      const float scale = args.softmax_scale * kLog2E;
+      const Keys<T> k = {memory->k, memory->v, args.nope, args.rope, args.v, scale, scale};
+      RowState* state = begin == 0 ? memory->state : memory->part;
+      float* to = begin == 0 ? run : acc;
+      AttendSplit(memory->qa, memory->qb, rows, memory->visible, k, attend, state, to);
+      for (int64_t r = 0; r < rows && begin > 0; ++r) {
+        if (memory->visible[r] == 0) continue;
+        MergeRow(state[r], acc + r * args.v, args.v, memory->state + r, run + r * args.v);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
