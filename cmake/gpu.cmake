@@ -1,4 +1,5 @@
-# The GPU libraries _rocm and _cuda: kernels by a device compiler, handlers by the plain C++ compiler.
+# The GPU libraries _rocm and _cuda: kernels by the device compiler that mla_find_device_compiler found, handlers by
+# the plain C++ compiler.
 #
 # mla_add_gpu_library(NAME rocm|cuda MODULE name [EMULATED]): with EMULATED the handlers run on JAX's CPU
 # platform, for tests that put an emulator in the driver's place.
@@ -10,63 +11,6 @@ set(MLA_GPU_OPS
   mxfp4_quantize mxfp4_dequantize flatten_quantize
   linear_quantized linear_mxfp4 linear_shuffled absorb_quantized
   expert_mlp expert_mlp_quantized)
-
-set(MLA_ROCM_ARCHITECTURES gfx942 gfx950)
-# Compiled as sm_90a: with Hopper's own instructions, whose PTX no other architecture takes.
-set(MLA_CUDA_ARCHITECTURES sm_90)
-
-# The device compiler of a platform, in `result`, or why there is none, in `reason`. One that is found
-# must also work: clang needs its own lld beside it, nvcc a host compiler that it knows.
-function(mla_find_device_compiler platform result reason)
-  if(platform STREQUAL "rocm")
-    # ROCm's own clang, or a plain one that knows gfx950, which needs no ROCm.
-    find_program(MLA_HIP_COMPILER NAMES amdclang++ clang++-22 clang++-23
-      HINTS $ENV{ROCM_PATH}/llvm/bin /opt/rocm/llvm/bin)
-    set(compiler "${MLA_HIP_COMPILER}")
-    set(wanted "clang 22 with HIP (ROCm's amdclang++, or Debian's clang-22, lld-22 and clang-tools-22)")
-  else()
-    find_program(MLA_CUDA_COMPILER NAMES nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
-    set(compiler "${MLA_CUDA_COMPILER}")
-    set(wanted "nvcc of CUDA 12 or newer")
-  endif()
-  set(${result} "" PARENT_SCOPE)
-  if(NOT compiler)
-    set(${reason} "found no ${wanted}" PARENT_SCOPE)
-    return()
-  endif()
-  set(source ${CMAKE_CURRENT_BINARY_DIR}/check_${platform}.cc)
-  file(WRITE ${source} "#include <cstdint>\n#include \"gpu/convert.h\"\n"
-    "extern \"C\" __global__ void check(float* x) { *x = mla::gpu::ToFloat(mla::bf16{1}); }\n")
-  mla_device_command(${platform} ${source} ${CMAKE_CURRENT_BINARY_DIR}/check_${platform}.image command)
-  execute_process(COMMAND ${command} RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE said)
-  if(failed)
-    string(REGEX MATCH "[^\n]*error[^\n]*" first "${said}")
-    set(${reason} "${compiler} does not compile for it: ${first}" PARENT_SCOPE)
-  else()
-    set(${result} ${compiler} PARENT_SCOPE)
-  endif()
-endfunction()
-
-# The command that compiles one op's kernels for every architecture of a platform into one file.
-function(mla_device_command platform source output result)
-  set(include ${PROJECT_SOURCE_DIR}/csrc)
-  if(platform STREQUAL "rocm")
-    set(archs ${MLA_ROCM_ARCHITECTURES})
-    list(TRANSFORM archs PREPEND --offload-arch=)
-    set(${result}
-      ${MLA_HIP_COMPILER} -x hip -std=c++17 -O3 -nogpuinc -nogpulib -Wall -Wextra -I${include} ${archs}
-      --cuda-device-only -c ${source} -o ${output} PARENT_SCOPE)
-  else()
-    set(archs "")
-    foreach(arch ${MLA_CUDA_ARCHITECTURES})
-      string(REPLACE "sm_" "" number ${arch})
-      list(APPEND archs -gencode arch=compute_${number}a,code=sm_${number}a)
-    endforeach()
-    set(${result}
-      ${MLA_CUDA_COMPILER} -x cu -std=c++17 -O3 -I${include} ${archs} -fatbin ${source}
-      -o ${output} PARENT_SCOPE)
-  endif()
-endfunction()
 
 function(mla_add_gpu_library platform module)
   cmake_parse_arguments(ARG "EMULATED" "" "" ${ARGN})
@@ -87,7 +31,7 @@ function(mla_add_gpu_library platform module)
       continue()  # Made of other ops' kernels.
     endif()
     if(NOT TARGET mla_${platform}_${op})
-      mla_device_command(${platform} ${source} ${image} command)
+      mla_device_command(${platform} "${MLA_${platform}_COMPILER}" "${source}" "${image}" command)
       # Not a depfile: clang writes none where it compiles for several architectures at once.
       file(GLOB headers CONFIGURE_DEPENDS csrc/gpu/*.h csrc/common/*.h csrc/*/kernel.h csrc/*/gpu_*.h)
       list(TRANSFORM headers PREPEND ${PROJECT_SOURCE_DIR}/ REGEX "^csrc")
@@ -106,11 +50,10 @@ function(mla_add_gpu_library platform module)
 
   if(platform STREQUAL "rocm")
     set(driver hip)
-    string(REPLACE ";" "," architectures "${MLA_ROCM_ARCHITECTURES}")
   else()
     set(driver cuda)
-    string(REPLACE ";" "," architectures "${MLA_CUDA_ARCHITECTURES}")
   endif()
+  list(JOIN MLA_${platform}_ARCHITECTURES "," architectures)
   pybind11_add_module(${module} MODULE csrc/python/gpu_module.cc csrc/gpu/runtime.cc csrc/gpu/driver_${driver}.cc
     csrc/common/ffi_checks.cc csrc/common/quantized_ffi.cc csrc/common/group_format_ffi.cc ${folder}/images.cc
     ${sources})

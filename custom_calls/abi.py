@@ -1,10 +1,10 @@
 """The ABI record of a native library, what it must say, and the versions that this package speaks.
 
     {"project_abi": 1, "platform": "rocm", "ffi_api": (0, 3), "architectures": ("gfx942", "gfx950"),
-     "ops": {"mla_jax.linear": 1, ...}, "error": None}
+     "ops": {"mla_jax.linear": 1, ...}, "processors": 256, "error": None}
 
 "ops" names each op's contract, the version of what its operands, attributes and results mean. The custom-call
-target of an op is its name and contract: "mla_jax.linear.v1".
+target of an op is its name and contract: "mla_jax.linear.v1". "processors": of a GPU, what launches spread over.
 """
 
 import re
@@ -55,6 +55,9 @@ def _malformed(abi: Mapping[str, Any]) -> str | None:
         return f"has a malformed ABI record: 'ops': expected a contract number for each op, got {ops!r}"
     if not isinstance(architectures, tuple | list) or not all(isinstance(one, str) for one in architectures):
         return f"has a malformed ABI record: 'architectures': expected a list of names, got {architectures!r}"
+    processors = abi.get("processors", 1)
+    if type(processors) is not int or processors < 1:
+        return f"has a malformed ABI record: 'processors': expected a positive number, got {processors!r}"
     return None
 
 

@@ -21,13 +21,11 @@ class Architecture:
       name: such as "gfx942", "sm_90" or "x86-64".
       platform: the lowering platform.
       fp8: "e4m3fn" is OCP's, "e4m3fnuz" has one zero, one NaN and half the range.
-      also: names of steppings that are the same to this package.
     """
 
     name: str
     platform: str
     fp8: Fp8Codes
-    also: tuple[str, ...] = ()
 
 
 ARCHITECTURES = {
@@ -36,26 +34,26 @@ ARCHITECTURES = {
         Architecture("x86-64", "cpu", "e4m3fn"),
         Architecture("aarch64", "cpu", "e4m3fn"),
         Architecture("sm_90", "cuda", "e4m3fn"),
-        Architecture("gfx942", "rocm", "e4m3fnuz", also=("gfx940", "gfx941")),
+        Architecture("gfx942", "rocm", "e4m3fnuz"),
         Architecture("gfx950", "rocm", "e4m3fn"),
     )
 }
-"""Every architecture by name."""
+"""Every architecture by name. A device of none of them has no native kernels: gfx940 and gfx941, early steppings of
+gfx942, load no code object of gfx942's."""
 
 PLATFORMS = tuple(dict.fromkeys(one.platform for one in ARCHITECTURES.values()))
 """Every lowering platform that ops have a rule for."""
 
 
 def architecture_of(device: Any) -> str:
-    """A device's architecture by the table's spelling, or by its own where the table lacks it; "" for a CPU.
+    """A device's architecture as compilers name it, whether the table has it or not; "" for a CPU.
 
     Args:
       device: a `jax.Device`. ROCm says "gfx942:sramecc+:xnack-", CUDA says "9.0".
     """
     said = str(getattr(device, "compute_capability", "")).partition(":")[0]
     capability = re.fullmatch(r"(\d+)\.(\d+)", said)
-    name = f"sm_{capability.group(1)}{capability.group(2)}" if capability else said
-    return next((one.name for one in ARCHITECTURES.values() if name in one.also), name)
+    return f"sm_{capability.group(1)}{capability.group(2)}" if capability else said
 
 
 def architectures_here(platform: str) -> tuple[str, ...]:

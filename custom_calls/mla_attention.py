@@ -206,14 +206,14 @@ def _native(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
     )
 
 
-def _native_with_scratch(*arrays: jax.Array, softmax_scale: float, keys: Keys) -> Arrays:
+def _native_with_scratch(*arrays: jax.Array, processors: int, softmax_scale: float, keys: Keys) -> Arrays:
     """Contract 2, of GPUs: two more results hold what each split of the keys gives, until they are merged.
 
     Their number follows from shapes alone, as the grid of a recorded launch must. One split needs no scratch.
     """
     q_latent, kv, pages = arrays[0], arrays[2], arrays[5]
     num_rows, num_heads, rank = q_latent.shape
-    splits = _num_splits(num_rows, num_heads, pages.shape[1] * kv.shape[2])
+    splits = _num_splits(num_rows, num_heads, pages.shape[1] * kv.shape[2], processors)
     scratch = splits if splits > 1 else 0
     outs = [
         *_abstract(*arrays, softmax_scale=softmax_scale, keys=keys),
@@ -226,15 +226,15 @@ def _native_with_scratch(*arrays: jax.Array, softmax_scale: float, keys: Keys) -
     return out, logsumexp
 
 
-def _num_splits(num_rows: int, num_heads: int, capacity: int) -> int:
+def _num_splits(num_rows: int, num_heads: int, capacity: int, processors: int) -> int:
     """Shares of the keys that fill a GPU: blocks of up to 16, 32 or 64 heads, a token each.
 
-    A GPU takes about 264 blocks of 16 heads or 132 larger ones at once; more splits than that only
-    make more partial results. A split of fewer than 64 keys is not worth its merge. This is the
-    scratch there is: a launch uses fewer where its machine takes fewer blocks (`gpu_shape.h`).
+    A GPU takes a block on each of its processors at once, or about 264 of no more than 16 heads; more
+    splits than that only make more partial results. A split of fewer than 64 keys is not worth its
+    merge. This is the scratch there is: a launch uses fewer where it plans fewer blocks (`gpu_shape.h`).
     """
     blocks = num_rows * (-(-num_heads // 64) if num_heads > 32 else 1)
-    at_once = 264 if num_heads <= 16 else 132
+    at_once = max(264, processors) if num_heads <= 16 else processors
     return max(1, min(at_once // max(blocks, 1), capacity // 64, 128))
 
 
@@ -253,7 +253,7 @@ MLA_ATTENTION: Op = Op(
     abstract=_abstract,
     reference=_reference,
     native=_native,
-    gpu=Native((TARGET_WITH_SCRATCH,), _native_with_scratch),
+    gpu=Native((TARGET_WITH_SCRATCH,), _native_with_scratch, spread=True),
     batch=_batch,
     not_differentiable="it reads the pool; use the pool-less expanded form (mla_jax.forward)",
 )

@@ -34,11 +34,17 @@ class Native:
       targets: the custom-call targets that it uses; none where it is an XLA computation.
       call: same signature as the op's reference.
       note: what else it does than call its targets, as a part of a sentence, or "".
+      spread: whether `call` also takes `processors`, those that the library's launches spread over.
     """
 
     targets: tuple[str, ...]
     call: Callable[..., Arrays]
     note: str = ""
+    spread: bool = False
+
+    def called(self, library: registry.Library) -> Callable[..., Arrays]:
+        """The call for this library."""
+        return _spread(self.call, library.processors) if self.spread else self.call
 
 
 class Op:
@@ -110,7 +116,9 @@ class Op:
 
     def forms(self, library: registry.Library) -> dict[tuple[str, ...], Callable[..., Arrays]]:
         """The native forms that may call a library, by their targets, the preferred one first."""
-        return {self._gpu.targets: self._gpu.call} if self._gpu and library.is_gpu else self.natives
+        if self._gpu and library.is_gpu:
+            return {self._gpu.targets: self._gpu.called(library)}
+        return self.natives
 
     def _run_eagerly(self, *arrays: jax.Array, **params: Any) -> Arrays:
         return _jitted(self.primitive, tuple(sorted(params.items())))(*arrays)
@@ -184,6 +192,12 @@ def varying_like(value: jax.Array, *arrays: jax.Array) -> jax.Array:
 
 def _varying(avals: Iterable[Any]) -> frozenset[str]:
     return frozenset[str]().union(*(aval.mat.varying for aval in avals))
+
+
+@functools.lru_cache(maxsize=256)
+def _spread(call: Callable[..., Arrays], processors: int) -> Callable[..., Arrays]:
+    """The same object for the same library: what was traced of it is found again."""
+    return functools.partial(call, processors=processors)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -65,6 +65,11 @@ class Library:
         """Whether it is called as GPUs want it; an emulated library serves the CPU, and its record says so."""
         return self.abi.get("emulates", self.platform) in ("cuda", "rocm")
 
+    @property
+    def processors(self) -> int:
+        """Of a GPU: those that its launches spread over. A record without them is of a time when all counted 132."""
+        return int(self.abi.get("processors", 132))
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -10,6 +10,7 @@ import jax
 from custom_calls import registry
 from custom_calls.abi import runtime_ffi_version
 from custom_calls.architectures import PLATFORMS
+from custom_calls.build_record import build_record
 from custom_calls.errors import KernelUnavailableError
 from mla_jax.kernel_table import kernel_table, lowering_platform
 
@@ -33,6 +34,7 @@ def report() -> dict[str, Any]:
     platform that no native library exists for is not a problem.
     """
     backend, devices, ops, problem = None, [], [], None
+    builds, unknown = build_record()
     try:
         backend = lowering_platform()
         devices = [str(device) for device in jax.devices()]
@@ -50,6 +52,7 @@ def report() -> dict[str, Any]:
         "backend": backend,
         "devices": devices,
         "libraries": {name: _library(name) for name in PLATFORMS},
+        "build": {"platforms": {name: vars(one) for name, one in builds.items()}, "problem": unknown},
         "ops": ops,
         "problem": problem,
     }
@@ -67,6 +70,7 @@ def format_report(facts: dict[str, Any]) -> str:
         detail = f" for {', '.join(library['architectures'])}" if library["architectures"] else ""
         detail += f", {library['isa']}" if library.get("isa") else ""
         lines.append(f"  {name:<5} {state}{detail}: {library['reason']}")
+    lines += _built(facts["build"])
     if facts["ops"]:
         lines.append(f"ops on {facts['backend']}:")
     width = max((len(row["op"]) for row in facts["ops"]), default=0)
@@ -74,6 +78,18 @@ def format_report(facts: dict[str, Any]) -> str:
     if facts["problem"]:
         lines.append(f"problem: {facts['problem']}")
     return "\n".join(lines)
+
+
+def _built(build: dict[str, Any]) -> list[str]:
+    """The lines about the build."""
+    if build["problem"]:
+        return [f"what was built and why not is unknown: {build['problem']}"]
+    lines = ["the build:"]
+    for name, one in build["platforms"].items():
+        made = f"built by {one['compiler']} for {', '.join(one['architectures'])}"
+        lines.append(f"  {name:<5} {made if one['compiler'] else 'not built: ' + one['reason']}")
+        lines += [f"        {sentence}" for sentence in one["refused"]]
+    return lines
 
 
 def _version(name: str) -> str:

@@ -11,10 +11,6 @@ extern const Image kImage_linear_quantized;
 
 namespace {
 
-// Processors of a GPU that blocks should spread over evenly: an H200's; AMD's have more, of which
-// an even spread asks less.
-constexpr int64_t kProcessors = 132;
-
 // The kernels of a format.
 enum ShapeIndex {
   kStream8,

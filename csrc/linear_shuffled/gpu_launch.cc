@@ -11,13 +11,6 @@ extern const Image kImage_linear_shuffled;
 
 namespace {
 
-// Processors of a GPU that blocks should spread over: an H200's, and of AMD's the fewer.
-#if defined(MLA_ON_ROCM)
-constexpr int64_t kProcessors = 256;
-#else
-constexpr int64_t kProcessors = 132;
-#endif
-
 // Blocks for `tiles` tiles, of each of `token_blocks` blocks of tokens.
 template <typename Shape>
 int64_t RowBlocks(int64_t tiles, int64_t token_blocks) {

@@ -59,8 +59,6 @@ struct AttentionShape {
   static constexpr int kLaunchBytes = LaunchBytes(kSharedBytes);
 };
 
-// Blocks that a machine takes at once.
-constexpr int kBlocksAtOnce = 264;
 constexpr int64_t kFewKeys = 0;  // Never fewer heads than there could be.
 // Sharing the keys keeps gfx950's two blocks of 16 heads within 160 KiB of shared memory.
 using Heads16 = AttentionShape<1, 4, kRoomForTiles>;
@@ -89,8 +87,6 @@ struct WarpgroupShape {
   static constexpr int kLaunchBytes = LaunchBytes(kSharedBytes);
 };
 
-// Blocks that a machine takes at once: each has one of an H200's 132 processors to itself.
-constexpr int kBlocksAtOnce = 132;
 // Where blocks of 32 heads with no more keys than this fit the machine, larger ones would only make
 // more partial results.
 constexpr int64_t kFewKeys = 128;
@@ -105,14 +101,14 @@ struct TilePlan {
   int64_t splits;
 };
 
-// From shapes alone. Of at most `most` splits, no more than fill the machine: each makes a partial
-// result of every row.
+// From shapes alone. Of at most `most` splits, no more than give every processor a block, which on
+// most machines is all that its shared memory holds: each makes a partial result of every row.
 inline TilePlan PlanTiles(const MlaAttentionArgs& args, int64_t most) {
   const auto blocks = [&](int rows) { return args.tokens * ((args.heads + rows - 1) / rows); };
   int rows = args.heads <= 16 ? 16 : (args.heads <= 32 ? 32 : 64);
   const int64_t keys = args.max_pages * args.page_size;
-  if (rows == 64 && blocks(32) * keys <= kBlocksAtOnce * kFewKeys) rows = 32;
-  const int64_t filling = blocks(rows) < 1 ? 1 : kBlocksAtOnce / blocks(rows);
+  if (rows == 64 && blocks(32) * keys <= kProcessors * kFewKeys) rows = 32;
+  const int64_t filling = blocks(rows) < 1 ? 1 : kProcessors / blocks(rows);
   return {rows, filling < 1 ? 1 : (filling < most ? filling : most)};
 }
 

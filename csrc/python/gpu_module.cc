@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string>
 
+#include "gpu/platform.h"
 #include "gpu/runtime.h"
 #include "python/gpu_handlers.h"
 #include "xla/ffi/api/ffi.h"
@@ -62,6 +63,7 @@ py::dict Abi() {
   result["ffi_api"] = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   result["architectures"] = py::tuple(architectures);
   result["ops"] = ops;
+  result["processors"] = mla::gpu::kProcessors;
   return result;
 }
 

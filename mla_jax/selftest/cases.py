@@ -31,6 +31,10 @@ Arrays = tuple[jax.Array, ...]
 
 HIDDEN, HEADS, RANK, NOPE, ROPE, V = 2048, 16, 512, 128, 64, 128
 EXPERTS, WIDTH, CHOSEN = 8, 1408, 2
+HEAD_COUNTS = (8, 12, 16, 20, 32, 64, 128)
+PAGES_OF_POOL = (1, 16, 64, 128, 1, 16, 64)
+PAGES_OF_FP8_POOL = (16, 64, 128, 1, 16, 64, 128)
+INT4_GROUP = 32
 PAGE = 64
 POSITIONS = 4096
 EPS = 1e-6
@@ -79,7 +83,7 @@ class _Maker:
     rng: np.random.Generator
 
     def normal(self, *shape: int, dtype: str = "bfloat16", scale: float = 1.0) -> jax.Array:
-        return jnp.asarray((self.rng.standard_normal(shape) * scale).astype(np.float32)).astype(dtype)
+        return jnp.asarray(self.rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
 
     def weight(self, *shape: int, dtype: str = "bfloat16") -> jax.Array:
         return self.normal(*shape, dtype=dtype, scale=shape[-1] ** -0.5)
@@ -254,7 +258,19 @@ def _quantised(values: jax.Array) -> dict[str, QuantizedTensor]:
         "fp8_block": fp8_block(values),
         "fp8_block_fnuz": to_fnuz(fp8_block(values)),
         "fp8_channel": fp8_channel(values),
+        "int4_group": _int4_group(values),
     }
+
+
+def _int4_group(values: jax.Array) -> QuantizedTensor:
+    """Values (..., K), no group all zeros: scale = largest magnitude of 32 / 7 in bfloat16, codes -7 to 7, plus 8."""
+    groups = np.asarray(values, np.float32).reshape(*values.shape[:-1], -1, INT4_GROUP)
+    scale = jnp.asarray(np.abs(groups).max(-1) / 7).astype(jnp.bfloat16)
+    codes = np.rint(groups / np.asarray(scale, np.float32)[..., None]).clip(-7, 7).astype(np.int8) + 8
+    pairs = codes.astype(np.uint8).reshape(*values.shape[:-1], -1, 2)
+    return QuantizedTensor(
+        jnp.asarray(pairs[..., 0] | pairs[..., 1] << 4), scale, "int4_group", (1, INT4_GROUP)
+    )
 
 
 def _products(make: _Maker) -> list[Case]:
@@ -265,6 +281,7 @@ def _products(make: _Maker) -> list[Case]:
         return (linear_mxfp4(a["x"], a["weight"], kernels=kernels),)
 
     plain, outputs = make.weight(1408, HIDDEN), 1408
+    quantised = _quantised(plain)
     found = []
     for rows in (1, 8, 64):
         x = make.normal(rows, HIDDEN)
@@ -283,13 +300,13 @@ def _products(make: _Maker) -> list[Case]:
                 product,
                 {"x": x, "weight": weight},
             )
-            for name, weight in _quantised(plain).items()
+            for name, weight in quantised.items()
         ]
         found += [
             Case(op, f"{rows} x {HIDDEN} x {outputs}", product, {"x": x, "weight": weight})
             for op, weight in (
-                ("mla_jax.linear_shuffled", shuffle(_quantised(plain)["mxfp4"])),
-                ("mla_jax.linear_vnni", to_vnni(_quantised(plain)["mxfp4"])),
+                ("mla_jax.linear_shuffled", shuffle(quantised["mxfp4"])),
+                ("mla_jax.linear_vnni", to_vnni(quantised["mxfp4"])),
             )
         ]
         found.append(
@@ -297,10 +314,7 @@ def _products(make: _Maker) -> list[Case]:
                 "mla_jax.linear_mxfp4",
                 f"{rows} x {HIDDEN} x {outputs}",
                 both_mxfp4,
-                {
-                    name: mxfp4_quantize(each, kernels="reference")
-                    for name, each in (("x", x), ("weight", plain))
-                },
+                {"x": mxfp4_quantize(x, kernels="reference"), "weight": quantised["mxfp4"]},
             )
         )
     kv_b = make.weight(HEADS * (NOPE + V), RANK)
@@ -332,6 +346,8 @@ def _experts(make: _Maker) -> list[Case]:
     stored = {
         "bfloat16": (gate_up, down),
         "mxfp4": (mxfp4_quantize(gate_up, kernels="reference"), mxfp4_quantize(down, kernels="reference")),
+        "fp8_block": (jax.vmap(fp8_block)(gate_up), jax.vmap(fp8_block)(down)),
+        "int4_group": (_int4_group(gate_up), _int4_group(down)),
     }
 
     def run(a: Any, kernels: Kernels) -> Arrays:
@@ -356,20 +372,25 @@ def _experts(make: _Maker) -> list[Case]:
 
 
 def _attention(make: _Maker) -> list[Case]:
+    # Every number of heads and every page size with both types of the pool: decode steps, then chunks of a prompt.
+    decode, chunks = ((700, 64, 1, 333), (1, 1, 1, 1)), ((200, 90), (40, 7))
     found = []
-    for heads, lengths, new, pool_type in (
-        (HEADS, (700, 64, 1, 333), (1, 1, 1, 1), "bfloat16"),
-        (128, (700, 64, 1, 333), (1, 1, 1, 1), "bfloat16"),
-        (HEADS, (700, 64, 1, 333), (1, 1, 1, 1), "float8_e4m3fn"),
-        (HEADS, (200, 90), (40, 7), "bfloat16"),
+    for heads, page, pool_type, (lengths, new) in (
+        *((heads, page, "bfloat16", decode) for heads, page in zip(HEAD_COUNTS, PAGES_OF_POOL, strict=True)),
+        *(
+            (heads, page, "float8_e4m3fn", decode)
+            for heads, page in zip(HEAD_COUNTS, PAGES_OF_FP8_POOL, strict=True)
+        ),
+        (HEADS, 64, "bfloat16", chunks),
+        (HEADS, 16, "float8_e4m3fn", chunks),
     ):
-        width = -(-max(lengths) // PAGE)
+        width = -(-max(lengths) // page)
         pages = make.rng.permutation(len(lengths) * width).reshape(len(lengths), width)
         rows = sum(new)
         arguments = {
             "q_latent": make.normal(rows, heads, RANK),
             "q_rope": make.normal(rows, heads, ROPE),
-            "kv": make.normal(2, pages.size, PAGE, RANK + ROPE, dtype=pool_type),
+            "kv": make.normal(2, pages.size, page, RANK + ROPE, dtype=pool_type),
             "layer": jnp.int32(1),
             "scales": jnp.asarray([0.5, 0.25], jnp.float32),
             "pages": jnp.asarray(pages, jnp.int32),
@@ -380,7 +401,7 @@ def _attention(make: _Maker) -> list[Case]:
         def paged(a: Any, kernels: Kernels) -> Arrays:
             return mla_attention(*a.values(), softmax_scale=(NOPE + ROPE) ** -0.5, kernels=kernels)
 
-        what = f"{rows} rows of {len(lengths)} sequences up to {max(lengths)}, {heads} heads, {pool_type}"
+        what = f"{rows} rows, up to {max(lengths)} keys in pages of {page}, {heads} heads, {pool_type}"
         found.append(Case("mla_jax.mla_attention", what, paged, arguments))
 
     def expanded(a: Any, kernels: Kernels) -> Arrays:

@@ -54,6 +54,14 @@ def test_a_malformed_record_is_refused_with_the_field(field: str, value: Any) ->
     assert str(abi_mismatch(record, "rocm", (0, 3))).endswith("got None")
 
 
+@pytest.mark.parametrize("value", [None, 0, -1, "256", 256.0, True])
+def test_a_number_of_processors_is_one_or_is_not_said(value: Any) -> None:
+    assert abi_mismatch({**RECORD, "processors": 256}, "rocm", (0, 3)) is None
+    assert abi_mismatch({**RECORD, "processors": value}, "rocm", (0, 3)) == (
+        f"has a malformed ABI record: 'processors': expected a positive number, got {value!r}"
+    )
+
+
 def test_the_versions_come_before_the_fields() -> None:
     assert "project ABI 9" in str(abi_mismatch({"project_abi": 9}, "rocm", (0, 3)))
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from custom_calls.errors import (
     UnsupportedTransformError,
 )
 from custom_calls.linear import linear
-from custom_calls.op import OPS, Op, map_rows
+from custom_calls.op import OPS, Native, Op, map_rows
+from custom_calls.registry import Library
 from custom_calls.rmsnorm import rmsnorm
 
 MakeOp = Callable[..., Op]
@@ -145,6 +147,19 @@ def test_the_choice_is_made_for_the_platform_that_is_lowered_for(
     assert asked == [], "tracing must not decide"
     traced.lower(lowering_platforms=PLATFORMS)
     assert set(asked) == set(PLATFORMS)
+
+
+def test_a_form_for_gpus_may_ask_what_work_is_spread_over(make_op: MakeOp) -> None:
+    def spread(x: Any, *, scale: float, processors: int) -> Any:
+        return x * np.float32(scale), x + np.float32(processors)
+
+    op = make_op("mla_jax.test_spread", gpu=Native(("there.v1",), spread, spread=True))
+    call = jax.jit(lambda x: op(x, kernels="native", scale=3.0))
+    for said, processors in (({"processors": 256}, 256.0), ({}, 132.0)):
+        library = Library("cpu", "declared", frozenset({"there.v1"}), "", {"emulates": "rocm", **said})
+        with registry.declared(library):
+            assert [y.tolist() for y in call(jnp.ones(2))] == [[3, 3], [1 + processors] * 2]
+            assert op.forms(library) == op.forms(replace(library)), "traced anew for every call"
 
 
 def test_a_platform_that_nobody_heard_of_runs_the_reference() -> None:

@@ -5,6 +5,7 @@ import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -303,6 +304,16 @@ def test_a_library_for_another_gpu_is_never_registered(monkeypatch: pytest.Monke
     assert registry.probe("rocm", "m", lambda _: module, lambda *_, platform: None).targets
 
 
+@pytest.mark.parametrize("stepping", ["gfx940", "gfx941"])
+def test_an_early_stepping_is_not_its_successor(monkeypatch: pytest.MonkeyPatch, stepping: str) -> None:
+    """No code object of a library loads there."""
+    module = FakeModule(platform="rocm", architectures=("gfx942", "gfx950"))
+    device = SimpleNamespace(compute_capability=f"{stepping}:sramecc+:xnack-")
+    monkeypatch.setattr(jax, "devices", lambda platform: [device])
+    found = registry.probe("rocm", "m", lambda _: module, must_not_register)
+    assert found.reason == f"m was built for gfx942, gfx950, this machine has {stepping}"
+
+
 def test_libraries_say_what_devices_call_themselves() -> None:
     """A compiler's own name for an architecture, such as sm_90a, is no device's."""
     built = [library for library in map(registry.library, registry.LIBRARIES) if library.targets]
@@ -310,6 +321,14 @@ def test_libraries_say_what_devices_call_themselves() -> None:
     for library in built:
         for name in library.abi["architectures"]:
             assert ARCHITECTURES[name].platform == library.platform
+
+
+def test_libraries_of_gpus_say_what_they_spread_work_over() -> None:
+    """The smallest GPU that a library has code for: an H200, and an MI350X or MI355X."""
+    for name, processors in (("cuda", 132), ("rocm", 256)):
+        library = registry.library(name)
+        assert not library.targets or library.abi["processors"] == library.processors == processors
+    assert Library("rocm", "of an older build", frozenset(), "", {}).processors == 132
 
 
 def test_a_handler_that_is_none_is_never_registered() -> None:

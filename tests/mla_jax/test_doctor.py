@@ -8,6 +8,7 @@ import pytest
 
 import mla_jax
 from custom_calls import registry
+from custom_calls.build_record import PlatformBuild
 from custom_calls.op import OPS
 from custom_calls.registry import Library
 from mla_jax import doctor
@@ -26,6 +27,7 @@ def test_the_report(capsys):
         "backend",
         "devices",
         "libraries",
+        "build",
         "ops",
         "problem",
     ]
@@ -41,6 +43,9 @@ def test_the_report(capsys):
     assert cpu["isa"] in ("baseline", "avx2", "avx512", "avx512bf16", "amx")
     rocm = facts["libraries"]["rocm"]
     assert bool(rocm["targets"]) == (rocm["module"] is not None)
+    assert facts["build"]["problem"] is None
+    for name, one in facts["build"]["platforms"].items():
+        assert (one["compiler"] is not None) == (facts["libraries"][name]["module"] is not None)
     assert [row["op"] for row in facts["ops"]] == list(OPS)
     assert all(list(row) == ["op", "implementation", "reason"] for row in facts["ops"])
     assert facts["problem"] is None
@@ -58,6 +63,42 @@ def test_the_text_says_the_same(capsys):
         assert row["op"] in text
     assert facts["libraries"]["rocm"]["reason"] in text
     assert "problem" not in text
+
+
+def test_what_was_built_and_why_not(monkeypatch):
+    def record():
+        return {
+            "cpu": PlatformBuild("c++ (GNU 12.2.0)", ("baseline", "avx2"), None, ()),
+            "cuda": PlatformBuild(None, (), "MLA_JAX_BACKENDS=cpu,rocm does not name it", ()),
+            "rocm": PlatformBuild(
+                "clang++-22 (clang 22.1.8)", ("gfx942", "gfx950"), None, ("hipcc: no", "x: no")
+            ),
+        }, None
+
+    monkeypatch.setattr(doctor, "build_record", record)
+    facts = json.loads(json.dumps(doctor.report()))
+    assert facts["build"]["platforms"]["rocm"] == {
+        "compiler": "clang++-22 (clang 22.1.8)",
+        "architectures": ["gfx942", "gfx950"],
+        "reason": None,
+        "refused": ["hipcc: no", "x: no"],
+    }
+    assert (
+        "\nthe build:\n"
+        "  cpu   built by c++ (GNU 12.2.0) for baseline, avx2\n"
+        "  cuda  not built: MLA_JAX_BACKENDS=cpu,rocm does not name it\n"
+        "  rocm  built by clang++-22 (clang 22.1.8) for gfx942, gfx950\n"
+        "        hipcc: no\n"
+        "        x: no\n"
+    ) in doctor.format_report(facts)
+
+
+def test_a_build_without_a_record_is_no_problem_of_the_kernels(monkeypatch):
+    monkeypatch.setattr(doctor, "build_record", lambda: ({}, "there is no record"))
+    facts = doctor.report()
+    assert facts["build"] == {"platforms": {}, "problem": "there is no record"}
+    assert facts["problem"] is None
+    assert "\nwhat was built and why not is unknown: there is no record\n" in doctor.format_report(facts)
 
 
 def test_a_missing_package_is_named(monkeypatch):

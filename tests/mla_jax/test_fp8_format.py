@@ -25,8 +25,8 @@ TOKENS = jnp.arange(9, dtype=jnp.int32)[None]
     [
         ("gfx942", "e4m3fnuz"),
         ("gfx942:sramecc+:xnack-", "e4m3fnuz"),
-        ("gfx940", "e4m3fnuz"),
-        ("gfx941", "e4m3fnuz"),
+        ("gfx940", "e4m3fn"),
+        ("gfx941", "e4m3fn"),
         ("gfx950", "e4m3fn"),
         ("gfx950:sramecc+:xnack-", "e4m3fn"),
         ("gfx9420", "e4m3fn"),

@@ -20,7 +20,7 @@ ONES = jnp.ones((4, 8), jnp.float32)
 
 @pytest.fixture(autouse=True)
 def little_to_do(monkeypatch):
-    monkeypatch.setattr(run, "_TIMES", 1)
+    monkeypatch.setattr(run, "_TIMES", {"native": 1, "reference": 1})
     monkeypatch.setattr(machine, "_HOST_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "_HOST_PRODUCT", (48, 64, 64))
 
