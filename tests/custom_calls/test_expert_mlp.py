@@ -119,6 +119,14 @@ class TestExpertMlp(OpTests):
         ]
 
 
+@pytest.mark.parametrize(
+    "size", [(5, 24, 16, 3, 2), (17, 24, 16, 4, 3), (680, 72, 512, 40, 1), (891, 72, 1024, 27, 1)], ids=str
+)
+def test_native_products_on_matrix_cores(size: tuple[int, int, int, int, int], rng: Rng) -> None:
+    # Widths in whole runs of 16 bytes. The last two fill a GPU's blocks of 128 rows, and of 256.
+    TestExpertMlp.check_call(make(*size)(rng, "bfloat16"), "native")
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_nothing_leaks_out_of_a_nan_row(kernels: str, rng: Rng) -> None:
     call = make(9, 24, 7, 4, 3)(rng, "float32")

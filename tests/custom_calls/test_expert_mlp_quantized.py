@@ -175,6 +175,13 @@ class TestExpertMlpQuantized(OpTests):
         ]
 
 
+@pytest.mark.parametrize("size", [(40, 64, 32, 3, 1), (680, 96, 512, 40, 1), (891, 32, 1024, 27, 1)], ids=str)
+@pytest.mark.parametrize("layout", ["mxfp4", "fp8_block128", "fp8_block128_fnuz", "int4_group32"])
+def test_native_products_of_many_tokens(layout: str, size: tuple[int, int, int, int, int], rng: Rng) -> None:
+    # The last two fill a GPU's blocks of 128 rows, and of 256.
+    TestExpertMlpQuantized.check_call(make(*size, layout)(rng, "bfloat16"), "native")
+
+
 @pytest.mark.parametrize(
     ("layout", "kernels"),
     [*((layout, "native") for layout in LAYOUTS), ("mxfp4", "reference"), ("fp8_block128", "reference")],

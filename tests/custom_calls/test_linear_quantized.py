@@ -214,6 +214,17 @@ def test_kernels_that_a_gpu_takes_for_large_products_only(size: tuple[int, int, 
     check(got, TestLinearQuantized.expected(call)[0], f"linear_quantized {size}")
 
 
+# What brings each of a GPU's kernels for more than a few weight rows, whether it has 132, 256 or 304 processors.
+MANY_ROWS = [(3, 22000, 160), (12, 6000, 160), (12, 25400, 96), (33, 3000, 160), (33, 12700, 96)]
+
+
+@pytest.mark.parametrize("size", MANY_ROWS, ids=str)
+@pytest.mark.parametrize("layout", ["mxfp4", "fp8_block128", "fp8_block128_fnuz", "int4_group32"])
+def test_native_products_of_many_weight_rows(layout: str, size: tuple[int, int, int], rng: Rng) -> None:
+    call = make(*size, layout, bias="float32")(rng, "bfloat16", "bfloat16")
+    TestLinearQuantized.check_call(call, "native")
+
+
 @EACH
 def test_with_matrix_tiles_a_row_is_the_same_in_any_call(layout: str, rng: Rng) -> None:
     if jax.default_backend() != "cpu" or library("cpu").abi.get("isa") != "amx":

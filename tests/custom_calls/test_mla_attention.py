@@ -10,8 +10,9 @@ import oracle
 import pytest
 from op_base import KERNELS, Array, Builder, Call, OpTests, Rng, check, normal, poison, same_bits
 
+from custom_calls import registry
 from custom_calls.errors import UnsupportedTransformError
-from custom_calls.mla_attention import mla_attention
+from custom_calls.mla_attention import TARGET_WITH_SCRATCH, mla_attention
 
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 LAYERS, LAYER = 2, 1
@@ -126,11 +127,15 @@ class TestMlaAttention(OpTests):
         "empty-in-the-middle": make(
             [(3, 10), (0, 5), (2, 2), (0, 0), (1, 4)], 3, 8, 2, 3, before=2, behind=4
         ),
+        # More sequences than a GPU's block has threads to look for a token's among them.
+        "many-sequences": make([(1, 1 + i % 5) for i in range(150)], 1, 8, 2, 4),
         "split-511": make([(1, 511)], 3, 24, 8, 64),
         "split-512": make([(2, 512)], 3, 24, 8, 16),
         "split-513": make([(1, 513), (3, 514)], 3, 24, 8, 64),
         "split-1025": make([(1, 1025)], 3, 24, 8, 3),
         "split-chunk": make([(65, 560)], 3, 24, 8, 64),
+        # More splits than the threads that share their merge read at once, peaks on both sides of one another.
+        "split-8100": make([(1, 8100)], 2, 8, 2, 64, scale=4.0),
         "cached": make([(3, 10), (4, 4), (0, 3), (1, 514)], 3, 24, 8, 16, keys="cached", behind=2),
         # Scores of several hundred: the largest takes all the weight and exp must neither overflow nor vanish.
         "peaked": make([(3, 40), (1, 600)], 3, 24, 8, 16, scale=100.0),
@@ -357,6 +362,26 @@ def test_equal_scores_average_the_rows(kernels: str) -> None:
     assert np.abs(np.asarray(out)).max() < 0.3
 
 
+@SHAPES
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_scores_of_minus_infinity_weigh_nothing(
+    kernels: str, rank: int, rope: int, dtype: str, rng: Rng
+) -> None:
+    """As if the sequence began behind such keys; a row that sees no others gives 0 and -inf."""
+    hidden, page_size = 40, 4
+    call = make([(3, 70), (1, 200), (1, hidden)], 3, rank, rope, page_size)(rng, dtype, dtype)
+    q_rope, kv = call.arrays["q_rope"].copy(), call.arrays["kv"].copy()
+    first, behind = np.split(call.arrays["pages"], [hidden // page_size], axis=1)
+    q_rope[:, :, 0] = 3e38
+    kv[LAYER, :, :, rank] = 0
+    kv[LAYER, first, :, rank] = -3e38
+    call = call.changed(q_rope=q_rope, kv=kv)
+    got = TestMlaAttention.call(call, kernels)
+    others = call.changed(pages=behind, seq_lens=call.arrays["seq_lens"] - hidden)
+    for value, want in zip(got, TestMlaAttention.expected(others), strict=True):
+        check(value, want, f"mla_attention [{kernels}]")
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_cached_and_new_keys_merge_to_all_keys(kernels: str, rng: Rng) -> None:
     call = make([(4, 530)], 3, 24, 8, 16)(rng, "float32", "float32")
@@ -431,6 +456,55 @@ def test_bfloat16_weights_may_round_but_the_logsumexp_does_not(rng: Rng) -> None
     assert np.asarray(logsumexp).dtype == np.float32
     assert np.abs(np.asarray(logsumexp) - want.value).max() < 1e-5 * want.scale
     assert ml_dtypes.finfo(ml_dtypes.bfloat16).eps > 1e-3
+
+
+@pytest.mark.parametrize("cache", ["bfloat16", "float8_e4m3fn"])
+def test_native_with_scratch_for_more_splits_than_are_planned(cache: str, rng: Rng) -> None:
+    # Five tokens: scratch for 264 // 5 splits of the keys, of which a GPU of 132 or 256 processors uses fewer.
+    lengths = [(1, 3400), (1, 3), (1, 64), (1, 129), (1, 0)]
+    TestMlaAttention.check_call(make(lengths, 16, 512, 64, 128)(rng, "bfloat16", cache), "native")
+
+
+@pytest.mark.parametrize(
+    ("processors", "rows", "heads", "capacity", "splits"),
+    [
+        # An H200's, of up to 16 heads and of more.
+        (132, 4, 16, 1 << 16, 66),
+        (132, 4, 17, 1 << 16, 33),
+        (132, 3, 128, 1 << 16, 22),
+        # AMD's.
+        (256, 4, 16, 1 << 16, 66),
+        (256, 4, 17, 1 << 16, 64),
+        (256, 3, 128, 1 << 16, 42),
+        # A record that does not say.
+        (None, 4, 16, 1 << 16, 66),
+        (None, 4, 17, 1 << 16, 33),
+        # No more than 128, none of fewer than 64 keys, and one needs no scratch.
+        (256, 1, 16, 1 << 16, 128),
+        (256, 1, 32, 640, 10),
+        (256, 200, 32, 1 << 16, 0),
+        (256, 1, 32, 127, 0),
+    ],
+)
+def test_scratch_follows_what_the_library_spreads_work_over(
+    processors: int | None, rows: int, heads: int, capacity: int, splits: int
+) -> None:
+    said = {} if processors is None else {"processors": processors}
+    library = registry.Library("rocm", "declared", frozenset({TARGET_WITH_SCRATCH}), "", said)
+    arrays = {
+        "q_latent": jax.ShapeDtypeStruct((rows, heads, 512), jnp.bfloat16),
+        "q_rope": jax.ShapeDtypeStruct((rows, heads, 64), jnp.bfloat16),
+        "kv": jax.ShapeDtypeStruct((1, 2, 1, 576), jnp.bfloat16),
+        "layer": jax.ShapeDtypeStruct((), jnp.int32),
+        "scales": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "pages": jax.ShapeDtypeStruct((rows, capacity), jnp.int32),
+        "query_start_loc": jax.ShapeDtypeStruct((rows + 1,), jnp.int32),
+        "seq_lens": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    call = jax.jit(lambda a: mla_attention(**a, softmax_scale=1.0, kernels="native"))
+    with registry.declared(library):
+        text = call.trace(arrays).lower(lowering_platforms=("rocm",)).as_text()
+    assert f"tensor<{splits}x{rows}x{heads}x512xf32>, tensor<{splits}x{rows}x{heads}xf32>" in text
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

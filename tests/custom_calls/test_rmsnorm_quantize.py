@@ -89,6 +89,7 @@ class TestRmsNormQuantize(OpTests):
         "mxfp4-N520-of-536": make(9, 520, offset=8, behind=8, **ALL),
         "mxfp4-N1032-columns": make(5, 1032, scale_layout="column_major", **ALL),
         "mxfp4-N7168": make(2, 7168, rounding="floor"),
+        "mxfp4-N8216": make(2, 8216, offset=8, rounding="ceil", **ALL),
         "fp8-N520-of-536": make(9, 520, offset=8, behind=8, **FP8, **ALL),
         "fp8-N1032-columns": make(5, 1032, **FP8 | {"scale_layout": "column_major"}, **ALL),
         "fp8-g64-N1032": make(5, 1032, **FP8 | {"group_size": 64}, **ALL),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 from hip_toolchain import BUILD
 
@@ -19,7 +20,8 @@ SOURCES = Path(__file__).resolve().parent / "emulator"
 LIBRARY = "libamdhip64.so.7"
 # Contraction would fuse what the instructions round twice. The library is built for the machine that runs it.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing",
-         "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno")  # fmt: skip
+         "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno",
+         "-isystem", jax.ffi.include_dir())  # fmt: skip
 
 
 class EmulatorError(RuntimeError):
@@ -84,6 +86,9 @@ def library() -> ctypes.CDLL:
     loaded.emu_last_error.restype = ctypes.c_char_p
     loaded.emu_counters.restype = ctypes.c_char_p
     loaded.emu_instruction_names.restype = ctypes.c_char_p
+    loaded.emu_kernel_names.restype = ctypes.c_char_p
+    loaded.emu_launched_kernels.restype = ctypes.c_char_p
+    loaded.emu_poisoning.restype = ctypes.c_void_p
     loaded.hipGetErrorString.restype = ctypes.c_char_p
     return loaded
 
@@ -108,6 +113,18 @@ def counters() -> Counters:
     text = library().emu_counters(*map(ctypes.byref, numbers)).decode()
     histogram = {name: int(count) for name, count in (line.split() for line in text.splitlines())}
     return Counters(*(number.value for number in numbers), histogram)
+
+
+def launched_kernels() -> frozenset[str]:
+    """The kernels that have run to their end in this process."""
+    return frozenset(library().emu_launched_kernels().decode().split())
+
+
+def poisoning(handler: ctypes.c_void_p) -> ctypes.c_void_p:
+    """An FFI handler that calls `handler`, whose results are all ones bits by then but for those updated in place."""
+    place = library().emu_poisoning(handler)
+    assert place is not None, "the emulator has no place for another FFI handler"
+    return ctypes.c_void_p(place)
 
 
 @contextlib.contextmanager
@@ -135,6 +152,9 @@ class Module:
 
     def close(self) -> None:
         check(library().hipModuleUnload(self._handle))
+
+    def kernels(self) -> frozenset[str]:
+        return frozenset(library().emu_kernel_names(self._handle).decode().split())
 
     def function(self, name: str) -> ctypes.c_void_p:
         found = ctypes.c_void_p()

@@ -273,9 +273,9 @@ const Kernel* CodeObject::find(const std::string& name) const {
   return nullptr;
 }
 
-std::string CodeObject::kernel_names() const {
-  std::string names;
-  for (const Kernel& kernel : kernels_) names += (names.empty() ? "" : ", ") + kernel.name;
+std::set<std::string> CodeObject::kernel_names() const {
+  std::set<std::string> names;
+  for (const Kernel& kernel : kernels_) names.insert(kernel.name);
   return names;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,7 @@ class CodeObject {
   const Program& program() const { return *program_; }
   uint64_t load_bias() const { return reinterpret_cast<uint64_t>(memory_.get()); }
   const std::vector<Range>& ranges() const { return ranges_; }
-  std::string kernel_names() const;
+  std::set<std::string> kernel_names() const;
 
  private:
   void load_segments(const uint8_t* image);

@@ -17,9 +17,10 @@ struct State {
   std::vector<Range> buffers;
   int order = 0;
   uint64_t budget = 100'000'000;
-  std::string error, histogram;
+  std::string error, histogram, names;
   LaunchReport last;
   std::set<const void*> modules;
+  std::set<std::string> launched;
 };
 
 State& state() {
@@ -36,6 +37,12 @@ struct Module {
   std::unique_ptr<CodeObject> object;
   std::vector<std::unique_ptr<Function>> functions;
 };
+
+std::string joined(const std::set<std::string>& names, const char* between) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : between) + name;
+  return text;
+}
 
 // Every entry point returns an error code and leaves the sentence for emu_last_error.
 template <class F>
@@ -83,7 +90,7 @@ int hipModuleGetFunction(void** function, void* module, const char* name) {
     const Kernel* kernel = loaded.object->find(name);
     if (!kernel)
       throw Fault(kNotFound, "no kernel " + std::string(name) + " in the code object (it has: " +
-                                 loaded.object->kernel_names() + ")");
+                                 joined(loaded.object->kernel_names(), ", ") + ")");
     if (!kernel->problems.empty()) {
       std::string list;
       for (const std::string& problem : kernel->problems) list += "\n  " + problem;
@@ -120,6 +127,7 @@ int hipModuleLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsi
       std::memcpy(arguments.data() + argument.offset, parameters[next++], size_t(argument.bytes));
     }
     state().last = run_kernel(*object, *kernel, request, std::move(arguments));
+    state().launched.insert(kernel->name);
   });
 }
 
@@ -206,11 +214,24 @@ const char* emu_instruction_names() {
   static const std::string names = [] {
     std::set<std::string> sorted;
     for (const auto& [name, meaning] : instruction_table()) sorted.insert(name);
-    std::string text;
-    for (const std::string& name : sorted) text += name + "\n";
-    return text;
+    return joined(sorted, "\n");
   }();
   return names.c_str();
+}
+
+// The kernels of a loaded module, one a line. This text and the next function's stay until either
+// is called again.
+const char* emu_kernel_names(const void* module) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().names = joined(static_cast<const Module*>(module)->object->kernel_names(), "\n");
+  return state().names.c_str();
+}
+
+// The kernels that have run to their end in this process, one a line.
+const char* emu_launched_kernels() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().names = joined(state().launched, "\n");
+  return state().names.c_str();
 }
 
 // The text of the last failure; it stays until the next one.
