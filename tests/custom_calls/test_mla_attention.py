@@ -362,14 +362,15 @@ def test_equal_scores_average_the_rows(kernels: str) -> None:
     assert np.abs(np.asarray(out)).max() < 0.3
 
 
+@pytest.mark.parametrize("longest", [70, 200], ids=["whole", "in-splits"])
 @SHAPES
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_scores_of_minus_infinity_weigh_nothing(
-    kernels: str, rank: int, rope: int, dtype: str, rng: Rng
+    kernels: str, rank: int, rope: int, dtype: str, longest: int, rng: Rng
 ) -> None:
     """As if the sequence began behind such keys; a row that sees no others gives 0 and -inf."""
     hidden, page_size = 40, 4
-    call = make([(3, 70), (1, 200), (1, hidden)], 3, rank, rope, page_size)(rng, dtype, dtype)
+    call = make([(3, longest), (1, hidden)], 3, rank, rope, page_size)(rng, dtype, dtype)
     q_rope, kv = call.arrays["q_rope"].copy(), call.arrays["kv"].copy()
     first, behind = np.split(call.arrays["pages"], [hidden // page_size], axis=1)
     q_rope[:, :, 0] = 3e38
