@@ -12,6 +12,9 @@ constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kMaxTaskCols = 384;   // Weight rows a task of a few activations.
 constexpr int64_t kMaxTaskRows = 576;   // Rows of activations a task.
 constexpr int64_t kLeastTaskRows = 48;  // As few share a decoded panel.
+// Of packed activations that tasks in a row share, each with other weights: they stay in a core's
+// second-level cache.
+constexpr int64_t kSharedBytes = int64_t{1} << 20;
 
 // Rounds a tile of products into rows `ld_y` apart.
 template <typename Y>
@@ -54,16 +57,23 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
                        : packed.lanes   ? kPackedPanelRows<C>
                                         : kPanelRows;
   const int64_t n_blocks = CeilDiv(n, cols);
+  // Panels are decoded once a task, for as many activations as possible. Weights that are decoded
+  // beside their products, for 48 rows at a time whatever a task has, go past the same activations
+  // one after the other instead: the codes of all weights are fewer bytes.
+  const bool weights_first = packed.row_tiles;
+  const int64_t row_bytes = Max64(1, k) * static_cast<int64_t>(sizeof(C));
+  const int64_t most_rows =
+      weights_first ? Clamp(kSharedBytes / row_bytes, kLeastTaskRows, kMaxTaskRows) : kMaxTaskRows;
   const int64_t most =
       Clamp(packed.Tiles() * n_blocks / tasks, CeilDiv(kLeastTaskRows, packed.TileRows()),
-            CeilDiv(kMaxTaskRows, packed.TileRows()));
+            CeilDiv(most_rows, packed.TileRows()));
   const int64_t m_blocks = CeilDiv(packed.Tiles(), most);
   const int64_t tiles = CeilDiv(packed.Tiles(), m_blocks);
   const double work = static_cast<double>(n) * static_cast<double>(k);
   const double cost = work * (bytes / 20.0 + static_cast<double>(rows) / 100.0);
   ForEach(executor, n_blocks * m_blocks, cost, [&](int64_t task) {
-    const int64_t n0 = task / m_blocks * cols;
-    const int64_t tile0 = task % m_blocks * tiles;
+    const int64_t n0 = (weights_first ? task % n_blocks : task / m_blocks) * cols;
+    const int64_t tile0 = (weights_first ? task / n_blocks : task % m_blocks) * tiles;
     Product(packed, tile0, Min(tiles, packed.Tiles() - tile0), weights, n0, Min(cols, n - n0),
             [&](int64_t m, int mv, int64_t j, int nv, const float* tile, int ld) {
               sink(m, mv, n0 + j, nv, tile, ld);
