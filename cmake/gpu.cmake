@@ -9,7 +9,7 @@ set(MLA_GPU_OPS
   mla_attention mla_attention_expanded
   rmsnorm fused_qk_rmsnorm rmsnorm_quantize
   mxfp4_quantize mxfp4_dequantize flatten_quantize
-  linear_quantized linear_mxfp4 linear_shuffled absorb_quantized
+  linear_quantized linear_fp8 linear_mxfp4 linear_shuffled absorb_quantized
   expert_mlp expert_mlp_quantized)
 
 function(mla_add_gpu_library platform module)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from custom_calls.checks import COMPUTE_DTYPES, check_choice, check_dtype, check_shape
 from custom_calls.errors import LayoutError
+from custom_calls.flatten_quantize import flatten_quantize
+from custom_calls.linear_fp8 import GROUP, linear_fp8
 from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.linear_quantized import LINEAR_QUANTIZED
 from custom_calls.linear_shuffled import LINEAR_SHUFFLED
@@ -19,8 +21,10 @@ from custom_calls.registry import Kernels
 TARGET = "mla_jax.linear.v1"
 TARGET_BIAS = "mla_jax.linear_bias.v1"
 
-Activations = Literal["bf16", "mxfp4"]
-ACTIVATIONS: tuple[Activations, ...] = ("bf16", "mxfp4")
+Activations = Literal["bf16", "mxfp4", "fp8"]
+ACTIVATIONS: tuple[Activations, ...] = ("bf16", "mxfp4", "fp8")
+
+_NEEDED = {"mxfp4": "an MXFP4 weight", "fp8": f"an FP8 weight in blocks of {GROUP} columns"}
 
 INVARIANT_ROWS = 64
 """On CPUs a row's result is the same (bitwise) in every call of at most so many rows, and in every one of more; between
@@ -46,7 +50,9 @@ def linear(
       bias: (N,) float32 or bfloat16, or None.
       out_dtype: "float32" or "bfloat16"; x's dtype by default. A bfloat16 result needs bfloat16 x.
       activations: "bf16": x as it is (weight-only quantisation); "mxfp4": x is first quantised to MXFP4 with
-        rounding "even", as the AMD runtimes do for MXFP4 weights, and only for those, in rows.
+        rounding "even", as the AMD runtimes do for MXFP4 weights, and only for those, in rows; "fp8": x is first
+        quantised to e4m3fn in groups of 128 columns, by `flatten_quantize`, as DeepSeek's own inference does for
+        FP8 weights in blocks of 128 columns, and only for those.
       kernels: see `custom_calls.registry.choose`.
 
     Returns:
@@ -64,7 +70,7 @@ def linear(
     if isinstance(weight, QuantizedTensor):
         return _quantized(x, weight, bias, out, activations, kernels)
     if activations != "bf16":
-        raise LayoutError(f"linear: activations={activations!r} needs an MXFP4 weight, got {weight.dtype}")
+        raise _not_for(activations, str(weight.dtype))
     check_shape("linear", "weight", weight, ("N", x.shape[1]))
     check_dtype("linear", "weight", weight, COMPUTE_DTYPES if x.dtype == jnp.float32 else ("bfloat16",))
     check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), _results(x, weight))
@@ -90,10 +96,17 @@ def _quantized(
     check_dtype("linear", "out_dtype", jax.ShapeDtypeStruct((), out), allowed)
     if activations == "mxfp4":
         if weight.container != "mxfp4":
-            raise LayoutError(f"linear: activations='mxfp4' needs an MXFP4 weight, got {weight.container!r}")
+            raise _not_for(activations, repr(weight.container))
         check_weight("linear, activations='mxfp4'", "weight", weight)
         rows = mxfp4_quantize(x, rounding="even", kernels=kernels)
         return linear_mxfp4(rows, weight, bias, out_dtype=out, kernels=kernels)
+    if activations == "fp8":
+        if weight.container != "fp8_block" or weight.block[1] != GROUP:
+            raise _not_for(activations, f"{weight.container!r} in blocks of {weight.block}")
+        rows = flatten_quantize(
+            x[:, None, :], format="fp8", group_size=GROUP, scale_layout="row_major", kernels=kernels
+        )
+        return linear_fp8(rows, weight, bias, out_dtype=out, kernels=kernels)
     arrays: Arrays = (x, weight.data, weight.scale)
     if bias is not None:
         check_shape("linear", "bias", bias, (weight.shape[0],))
@@ -104,6 +117,10 @@ def _quantized(
         return op(*arrays, kernels=kernels, out_dtype=out, outputs=weight.shape[0])[0]
     static = {"out_dtype": out, "container": weight.container, "block": weight.block}
     return LINEAR_QUANTIZED(*arrays, kernels=kernels, **static)[0]
+
+
+def _not_for(activations: Activations, got: str) -> LayoutError:
+    return LayoutError(f"linear: activations={activations!r} needs {_NEEDED[activations]}, got {got}")
 
 
 def _results(x: jax.Array, weight: jax.Array) -> tuple[str, ...]:

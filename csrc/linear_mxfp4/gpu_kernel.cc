@@ -4,9 +4,9 @@
 // row, which is one group, and that group's scale byte (CDNA4 ISA, "Matrix Core scaled
 // instructions"). Elsewhere both operands are decoded to bf16, which holds every one of their
 // values, in the same order; the sums are the same products in f32.
-#include "gpu/convert.h"
 #include "gpu/decode.h"
 #include "gpu/lane_ring.h"
+#include "gpu/tile_sums.h"
 #include "linear_mxfp4/gpu_shape.h"
 
 namespace mla {
@@ -72,39 +72,31 @@ MLA_DEVICE void Multiply(TileSums& sums, const LaneGroups& rows, const Group& to
 
 template <typename Shape>
 struct Mxfp4Product {
-  // A tile of tokens is 16 on AMD's matrix cores and 8 on NVIDIA's.
-  static constexpr int kTokenTiles = Shape::kTokens / kTileTokens;
-  static constexpr int kRowTiles = Shape::kRowTiles;
+  using Sums = BlockSums<Shape>;
+  static constexpr int kTokenTiles = Sums::kTokenTiles, kRowTiles = Sums::kRowTiles;
   static constexpr int kStepGroups = 4;  // One a quarter.
 
   const LinearMxfp4Args& args;
-  int64_t first_row, first_token;
+  Sums sums;
   const uint8_t* rows[kRowTiles][kLaneRows];
   const uint8_t* row_scales[kRowTiles][kLaneRows];
   const uint8_t* tokens[kTokenTiles];
   const uint8_t* token_scales[kTokenTiles];
-  TileSums sums[kRowTiles][kTokenTiles];
 
-  MLA_DEVICE static int64_t Inside(int64_t index, int64_t count) {
-    return index < count ? index : count - 1;
-  }
-
-  // Rows and tokens beyond the last are the last ones again, whose sums nobody asks for.
-  MLA_DEVICE explicit Mxfp4Product(const LinearMxfp4Args& product) : args(product) {
-    first_row = static_cast<int64_t>(BlockX() % args.row_blocks) * Shape::kRows;
-    first_token = static_cast<int64_t>(BlockX() / args.row_blocks) * Shape::kTokens;
+  MLA_DEVICE explicit Mxfp4Product(const LinearMxfp4Args& product)
+      : args(product), sums(product.n, product.m, product.row_blocks) {
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < kLaneRows; ++j) {
-        const int64_t row = Inside(first_row + 16 * i + LaneRow(j), args.n);
+        const int64_t row = sums.Row(i, LaneRow(j));
         rows[i][j] = args.w + row * args.groups * 16;
         row_scales[i][j] = args.w_scale + row * args.groups;
       }
     }
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      const int64_t token = Inside(first_token + kTileTokens * t + LaneToken(), args.m);
+      const int64_t token = sums.Token(t, LaneToken());
       tokens[t] = args.x + token * args.groups * 16;
       token_scales[t] = args.x_scale + token * args.groups;
     }
@@ -136,31 +128,10 @@ struct Mxfp4Product {
     return found;
   }
 
-  // The waves' sums in their order, each lane's values where they were.
-  MLA_DEVICE bool AddSplits(float* shared) {
-    constexpr int kValues = kRowTiles * kTokenTiles * 4;
-    const int split = ThreadX() / kWave;
-#pragma unroll
-    for (int v = 0; v < kValues; ++v) {
-      shared[(split * kValues + v) * kWave + Lane()] =
-          sums[v / (4 * kTokenTiles)][v / 4 % kTokenTiles].at[v % 4];
-    }
-    Barrier();
-    if (split != 0) return false;
-#pragma unroll
-    for (int v = 0; v < kValues; ++v) {
-      float total = 0;
-#pragma unroll
-      for (int s = 0; s < Shape::kSplits; ++s) total += shared[(s * kValues + v) * kWave + Lane()];
-      sums[v / (4 * kTokenTiles)][v / 4 % kTokenTiles].at[v % 4] = total;
-    }
-    return true;
-  }
-
   MLA_DEVICE void Run(float* shared) {
     const int64_t steps = (args.groups + kStepGroups - 1) / kStepGroups;
     // Each step is read while the one before it is multiplied.
-    int64_t step = ThreadX() / kWave;
+    int64_t step = Sums::Split();
     Operands next = Read(step);
     while (step < steps) {
       const Operands now = next;
@@ -169,24 +140,10 @@ struct Mxfp4Product {
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) Multiply(sums[i][t], now.weights[i], now.token[t]);
+        for (int i = 0; i < kRowTiles; ++i) Multiply(sums.at[i][t], now.weights[i], now.token[t]);
       }
     }
-    if (!AddSplits(shared)) return;
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          const int64_t row = first_row + 16 * i + TileSums::Row(v);
-          const int64_t token = first_token + kTileTokens * t + TileSums::Token(v);
-          if (row < args.n && token < args.m) {
-            WriteOne(args.y, args.y_type, token * args.n + row, sums[i][t].at[v]);
-          }
-        }
-      }
-    }
+    if (sums.AddSplits(shared)) sums.Write(args.y, args.y_type);
   }
 };
 

@@ -14,6 +14,7 @@
   target(mxfp4_dequantize, 1) \
   target(linear_quantized, 2) \
   target(linear_quantized_bias, 2) \
+  target(linear_fp8, 1) \
   target(linear_mxfp4, 1) \
   target(linear_shuffled, 1) \
   target(linear_shuffled_bias, 1) \

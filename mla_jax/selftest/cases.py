@@ -15,6 +15,7 @@ from custom_calls.flatten_quantize import flatten_quantize
 from custom_calls.fused_qk_rmsnorm import fused_qk_rmsnorm
 from custom_calls.kv_cache_layout import KVCacheLayout, KVCacheSizes, kv_cache_shapes
 from custom_calls.linear import linear
+from custom_calls.linear_fp8 import GROUP, linear_fp8
 from custom_calls.linear_mxfp4 import linear_mxfp4
 from custom_calls.mla_attention import mla_attention
 from custom_calls.mla_attention_expanded import mla_attention_expanded
@@ -280,6 +281,9 @@ def _products(make: _Maker) -> list[Case]:
     def both_mxfp4(a: Any, kernels: Kernels) -> Arrays:
         return (linear_mxfp4(a["x"], a["weight"], kernels=kernels),)
 
+    def both_fp8(a: Any, kernels: Kernels) -> Arrays:
+        return (linear_fp8(a["x"], a["weight"], kernels=kernels),)
+
     plain, outputs = make.weight(1408, HIDDEN), 1408
     quantised = _quantised(plain)
     found = []
@@ -317,6 +321,18 @@ def _products(make: _Maker) -> list[Case]:
                 {"x": mxfp4_quantize(x, kernels="reference"), "weight": quantised["mxfp4"]},
             )
         )
+        groups = flatten_quantize(
+            x[:, None, :], format="fp8", group_size=GROUP, scale_layout="row_major", kernels="reference"
+        )
+        found += [
+            Case(
+                "mla_jax.linear_fp8",
+                f"{rows} x {HIDDEN} x {outputs}, {name}",
+                both_fp8,
+                {"x": groups, "weight": quantised[name]},
+            )
+            for name in ("fp8_block", "fp8_block_fnuz")
+        ]
     kv_b = make.weight(HEADS * (NOPE + V), RANK)
     into = {"contract": "rows", "row_offset": 0, "rows": NOPE}
     out = {"contract": "columns", "row_offset": NOPE, "rows": V}

@@ -80,6 +80,7 @@ OUTSIDE_MODELS = frozenset(
     {
         "mla_jax.flatten_quantize",
         "mla_jax.fused_qk_rmsnorm",
+        "mla_jax.linear_fp8",
         "mla_jax.linear_mxfp4",
         "mla_jax.linear_shuffled",
         "mla_jax.linear_vnni",

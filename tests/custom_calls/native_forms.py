@@ -11,6 +11,7 @@ OPS: dict[str, tuple[str, ...]] = {
         "mla_jax.linear_quantized_bias",
         "mla_jax.mxfp4_dequantize",
     ),
+    "test_linear_fp8.py": ("mla_jax.linear_fp8",),
     "test_linear_mxfp4.py": ("mla_jax.linear_mxfp4",),
     "test_linear_shuffled.py": (
         "mla_jax.linear_shuffled",

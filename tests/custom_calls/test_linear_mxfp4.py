@@ -211,7 +211,9 @@ def test_activations_are_quantised_for_mxfp4_weights_only(rng: Rng) -> None:
     with pytest.raises(LayoutError) as raised:
         linear(x, jnp.ones((4, 160)), activations="mxfp4")
     assert str(raised.value) == "linear: activations='mxfp4' needs an MXFP4 weight, got float32"
-    with pytest.raises(ShapeError, match="argument 'activations': expected 'bf16' or 'mxfp4', got 'int8'"):
+    with pytest.raises(
+        ShapeError, match="argument 'activations': expected 'bf16' or 'mxfp4' or 'fp8', got 'int8'"
+    ):
         linear(x, jnp.ones((4, 160)), activations="int8")  # type: ignore[arg-type]
 
 

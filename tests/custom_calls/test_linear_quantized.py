@@ -188,8 +188,8 @@ class TestLinearQuantized(OpTests):
             "argument 'out_dtype': expected dtype float32 or bfloat16, got float16",
         ),
         "activations": (
-            {"activations": "fp8"},
-            "argument 'activations': expected 'bf16' or 'mxfp4', got 'fp8'",
+            {"activations": "int8"},
+            "argument 'activations': expected 'bf16' or 'mxfp4' or 'fp8', got 'int8'",
         ),
     }  # fmt: skip
     vmapped = (("x",), ("data", "scale"), ("x", "data", "scale", "bias"))

@@ -72,6 +72,7 @@ def test_every_module_registers_its_ops() -> None:
         "mla_jax.flatten_quantize",
         "mla_jax.fused_qk_rmsnorm",
         "mla_jax.linear",
+        "mla_jax.linear_fp8",
         "mla_jax.linear_mxfp4",
         "mla_jax.linear_quantized",
         "mla_jax.linear_shuffled",
@@ -88,7 +89,7 @@ def test_every_module_registers_its_ops() -> None:
     }
     assert all(hasattr(custom_calls, name) for name in custom_calls.__all__)
     targets = [target for op in OPS.values() for contract in op.natives for target in contract]
-    # On a CPU rows in MXFP4 are decoded, and shuffled weights brought into rows, for the kernels of plain ones.
+    # On a CPU rows in MXFP4 and FP8 are decoded, and shuffled weights brought into rows, for the kernels of plain ones.
     shared = {target for target in targets if targets.count(target) > 1}
     assert shared == {"mla_jax.linear_quantized.v2", "mla_jax.linear_quantized_bias.v2"}
     for name, contract in map(contract_of, targets):

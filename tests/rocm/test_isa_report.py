@@ -137,7 +137,7 @@ def test_lanes_have_room_for_the_bytes_of_their_operands(stepped: list[tuple[Ker
                 assert operand.bytes == operand.memory == room, (kernel.name, operand)
 
 
-BITS = {"e2m1": 4, "mxfp4": 4, "shuffled": 4, "int4": 4, "e4m3": 8, "e4m3fnuz": 8, "bf16": 16}
+BITS = {"fp8": 8, "e2m1": 4, "mxfp4": 4, "shuffled": 4, "int4": 4, "e4m3": 8, "e4m3fnuz": 8, "bf16": 16}
 
 
 def test_products_read_and_multiply_what_their_unit_says(stepped: list[tuple[Kernel, Step]]) -> None:
@@ -204,12 +204,27 @@ def test_codes_are_multiplied_as_they_are(kernels: list[Kernel]) -> None:
     products = [k for k in kernels if k.name.startswith("mla_linear_mxfp4")]
     assert len(products) == 4
     for k in products:
-        own = "v_mfma_scale_f32_16x16x128_f8f6f4" if k.architecture == "gfx950" else MATRIX[k.architecture]
-        assert set(k.matrix) == {own}
         # Four bits on both sides, which is the rate that the document takes.
-        fours = [line.text.endswith("cbsz:4 blgp:4") for line in k.code if line.name.endswith("f8f6f4")]
-        assert all(fours) and bool(fours) == (k.architecture == "gfx950")
+        own = {"gfx950": "v_mfma_scale_f32_16x16x128_f8f6f4 cbsz:4 blgp:4"}
+        assert set(k.matrix) == {own.get(k.architecture, MATRIX[k.architecture])}
         assert k.instructions["global_load_dwordx4"] > 0
+
+
+FP8_MATRIX = {"gfx942": "v_mfma_f32_16x16x32_fp8_fp8", "gfx950": "v_mfma_scale_f32_16x16x128_f8f6f4"}
+
+
+def test_fp8_codes_are_multiplied_as_they_are(kernels: list[Kernel]) -> None:
+    products = [k for k in kernels if k.name.startswith("mla_linear_fp8")]
+    assert len(products) == 2 * 2 * 4
+    for k in products:
+        # gfx950 multiplies no FNUZ codes; gfx942 has made others into these.
+        decoded = k.architecture == "gfx950" and "fnuz" in k.name
+        # No formats behind the name: eight bits on both sides.
+        assert set(k.matrix) == {(MATRIX if decoded else FP8_MATRIX)[k.architecture]}, k.name
+        assert not any(name.startswith("v_cvt_") and "fp8" in name for name in k.instructions), k.name
+        assert k.waves_per_simd >= (2 if k.name.endswith("many") else 4), f"{k.name} on {k.architecture}"
+    others = {k.name for k in kernels if FP8_MATRIX[k.architecture] in k.matrix} - {k.name for k in products}
+    assert not others, others
 
 
 def test_only_gfx942_reads_fnuz_codes_with_its_own_conversion(kernels: list[Kernel]) -> None:

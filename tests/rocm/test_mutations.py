@@ -56,6 +56,7 @@ PAGES = oracle_test("mla_attention", "R512-H20-chunk-bfloat16-bfloat16")
 SEQUENCES = oracle_test("mla_attention", "many-sequences-bfloat16-float8_e4m3fn")
 ROPE = oracle_test("rope_append_latent", "T3-page64-R512-bfloat16-bfloat16")
 MXFP4 = oracle_test("linear_mxfp4", "M17-bfloat16")
+FP8 = oracle_test("linear_fp8", "M17-bfloat16")
 SHUFFLED = oracle_test("linear_shuffled", "M17-bfloat16-float32")
 
 MUTATIONS = {
@@ -86,7 +87,7 @@ MUTATIONS = {
         SHUFFLED, WRONG,
     ),
     "a-barrier-for-one-wave": Mutation(
-        "gfx950", "linear_mxfp4", "linear_mxfp4/gpu_kernel.cc",
+        "gfx950", "linear_mxfp4", "gpu/tile_sums.h",
         "    Barrier();\n    if (split != 0) return false;", "    if (split != 0) return false;\n    Barrier();",
         MXFP4, LEFT_WAITING,
     ),
@@ -112,6 +113,11 @@ MUTATIONS = {
         "mfma_f32_16x16x16bf16_1k(a.at[i], b.at[i], d", "mfma_f32_16x16x16bf16_1k(a.at[i], b.at[1 - i], d",
         SHUFFLED, WRONG,
     ),
+    "eights-exchanged-in-one-operand": Mutation(
+        "gfx942", "linear_fp8", "gpu/fp8.h",
+        "fp8_fp8(a.at[i], b.at[i], d", "fp8_fp8(a.at[i], b.at[3 - i], d",
+        FP8, WRONG,
+    ),
     # ---- a wrong op_sel, a wrong scale of MXFP4 ----
     "scale-byte-of-the-product": Mutation(
         "gfx950", "linear_mxfp4", "linear_mxfp4/gpu_kernel.cc",
@@ -127,6 +133,27 @@ MUTATIONS = {
         "gfx942", "linear_mxfp4", "gpu/decode.h",
         "ScalePair(pair, static_cast<int>(scale.byte) - 1)", "ScalePair(pair, static_cast<int>(scale.byte))",
         MXFP4, WRONG,
+    ),
+    # ---- wrong scales and codes of FP8, columns that are not there ----
+    "tokens-of-half-the-value": Mutation(
+        "gfx942", "linear_fp8", "gpu/fp8.h",
+        "(rows_fnuz ? 1.0f : 2.0f) * (tokens_fnuz ? 1.0f : 2.0f)", "(rows_fnuz ? 1.0f : 2.0f)",
+        FP8, WRONG,
+    ),
+    "minus-zero-as-it-is": Mutation(
+        "gfx942", "linear_fp8", "gpu/fp8.h",
+        "(word & sign_kept)", "(word & 0x80808080u)",
+        FP8, POISON,
+    ),
+    "scale-of-another-group": Mutation(
+        "gfx950", "linear_fp8", "linear_fp8/gpu_kernel.cc",
+        "token_scales[t][v][group]", "token_scales[t][v][0]",
+        FP8, WRONG,
+    ),
+    "columns-behind-the-last": Mutation(
+        "gfx950", "linear_fp8", "linear_fp8/gpu_kernel.cc",
+        "      EndRows(now, group - Shape::kSplits);\n", "",
+        FP8, WRONG,
     ),
     # ---- a page mix-up ----
     "page-as-slot": Mutation(

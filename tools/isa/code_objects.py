@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isa.cost import is_matrix
+from isa.cost import is_matrix, matrix_name
 from isa.flow import Instruction
 from isa.machines import LANES, MACHINES, SIMDS
 
@@ -63,7 +63,8 @@ class Kernel:
 
     @property
     def matrix(self) -> dict[str, int]:
-        return {name: n for name, n in self.instructions.items() if is_matrix(name)}
+        """By `matrix_name`."""
+        return dict(Counter(matrix_name(line) for line in self.code if is_matrix(line.name)))
 
     @property
     def matrix_cycles(self) -> int:
@@ -111,6 +112,9 @@ PRODUCTS = (
     "stream8", "stream16", "narrow8", "narrow16", "wide8", "tile32", "tile64", "low16", "low32", "high16", "high32",
 )  # fmt: skip
 
+# Codes of the rows and of the weight of linear_fp8.
+FP8_OPERANDS = ("ocp_ocp", "ocp_fnuz", "fnuz_ocp", "fnuz_fnuz")
+
 
 def product_shape(name: str) -> str:
     """The type in gpu/product.h of the shape that a product's kernel has in its name."""
@@ -119,6 +123,11 @@ def product_shape(name: str) -> str:
 
 # Header -> kernel -> the bytes that its launch asks for, as the header says them.
 _DYNAMIC_LDS = {
+    "linear_fp8/gpu_shape.h": {
+        f"mla_linear_fp8_{codes}_{kind}": f"Fp8{kind.capitalize()}::kSharedBytes"
+        for codes in FP8_OPERANDS
+        for kind in ("few", "many")
+    },
     "linear_mxfp4/gpu_shape.h": {
         f"mla_linear_mxfp4_{kind}": f"Mxfp4{kind.capitalize()}::kSharedBytes" for kind in ("few", "many")
     },

@@ -14,6 +14,9 @@ _LDS = re.compile(r"ds_(?:read|write)(2|2st64)?_[biu](8|16|32|64|96|128)(?:_d16(
 # What lanes hand each other, and additions, go through LDS a word a lane.
 _LDS_WORD = ("ds_bpermute_b32", "ds_permute_b32", "ds_swizzle_b32", "ds_add_u32", "ds_add_rtn_u32")
 
+# 0, for FP8 on either side, is not said.
+_OPERAND_FORMATS = re.compile(r"\b(?:cbsz|blgp):\d+")
+
 
 def global_bytes(name: str) -> int:
     """That a lane moves between memory and the compute unit; 0 for another instruction."""
@@ -41,6 +44,11 @@ def is_matrix(name: str) -> bool:
     return name.startswith("v_mfma_")
 
 
+def matrix_name(instruction: Instruction) -> str:
+    """Of a matrix instruction; behind its name the formats of its operands, where it says them."""
+    return " ".join([instruction.name, *_OPERAND_FORMATS.findall(instruction.text)])
+
+
 def access(name: str) -> tuple[str, int] | None:
     """(load or store, bytes a lane) of an access of memory; None for another instruction."""
     width = global_bytes(name)
@@ -53,7 +61,7 @@ class Work:
 
     Attributes:
       lds: bytes a lane moves in and out of LDS.
-      matrix: matrix instructions by name.
+      matrix: matrix instructions by `matrix_name`.
       vector: vector instructions that are no matrix instructions.
     """
 
@@ -63,10 +71,11 @@ class Work:
 
 
 def work_of(way: Iterable[Instruction]) -> Work:
-    names = [instruction.name for instruction in way]
+    instructions = list(way)
+    names = [instruction.name for instruction in instructions]
     return Work(
         sum(map(lds_bytes, names)),
-        Counter(filter(is_matrix, names)),
+        Counter(matrix_name(instruction) for instruction in instructions if is_matrix(instruction.name)),
         sum(name.startswith("v_") and not is_matrix(name) for name in names),
     )
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from isa.code_objects import Kernel, compiler
+from isa.code_objects import FP8_OPERANDS, Kernel, compiler
 from isa.cost import BOUNDS, Work, cycles
 from isa.families import steps
 from isa.machines import LANES, MACHINES, MI350X, Machine
@@ -44,10 +44,11 @@ a vector instruction, though some take longer.
 
 _RATES = """\
 Rates, by compute unit and cycle of the peak clock; sources: AMD's data sheets of the three GPUs (units, clock, memory,
-bf16; matrix cores multiply codes of four bits four times as fast as bf16); ROCm's documentation of HIP, "Hardware
-implementation" (LDS; a SIMD, of four, takes four cycles for a vector instruction, beside its matrix core); the peaks of
-ROCm Compute Profiler, "System Speed-of-Light" (128 bytes for each of the L2 caches' 128 channels). What the peaks make
-of a matrix instruction, 16 cycles of each one here, are four passes of four cycles in the compiler's model too.
+bf16; matrix cores multiply codes of eight bits twice as fast as bf16, of four bits four times); ROCm's documentation of
+HIP, "Hardware implementation" (LDS; a SIMD, of four, takes four cycles for a vector instruction, beside its matrix
+core); the peaks of ROCm Compute Profiler, "System Speed-of-Light" (128 bytes for each of the L2 caches' 128 channels).
+What the peaks make of a matrix instruction, 16 cycles of each one here, are four passes of four cycles in the
+compiler's model too; only gfx950's for codes of eight bits takes 32.
 """
 
 _DECODE = """\
@@ -60,8 +61,8 @@ _REGISTERS = """\
 
 VGPR counts both kinds of vector registers. Spills go to memory; scalar registers spill to lanes of vector registers.
 LDS is static + what a launch adds. Waves: what registers and LDS let one of a compute unit's four SIMDs hold, of at
-most 8. Matrix: instructions in the code, each counted once; cycles: these at the published rate of one SIMD for bf16,
-and for codes of four bits.
+most 8. Matrix: instructions in the code, each counted once (`cbsz:4 blgp:4`: codes of four bits, else `f8f6f4` has
+eight); cycles: these at the published rate of one SIMD.
 """
 
 
@@ -93,6 +94,13 @@ _FAMILIES = (
             *_names("mla_product_bf16_*", ("stream8", "stream16", "tile32", "tile64")),
             "mla_expert_combine",
         ),
+    ),
+    _Family(
+        "Products of FP8: linear_fp8",
+        "As above; the tokens are FP8 too. By the codes of tokens and of weights, ocp or fnuz: gfx942 multiplies fnuz "
+        "codes and turns others into these, gfx950 multiplies ocp codes and decodes to bf16 where there are others. "
+        "Scales of 128 x 128.",
+        tuple(_names("mla_linear_fp8_*_*", FP8_OPERANDS, ("few", "many"))),
     ),
     _Family(
         "Products of MXFP4: linear_mxfp4, linear_shuffled; dequantisation",

@@ -8,13 +8,17 @@ attention, which all tiles of queries of a head read, meet the caches: whoever w
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from isa.code_objects import PRODUCTS, constants, product_shape
+from isa.code_objects import FP8_OPERANDS, PRODUCTS, constants, product_shape
 from isa.machines import LANES
 from isa.steps import Operand, Step
 
-# The matrix instruction for 16 x 16 of bf16, and the contraction that it takes; for codes of four bits.
+# The matrix instruction for 16 x 16 of bf16, and the contraction that it takes; for codes of four and of eight bits.
 BF16_MATRIX = {"gfx942": ("v_mfma_f32_16x16x16_bf16", 16), "gfx950": ("v_mfma_f32_16x16x32_bf16", 32)}
-CODE_MATRIX = ("v_mfma_scale_f32_16x16x128_f8f6f4", 128)
+FP4_MATRIX = ("v_mfma_scale_f32_16x16x128_f8f6f4 cbsz:4 blgp:4", 128)
+FP8_MATRIX = {
+    "gfx942": ("v_mfma_f32_16x16x32_fp8_fp8", 32),
+    "gfx950": ("v_mfma_scale_f32_16x16x128_f8f6f4", 128),
+}
 
 
 def _ceil(a: int, b: int) -> int:
@@ -86,8 +90,32 @@ def _products(architecture: str) -> Iterator[Step]:
             )
 
 
+def _linear_fp8(architecture: str) -> Iterator[Step]:
+    fields = ("kRowTiles", "kTokenTiles", "kSplits")
+    shapes = _shapes(architecture, "linear_fp8/gpu_shape.h", ("Fp8Few", "Fp8Many"), fields)
+    for codes in FP8_OPERANDS:
+        # gfx950 decodes codes that are not its own, and what they meet.
+        decoded = architecture == "gfx950" and codes != "ocp_ocp"
+        name, matrix_k = (BF16_MATRIX if decoded else FP8_MATRIX)[architecture]
+        for kind, (tiles, token_tiles, splits) in shapes.items():
+            # Of a tile: 128 codes of a row in two chunks a lane. A scale is a float, of a lane's four rows, which
+            # blocks of 128 rows share in memory, and of its token.
+            tile, scales = 16 * 128 * splits, 16 * 4 * splits
+            yield Step(
+                f"mla_linear_fp8_{codes}_{kind.removeprefix('Fp8').lower()}",
+                f"{16 * tiles} x {128 * splits}, {16 * token_tiles}",
+                (
+                    Operand("codes", 16, 2 * tiles, tiles * tile, tiles * tile),
+                    Operand("scales", 4, 4 * tiles, tiles * scales, tiles * scales / 128),
+                    Operand("tokens", 16, 2 * token_tiles, token_tiles * tile, 0),
+                    Operand("tokens' scales", 4, token_tiles, token_tiles * scales, 0),
+                ),
+                (name, tiles * token_tiles * 128 // matrix_k),
+            )
+
+
 def _linear_mxfp4(architecture: str) -> Iterator[Step]:
-    name, matrix_k = CODE_MATRIX if architecture == "gfx950" else BF16_MATRIX[architecture]
+    name, matrix_k = FP4_MATRIX if architecture == "gfx950" else BF16_MATRIX[architecture]
     fields = ("kRowTiles", "kTokenTiles", "kSplits")
     shapes = _shapes(architecture, "linear_mxfp4/gpu_shape.h", ("Mxfp4Few", "Mxfp4Many"), fields)
     for kind, (tiles, token_tiles, splits) in shapes.items():
@@ -349,8 +377,8 @@ def _experts(architecture: str) -> Iterator[Step]:
 
 
 _FAMILIES = (
-    _products, _linear_mxfp4, _linear_shuffled, _dequantisers, _absorb, _attention, _merges, _expanded, _rows,
-    _rope_latent, _rope_kv, _experts,
+    _products, _linear_fp8, _linear_mxfp4, _linear_shuffled, _dequantisers, _absorb, _attention, _merges, _expanded,
+    _rows, _rope_latent, _rope_kv, _experts,
 )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class Machine:
     Attributes:
       units, clock_ghz: compute units and the peak of their clock.
       tbytes_per_s, bf16_tflops: peaks, dense.
-      code_rate: how much faster than bf16 matrix cores multiply codes of four bits; 0 where they cannot.
+      fp8_rate, fp4_rate: how much faster than bf16 matrix cores multiply codes of eight and of four bits; 0 where
+        they cannot.
       lds, lds_rate: bytes of LDS that a unit has, and that it moves a cycle.
     """
 
@@ -36,7 +37,8 @@ class Machine:
     clock_ghz: float
     tbytes_per_s: float
     bf16_tflops: float
-    code_rate: int
+    fp8_rate: int
+    fp4_rate: int
     lds: int
     lds_rate: int
 
@@ -51,17 +53,19 @@ class Machine:
         return CACHE_CHANNELS * CHANNEL_BYTES / self.units
 
     def matrix_cycles(self, instruction: str) -> float:
-        """Of a SIMD, for one matrix instruction at the peak rate."""
+        """Of a SIMD, for one matrix instruction, by `isa.cost.matrix_name`, at the peak rate."""
         size = _MATRIX.match(instruction)
         assert size is not None, f"a matrix instruction of unknown size: {instruction}"
         m, n, k = map(int, size.groups())
-        # No kernel has this instruction for anything else than codes of four bits on both sides.
-        rate = self.code_rate if instruction.endswith("f8f6f4") else 1
+        rate = next((getattr(self, rate) for rate, ending in _RATES.items() if ending.search(instruction)), 1)
+        assert rate, f"no rate of {instruction} on {self.name}"
         per_cycle = rate * self.bf16_tflops * 1e3 / self.clock_ghz / self.units / SIMDS
         return 2 * m * n * k / per_cycle
 
 
 _MATRIX = re.compile(r"v_mfma_(?:scale_)?f32_(\d+)x(\d+)x(\d+)")
+# By what a name ends in; all others multiply bf16. No kernel mixes formats.
+_RATES = {"fp4_rate": re.compile("_f8f6f4 cbsz:4 blgp:4$"), "fp8_rate": re.compile("_(f8f6f4|fp8_fp8)$")}
 
 
 def multiplications(instruction: str) -> int:
@@ -73,8 +77,8 @@ def multiplications(instruction: str) -> int:
 
 
 MACHINES = {
-    "gfx942": Machine("MI300X", 304, 2.1, 5.3, 1307.4, 0, 64 << 10, 128),
-    "gfx950": Machine("MI355X", 256, 2.4, 8.0, 2516.6, 4, 160 << 10, 256),
+    "gfx942": Machine("MI300X", 304, 2.1, 5.3, 1307.4, 2, 0, 64 << 10, 128),
+    "gfx950": Machine("MI355X", 256, 2.4, 8.0, 2516.6, 2, 4, 160 << 10, 256),
 }
 # The same chip at another clock.
 MI350X = dataclasses.replace(MACHINES["gfx950"], name="MI350X", clock_ghz=2.2, bf16_tflops=2306.9)

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from isa.code_objects import Kernel
-from isa.cost import Work, access, is_matrix, work_of
+from isa.cost import Work, access, is_matrix, matrix_name, work_of
 from isa.flow import Flow, Instruction, Region
 
 
@@ -35,7 +35,7 @@ class Operand:
 
 
 def _kind(instruction: Instruction) -> Hashable | None:
-    return instruction.name if is_matrix(instruction.name) else access(instruction.name)
+    return matrix_name(instruction) if is_matrix(instruction.name) else access(instruction.name)
 
 
 @dataclass(frozen=True)
