@@ -34,11 +34,11 @@ def linear_fp8(
 
     g are groups of 128 columns, the last of which may be ragged. What `linear` does with `activations="fp8"` after it
     has quantised its rows, and what DeepSeek's own inference and AITER's gemm_a8w8_blockscale compute; for rows that
-    are codes already, from `rmsnorm_quantize` or `flatten_quantize`. AMD's matrix cores multiply the codes as they
-    are; elsewhere they are decoded on the way.
+    are codes already, from `rmsnorm_quantize` or `flatten_quantize`. AMD's matrix cores multiply codes: gfx950's where
+    both are e4m3fn, gfx942's all, of which e4m3fn ones become e4m3fnuz on the way. Elsewhere both are decoded.
 
-    The two scales meet each other before they meet a group's sum: a product of scales beyond float32 is infinite
-    or zero.
+    On GPUs the two scales meet each other before they meet a group's sum: where their product is beyond float32 the
+    result is infinite, zero or NaN. There the order of sums differs between up to 16 rows and more.
 
     Args:
       x: "fp8_block" (M, K) in blocks of (1, 128), scales row-major or column-major; M may be 0.

@@ -8,9 +8,10 @@
 // columns a lane's codes are of is the caller's choice, the same for both operands: the sum does
 // not mind.
 //
-// Elsewhere both operands are decoded to bf16, which holds every code: gfx950's e4m3fnuz, whose 240
-// has no OCP bits, and all of sm_90's, as the FP8 instructions of Hopper keep about 14 bits of
-// their sums ("DeepSeek-V3 Technical Report", 3.3.2), too few for results that are rounded once.
+// Elsewhere both operands are decoded to bf16, which holds every code: gfx950's e4m3fnuz, as the
+// bits of its 240 are OCP's NaN, and all of sm_90's, as the FP8 instructions of Hopper keep about
+// 14 bits of their sums ("DeepSeek-V3 Technical Report", 3.3.2), too few for results that are
+// rounded once.
 #ifndef MLA_GPU_FP8_H_
 #define MLA_GPU_FP8_H_
 

@@ -1,5 +1,5 @@
-// y = x . w^T with both in FP8 with scales of 128 columns: what AMD's matrix cores multiply as it
-// is.
+// y = x . w^T with both in FP8 with scales of 128 columns: what AMD's matrix cores multiply as
+// codes.
 #ifndef MLA_LINEAR_FP8_KERNEL_H_
 #define MLA_LINEAR_FP8_KERNEL_H_
 

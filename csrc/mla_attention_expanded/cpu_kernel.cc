@@ -13,6 +13,8 @@ namespace MLA_ISA {
 namespace {
 
 constexpr int64_t kTileTokens = 256;
+static_assert(kSplitKeys % kTileTokens == 0,
+              "every row of a tile sees a key of each of its splits");
 
 struct Tile {
   int64_t token0;  // First token of the sequence.
@@ -115,7 +117,6 @@ struct Attention {
       float* to = begin == 0 ? run : acc;
       AttendSplit(memory->qa, memory->qb, rows, memory->visible, k, attend, state, to);
       for (int64_t r = 0; r < rows && begin > 0; ++r) {
-        if (memory->visible[r] == 0) continue;
         MergeRow(state[r], acc + r * args.v, args.v, memory->state + r, run + r * args.v);
       }
     }

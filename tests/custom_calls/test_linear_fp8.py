@@ -17,6 +17,7 @@ from custom_calls.errors import LayoutError, ShapeError, UnsupportedTransformErr
 from custom_calls.linear import linear
 from custom_calls.linear_fp8 import GROUP, TARGET, linear_fp8
 from custom_calls.quantized_tensor import QuantizedTensor, dequantize
+from mla_jax.kernel_table import lowering_platform
 
 BOTH = pytest.mark.parametrize("kernels", KERNELS)
 ROWS = (1, GROUP)
@@ -335,3 +336,48 @@ def test_quantised_activations_are_two_named_equations(rng: Rng) -> None:
     weight = weight_of(*codes(rng, (4, 128), (4, GROUP), FP8), "fp8_block", (4, GROUP))
     text = str(jax.make_jaxpr(lambda x, w: linear(x, w, activations="fp8"))(jnp.ones((2, 128)), weight))
     assert re.findall(r"mla_jax\.\w+", text) == ["mla_jax.flatten_quantize", "mla_jax.linear_fp8"]
+
+
+# ---- the kernel, of which GPUs' libraries alone have one ----
+
+CODES, SCALE = np.zeros((3, 160), FP8), np.ones((3, 2), np.float32)
+FFI_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "x-code": ({"x_code": 0}, "argument 'x': expected uint8, got float8_e4m3fn"),
+    "code": (
+        {"data": np.zeros((3, 80), np.uint8), "code": 2}, "argument 'code': expected 1 (e4m3) or 3 (e4m3fnuz), got 2",
+    ),
+    "scale": ({"scale": SCALE.astype(jnp.bfloat16)}, "argument 'scale': expected float32, got bfloat16"),
+    "x-rows-of-a-block": ({"x_scale": SCALE[:2], "x_block_n": 2}, "argument 'block': expected 1 row of 'x', got 2"),
+    "columns-of-a-block": (
+        {"scale": np.ones((3, 3), np.float32), "block_k": 64}, "argument 'block': expected 128 columns, got 64",
+    ),
+    "aligned": (
+        {"x": CODES[:, :152], "data": CODES[:, :152]}, "argument 'x': expected a multiple of 16 columns, got 152",
+    ),
+    "columns": ({"x": CODES[:, :144]}, "argument 'x': expected 160 columns (those of 'data'), got 144"),
+    "stack": (
+        {"x": np.stack([CODES] * 2), "x_scale": np.stack([SCALE] * 2)},
+        "argument 'x': expected one matrix, got shape (2, 3, 160)",
+    ),
+    "y-type": ({"out": "float16"}, "argument 'y': expected float32 or bfloat16, got float16"),
+    "y": ({"rows": 4}, "argument 'y': expected shape (3, 3), got shape (4, 3)"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(
+    TARGET not in registry.library(lowering_platform()).targets, reason=f"no kernel {TARGET} on this platform"
+)
+@pytest.mark.parametrize("name", FFI_ERRORS)
+def test_the_native_kernel_refuses_wrong_buffers(name: str) -> None:
+    changed, message = FFI_ERRORS[name]
+    arrays = {"x": CODES, "x_scale": SCALE, "data": CODES, "scale": SCALE}
+    attributes = {"x_code": 1, "x_block_n": 1, "x_block_k": GROUP, "code": 1, "block_n": 1, "block_k": GROUP}
+    result = jax.ShapeDtypeStruct((changed.get("rows", 3), 3), changed.get("out", "float32"))
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        jax.block_until_ready(
+            jax.ffi.ffi_call(TARGET, result)(
+                *(jnp.asarray(changed.get(each, array)) for each, array in arrays.items()),
+                **{each: np.int64(changed.get(each, value)) for each, value in attributes.items()},
+            )
+        )
+    assert f"mla_jax.linear_fp8: {message}" in str(raised.value)

@@ -334,6 +334,22 @@ def test_every_page_size_gives_the_same_bits(variant: tuple[str, str], keys: str
         assert all(same_bits(g, w) for g, w in zip(got, want, strict=True)), page_size
 
 
+@SHAPES
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_pages_that_follow_each_other_here_and_there(
+    kernels: str, rank: int, rope: int, dtype: str, rng: Rng
+) -> None:
+    """Kernels read several pages at once where they lie side by side: then every one of these must."""
+    call = make([(1, 93)], 3, rank, rope, 8)(rng, dtype, dtype)
+    numbers = call.arrays["pages"][0, :12]
+    for order in ([4, 5, 9, 2, 0, 1, 12, 7, 10, 11, 8, 6], [9, 2, 4, 5, 7, 8, 10, 12, 0, 3, 13, 14]):
+        others = np.setdiff1d(np.arange(15), order)
+        kv, pages = poison(call.arrays["kv"].shape, dtype), call.arrays["pages"].copy()
+        kv[:, order], pages[0, :12] = call.arrays["kv"][:, numbers], order
+        assert np.isnan(kv[:, others].astype(np.float32)).all()
+        TestMlaAttention.check_call(call.changed(kv=kv, pages=pages), kernels)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_sequences_may_share_pages(kernels: str, rng: Rng) -> None:
     call = make([(1, 12), (2, 14)], 3, 8, 2, 4)(rng, "float32", "float32")

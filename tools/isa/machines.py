@@ -57,7 +57,11 @@ class Machine:
         size = _MATRIX.match(instruction)
         assert size is not None, f"a matrix instruction of unknown size: {instruction}"
         m, n, k = map(int, size.groups())
-        rate = next((getattr(self, rate) for rate, ending in _RATES.items() if ending.search(instruction)), 1)
+        rate = next(
+            (getattr(self, rate) for rate, ending in _RATES.items() if ending.search(instruction)), None
+        )
+        assert rate is not None or "_f8f6f4" not in instruction, f"no rate of mixed formats: {instruction}"
+        rate = 1 if rate is None else rate
         assert rate, f"no rate of {instruction} on {self.name}"
         per_cycle = rate * self.bf16_tflops * 1e3 / self.clock_ghz / self.units / SIMDS
         return 2 * m * n * k / per_cycle
