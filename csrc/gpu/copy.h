@@ -3,7 +3,7 @@
 #ifndef MLA_GPU_COPY_H_
 #define MLA_GPU_COPY_H_
 
-#include "gpu/convert.h"
+#include "gpu/decode.h"
 
 namespace mla {
 namespace gpu {
@@ -44,13 +44,11 @@ MLA_DEVICE void StoreChunk(bf16* tile, int row, int column, const Chunk& chunk, 
 // 16 codes become 32 bytes; bf16 holds every one of them exactly.
 template <typename Layout>
 MLA_DEVICE void StoreChunk(bf16* tile, int row, int column, const Chunk& chunk, const f8e4m3fn*) {
-  const auto codes = BitCast<Pack<f8e4m3fn, 16>>(chunk);
+  const auto words = BitCast<Pack<uint32_t, 4>>(chunk);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    Pack<bf16, 8> values;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values.at[i] = FromFloat<bf16>(ToFloat(codes.at[8 * half + i]));
-    StorePack(tile + Layout::At(row, column + 8 * half), values);
+    const Octet values = DecodeE4M3<false>(words.at[2 * half], words.at[2 * half + 1]);
+    StorePack(tile + Layout::At(row, column + 8 * half), BitCast<Pack<bf16, 8>>(values));
   }
 }
 

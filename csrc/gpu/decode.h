@@ -113,16 +113,23 @@ MLA_DEVICE Octet DecodeE2M1(uint32_t word, const GroupScale& scale) {
   return out;
 }
 
+// OCP codes, none of them NaN, as e4m3fnuz ones of half the value, whose bits are the same but for
+// minus zero, which becomes zero.
+MLA_DEVICE uint32_t HalvedToFnuz(uint32_t word) {
+  const uint32_t magnitude = word & 0x7f7f7f7fu;
+  return magnitude | (word & (magnitude + 0x7f7f7f7fu) & 0x80808080u);
+}
+
 // Bytes 2i and 2i + 1 of a word of e4m3fn or e4m3fnuz codes, none of them NaN.
 template <bool fnuz, int i>
 MLA_DEVICE uint32_t E4M3Pair(uint32_t word) {
 #if defined(__gfx942__)
-  // Its own codes are these.
-  if constexpr (fnuz) {
-    const auto values = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(word), i != 0);
-    return PickBytes<0x7632>(BitCast<uint32_t>(values[0]), BitCast<uint32_t>(values[1]));
-  }
-#endif
+  // It has an instruction for e4m3fnuz codes.
+  const uint32_t own = fnuz ? word : HalvedToFnuz(word);
+  const auto values =
+      __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(own), i != 0) * (fnuz ? 1.0f : 2.0f);
+  return PickBytes<0x7632>(BitCast<uint32_t>(values[0]), BitCast<uint32_t>(values[1]));
+#else
   // The code's bits in bf16's place are code * 2^-kExponent.
   constexpr int kExponent = fnuz ? 119 : 120;
   const uint32_t top = PickBytes<static_cast<uint32_t>(2 * i) * 0x1010u + 0x1404u>(word, 0);
@@ -131,6 +138,7 @@ MLA_DEVICE uint32_t E4M3Pair(uint32_t word) {
   return ScalePair(pair, kExponent);
 #else
   return MultiplyPairs(pair, static_cast<uint32_t>(kExponent + 127) * 0x00800080u);
+#endif
 #endif
 }
 
@@ -147,6 +155,15 @@ MLA_DEVICE uint32_t E4M3Nans(uint32_t word) {
 
 template <bool fnuz>
 MLA_DEVICE Octet DecodeE4M3(uint32_t low, uint32_t high) {
+#if defined(__gfx950__)
+  if constexpr (!fnuz) {
+    // One instruction a pair; NaN stays NaN.
+    return {{BitCast<uint32_t>(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(low, 1.0f, false)),
+             BitCast<uint32_t>(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(low, 1.0f, true)),
+             BitCast<uint32_t>(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(high, 1.0f, false)),
+             BitCast<uint32_t>(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(high, 1.0f, true))}};
+  }
+#endif
   Octet out = {{E4M3Pair<fnuz, 0>(low), E4M3Pair<fnuz, 1>(low), E4M3Pair<fnuz, 0>(high),
                 E4M3Pair<fnuz, 1>(high)}};
   // A NaN has become a number or, of a float whose payload is not known, the upper half.

@@ -30,13 +30,10 @@ struct Fp8Codes {
 // The column of the lane's chunk c: the quarters' chunks lie side by side.
 MLA_DEVICE int Fp8Column(int c) { return 64 * c + 16 * Quarter(); }
 
-// OCP codes as e4m3fnuz ones of half the value, whose bits are the same but for minus zero, which
-// becomes zero, and NaN.
-MLA_DEVICE uint32_t HalvedToFnuz(uint32_t word) {
-  const uint32_t magnitude = word & 0x7f7f7f7fu;
-  const uint32_t sign_kept = (magnitude + 0x7f7f7f7fu) & 0x80808080u;
-  const uint32_t nan = (magnitude + 0x01010101u) & 0x80808080u;
-  return (magnitude & ~(nan - (nan >> 7))) | (word & sign_kept) | nan;
+// HalvedToFnuz of any codes: NaN becomes NaN.
+MLA_DEVICE uint32_t AnyHalvedToFnuz(uint32_t word) {
+  const uint32_t nan = ((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
+  return (HalvedToFnuz(word) & ~(nan - (nan >> 7))) | nan;
 }
 
 template <bool fnuz>
@@ -108,7 +105,7 @@ struct Fp8Products {
     if constexpr (!fnuz) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        codes.chunks[i / 4][i % 4] = HalvedToFnuz(codes.chunks[i / 4][i % 4]);
+        codes.chunks[i / 4][i % 4] = AnyHalvedToFnuz(codes.chunks[i / 4][i % 4]);
       }
     }
     return codes;

@@ -221,20 +221,28 @@ def test_fp8_codes_are_multiplied_as_they_are(kernels: list[Kernel]) -> None:
         decoded = k.architecture == "gfx950" and "fnuz" in k.name
         # No formats behind the name: eight bits on both sides.
         assert set(k.matrix) == {(MATRIX if decoded else FP8_MATRIX)[k.architecture]}, k.name
-        assert not any(name.startswith("v_cvt_") and "fp8" in name for name in k.instructions), k.name
+        assert decoded or not any(name.startswith("v_cvt_") and "fp8" in name for name in k.instructions), (
+            k.name
+        )
         assert k.waves_per_simd >= (2 if k.name.endswith("many") else 4), f"{k.name} on {k.architecture}"
     others = {k.name for k in kernels if FP8_MATRIX[k.architecture] in k.matrix} - {k.name for k in products}
     assert not others, others
 
 
-def test_only_gfx942_reads_fnuz_codes_with_its_own_conversion(kernels: list[Kernel]) -> None:
-    # gfx950's instruction of that name reads OCP codes, and gfx942's reads no others than these.
-    found = [kernel for kernel in kernels if "_e4m3_" in kernel.name or "_e4m3fnuz_" in kernel.name]
-    assert len(found) == 2 * 2 * (11 + 4)
+def test_codes_of_fp8_are_decoded_by_instructions_for_them(kernels: list[Kernel]) -> None:
+    # gfx942 has one for e4m3fnuz codes, which e4m3fn ones first become; gfx950 one for e4m3fn codes, to bfloat16. What
+    # multiplies codes as they are decodes none (above).
+    decoding = ("_e4m3_", "_e4m3fnuz_", "_attention_16_f8", "_attention_32_f8", "_attention_64_f8")
+    found = [kernel for kernel in kernels if any(part in f"{kernel.name}_" for part in decoding)]
+    assert len(found) == 2 * (2 * (11 + 4) + 3)
     for kernel in found:
-        own = kernel.architecture == "gfx942" and "fnuz" in kernel.name
-        pairs = sum(n for name, n in kernel.instructions.items() if name.startswith("v_cvt_pk_f32_fp8_"))
-        assert (pairs > 0) == own, kernel.name
+        names = {name for name in kernel.instructions if name.startswith("v_cvt_") and "fp8" in name}
+        if kernel.architecture == "gfx942":
+            assert {name.partition("_fp8")[0] for name in names} == {"v_cvt_pk_f32"}, kernel.name
+        elif "fnuz" in kernel.name:
+            assert not names, kernel.name
+        else:
+            assert names == {"v_cvt_scalef32_pk_bf16_fp8"}, kernel.name
 
 
 def test_expanded_attention_multiplies_on_matrix_cores(kernels: list[Kernel]) -> None:

@@ -141,8 +141,8 @@ MUTATIONS = {
         FP8, WRONG,
     ),
     "minus-zero-as-it-is": Mutation(
-        "gfx942", "linear_fp8", "gpu/fp8.h",
-        "(word & sign_kept)", "(word & 0x80808080u)",
+        "gfx942", "linear_fp8", "gpu/decode.h",
+        "(word & (magnitude + 0x7f7f7f7fu) & 0x80808080u)", "(word & 0x80808080u)",
         FP8, POISON,
     ),
     "scale-of-another-group": Mutation(
