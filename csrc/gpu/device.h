@@ -30,7 +30,12 @@
 // by itself.
 #if defined(__HIP__)
 #define MLA_GPU_KERNEL_BLOCKS(name, threads, blocks, Args) MLA_GPU_KERNEL(name, threads, Args)
+// Where AMD's compiler misses that balance by a few registers: waves that should fit on a SIMD.
+#define MLA_GPU_KERNEL_WAVES(name, threads, waves, Args) \
+  extern "C" __global__ void __launch_bounds__(threads)  \
+      __attribute__((amdgpu_waves_per_eu(waves))) name(const Args args)
 #else
+#define MLA_GPU_KERNEL_WAVES(name, threads, waves, Args) MLA_GPU_KERNEL(name, threads, Args)
 #define MLA_GPU_KERNEL_BLOCKS(name, threads, blocks, Args) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
 #endif

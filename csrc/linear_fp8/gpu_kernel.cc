@@ -19,12 +19,18 @@ struct Fp8Product {
   Sums sums;
   const uint8_t* rows[kRowTiles][kLaneRows];
   const uint8_t* tokens[kTokenTiles];
-  // Of the lane's sums; the compiler sees which of them are the same.
-  const float* row_scales[kRowTiles][TileSums::kValues];
-  const float* token_scales[kTokenTiles][TileSums::kValues];
+  // From the first row's or token's scales, which all lanes share, to those of the lane's sums:
+  // half the registers of addresses. The compiler sees which of them are the same.
+  const float *block_row_scales, *block_token_scales;
+  uint32_t row_scales[kRowTiles][TileSums::kValues];
+  uint32_t token_scales[kTokenTiles][TileSums::kValues];
 
   MLA_DEVICE explicit Fp8Product(const LinearFp8Args& product)
       : args(product), sums(product.n, product.m, product.row_blocks) {
+    const uint32_t first_block = static_cast<uint32_t>(sums.first_row) / args.block_n;
+    block_row_scales = args.w_scale + first_block * args.groups;
+    block_token_scales = args.x_scale + sums.first_token * args.groups;
+    const auto groups = static_cast<uint32_t>(args.groups);
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
@@ -32,7 +38,7 @@ struct Fp8Product {
 #pragma unroll
       for (int v = 0; v < TileSums::kValues; ++v) {
         const auto row = static_cast<uint32_t>(sums.Row(i, TileSums::Row(v)));
-        row_scales[i][v] = args.w_scale + row / args.block_n * args.groups;
+        row_scales[i][v] = (row / args.block_n - first_block) * groups;
       }
     }
 #pragma unroll
@@ -40,7 +46,8 @@ struct Fp8Product {
       tokens[t] = args.x + sums.Token(t, LaneToken()) * args.k;
 #pragma unroll
       for (int v = 0; v < TileSums::kValues; ++v) {
-        token_scales[t][v] = args.x_scale + sums.Token(t, TileSums::Token(v)) * args.groups;
+        const int64_t token = sums.Token(t, TileSums::Token(v));
+        token_scales[t][v] = static_cast<uint32_t>(token - sums.first_token) * groups;
       }
     }
   }
@@ -74,9 +81,13 @@ struct Fp8Product {
 #pragma unroll
     for (int v = 0; v < TileSums::kValues; ++v) {
 #pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) found.row_scales[i][v] = row_scales[i][v][group];
+      for (int i = 0; i < kRowTiles; ++i) {
+        found.row_scales[i][v] = (block_row_scales + group)[row_scales[i][v]];
+      }
 #pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) found.token_scales[t][v] = token_scales[t][v][group];
+      for (int t = 0; t < kTokenTiles; ++t) {
+        found.token_scales[t][v] = (block_token_scales + group)[token_scales[t][v]];
+      }
     }
     return found;
   }
@@ -141,9 +152,9 @@ extern "C" __shared__ float mla_fp8_sums[];
 extern __shared__ float mla_fp8_sums[];
 #endif
 
-#define MLA_FP8_KERNEL(kind, shape, x_fnuz, w_fnuz)                                 \
-  MLA_GPU_KERNEL(mla_linear_fp8_##kind, mla::gpu::shape::kThreads, LinearFp8Args) { \
-    mla::gpu::Fp8Product<mla::gpu::shape, x_fnuz, w_fnuz>(args).Run(mla_fp8_sums);  \
+#define MLA_FP8_KERNEL(kind, shape, x_fnuz, w_fnuz)                                          \
+  MLA_GPU_KERNEL_WAVES(mla_linear_fp8_##kind, mla::gpu::shape::kThreads, 2, LinearFp8Args) { \
+    mla::gpu::Fp8Product<mla::gpu::shape, x_fnuz, w_fnuz>(args).Run(mla_fp8_sums);           \
   }
 
 MLA_FP8_KERNEL(ocp_ocp_few, Fp8Few, false, false)

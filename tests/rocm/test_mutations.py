@@ -147,7 +147,7 @@ MUTATIONS = {
     ),
     "scale-of-another-group": Mutation(
         "gfx950", "linear_fp8", "linear_fp8/gpu_kernel.cc",
-        "token_scales[t][v][group]", "token_scales[t][v][0]",
+        "(block_token_scales + group)", "block_token_scales",
         FP8, WRONG,
     ),
     "columns-behind-the-last": Mutation(
