@@ -8,6 +8,8 @@
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
+#include <optional>
+
 #include "common/attention_tiles.h"
 #include "common/axpy_tile.h"
 #include "common/lane_tile.h"
@@ -33,16 +35,16 @@ struct AttendScratch {
   static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
   static constexpr int64_t kTiledKeys = kSplitKeys + 32;  // The last tile may be cut.
 
-  float* scores;  // (keys, rows of a pass)
-  P* weights;     // (units of keys, rows of a pass)
-  P* q;           // (units of the columns of a, then of b; rows of a pass)
+  float* scores[2];  // (keys, rows of a pass), of two passes in turn
+  P* weights;        // (units of keys, rows of a pass)
+  P* q;              // (units of the columns of a, then of b; rows of a pass)
   AttendTiles<P> tiles;
 
   static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
   // For at most `rows` rows, whole passes.
   static AttendScratch Carve(Carver* carver, int64_t rows, int64_t a_width, int64_t b_width) {
     AttendScratch s;
-    s.scores = carver->Take<float>(kTiledKeys * kAttendRows);
+    for (float*& scores : s.scores) scores = carver->Take<float>(kTiledKeys * kAttendRows);
     s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
     s.q = carver->Take<P>((Width(a_width) + Width(b_width)) * kAttendRows);
     s.tiles = AttendTiles<P>::Carve(carver, rows, kAttendRows, kSplitKeys, a_width + b_width);
@@ -50,21 +52,23 @@ struct AttendScratch {
   }
 };
 
-// Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes). The first to read the
-// keys of a split asks for them ahead.
-template <int V, typename X, typename W>
-inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit,
-                      bool first) {
+// Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes), and what is yet to be
+// multiplied with them. The first to read the keys of a split asks for them ahead. Where there are
+// tiles, beside() runs once in each of TileSteps(keys, limit) steps.
+template <int V, typename X, typename W, typename Beside>
+inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit,
+                       bool first, float* scores, const Beside& beside) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
 #if defined(__AMX_BF16__)
   if constexpr (kMatrixTiles<P>) {
     if (TakesTiles(keys)) {
-      return ScoreTiles<V>(scratch.q, keys, limit, first, scratch.tiles, scratch.scores);
+      return ScoreTiles<V>(scratch.q, keys, limit, first, scratch.tiles, scores, beside);
     }
   }
 #endif
   (void)first;  // The vectors' way asks for the next few keys only.
+  (void)beside;
   constexpr int N = LaneCols(V);
   constexpr int64_t kRows = V * kLanes;
   float scale_a[N], scale_b[N];
@@ -80,13 +84,14 @@ inline void ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, i
       key[j] = keys.k[Min(n + j, limit - 1)];
       next[j] = keys.k[Min(n + N + j, limit - 1)];
     }
-    float* out = scratch.scores + n * kRows;
+    float* out = scores + n * kRows;
     LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, next, out, kRows);
     if (whole) continue;
     for (int j = 0; j < N; ++j) key[j] += keys.a_width;
     for (int j = 0; j < N; ++j) next[j] += keys.a_width;
     LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, next, out, kRows);
   }
+  return 1.0f;
 }
 
 // What a row knows about its softmax so far. The result is divided by the sum of the weights as
@@ -105,58 +110,104 @@ inline float Base(float max) { return max == -__builtin_inff() ? 0.0f : max; }
 MLA_INLINE void StoreUnit(float* p, vf* e) { Store(p, e[0]); }
 #if defined(__AVX512BF16__)
 MLA_INLINE void StoreUnit(bf16* p, vf* e) {
-  const vu even = __builtin_convertvector((vh)_mm512_cvtneps_pbh((__m512)e[0]), vu);
-  const vu odd = __builtin_convertvector((vh)_mm512_cvtneps_pbh((__m512)e[1]), vu) << 16;
-  const vu pairs = even | odd;
+  alignas(64) static constexpr uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)e[1], (__m512)e[0]);
+  const vu pairs = (vu)_mm512_permutexvar_epi16(_mm512_load_si512(kPairs), halves);
   __builtin_memcpy(p, &pairs, sizeof(pairs));
-  e[0] = FromBits(even << 16);
-  e[1] = FromBits(odd);
+  e[0] = FromBits(pairs << 16);
+  e[1] = FromBits(pairs & 0xffff0000u);
 }
 #endif
 
 constexpr int kMaxChains = 4;
 
-// Turns the scores of keys [0, limit) into weights 2^(s - max) and the rows' states. Row r sees the
-// keys [0, visible[r]); all rows see the first `least`.
+// The softmax of one pass, V * kLanes rows: turns what ScoreRows left of keys [0, limit) into
+// weights 2^(score - max), some keys at a time, and gives the rows' states. Row r sees the keys
+// [0, visible[r]); all rows see the first `least`.
 template <int V, typename X, typename W>
-inline void SoftmaxRows(const AttendScratch<X, W>& scratch, const int32_t* visible, int64_t least,
-                        int64_t limit, RowState* state) {
-  constexpr int64_t kUnit = AttendScratch<X, W>::kUnit;
-  constexpr int64_t kRows = V * kLanes;
-  const vf lowest = Splat(-__builtin_inff());
-  for (int v = 0; v < V; ++v) {
-    float* scores = scratch.scores + v * kLanes;
-    vi seen;
-    __builtin_memcpy(&seen, visible + v * kLanes, sizeof(seen));
-    for (int64_t n = least; n < CeilDiv(limit, kUnit) * kUnit; ++n) {
-      const vf score = Load(scores + n * kRows);
-      Store(scores + n * kRows, seen > static_cast<int32_t>(n) ? score : lowest);
-    }
-    vf most[kMaxChains];  // As many as hide how long one comparison takes.
-    MLA_UNROLL
-    for (int i = 0; i < kMaxChains; ++i) most[i] = lowest;
-    for (int64_t n = 0; n < limit; n += kMaxChains) {
+class Softmax {
+ public:
+  using P = typename AttendScratch<X, W>::P;
+  static constexpr int kVectors = V;
+  static constexpr int64_t kUnit = AttendScratch<X, W>::kUnit;
+  static constexpr int64_t kRows = V * kLanes;
+
+  Softmax(float* scores, float scale, P* weights, const int32_t* visible, int64_t least,
+          int64_t limit)
+      : scores_(scores), scale_(scale), weights_(weights), limit_(limit) {
+    const vf lowest = Splat(-__builtin_inff());
+    for (int v = 0; v < V; ++v) {
+      float* lane_scores = scores + v * kLanes;
+      vi seen;
+      __builtin_memcpy(&seen, visible + v * kLanes, sizeof(seen));
+      for (int64_t n = least; n < CeilDiv(limit, kUnit) * kUnit; ++n) {
+        const vf score = Load(lane_scores + n * kRows);
+        Store(lane_scores + n * kRows, seen > static_cast<int32_t>(n) ? score : lowest);
+      }
+      vf most[kMaxChains];  // As many as hide how long one comparison takes.
       MLA_UNROLL
-      for (int i = 0; i < kMaxChains; ++i) {
-        most[i] = Max(most[i], Load(scores + Min(n + i, limit - 1) * kRows));
+      for (int i = 0; i < kMaxChains; ++i) most[i] = lowest;
+      for (int64_t n = 0; n < limit; n += kMaxChains) {
+        MLA_UNROLL
+        for (int i = 0; i < kMaxChains; ++i) {
+          most[i] = Max(most[i], Score(lane_scores + Min(n + i, limit - 1) * kRows));
+        }
+      }
+      max_[v] = Max(Max(most[0], most[1]), Max(most[2], most[3]));
+      base_[v] = max_[v] == lowest ? vf{} : max_[v];
+    }
+  }
+
+  // The next `keys` keys, whole units, as far as there are any.
+  MLA_INLINE void Advance(int64_t keys) {
+    const int64_t end = Min(limit_, next_ + keys);
+    for (int v = 0; v < V; ++v) {
+      const vf base = base_[v];
+      vf sum = sum_[v], exact = exact_[v];
+      for (int64_t n = next_; n < end; n += kUnit) {
+        vf e[kUnit];
+        MLA_UNROLL
+        for (int i = 0; i < kUnit; ++i) {
+          e[i] = Exp2NotPositive(Score(scores_ + (n + i) * kRows + v * kLanes) - base);
+        }
+        MLA_UNROLL
+        for (int i = 0; i < kUnit; ++i) exact += e[i];
+        StoreUnit(weights_ + n * kRows + v * kLanes * kUnit, e);
+        MLA_UNROLL
+        for (int i = 0; i < kUnit; ++i) sum += e[i];
+      }
+      sum_[v] = sum;
+      exact_[v] = exact;
+    }
+    if (next_ < end) next_ = end;
+  }
+
+  int64_t limit() const { return limit_; }
+
+  // All that is left.
+  void Finish(RowState* state) {
+    Advance(limit_);
+    for (int v = 0; v < V; ++v) {
+      for (int i = 0; i < kLanes; ++i) {
+        state[v * kLanes + i] = {max_[v][i], sum_[v][i], exact_[v][i]};
       }
     }
-    const vf max = Max(Max(most[0], most[1]), Max(most[2], most[3]));
-    const vf base = max == lowest ? vf{} : max;
-    vf sum = {}, exact = {};
-    for (int64_t n = 0; n < limit; n += kUnit) {
-      vf e[kUnit];
-      MLA_UNROLL
-      for (int i = 0; i < kUnit; ++i) e[i] = Exp2NotPositive(Load(scores + (n + i) * kRows) - base);
-      MLA_UNROLL
-      for (int i = 0; i < kUnit; ++i) exact += e[i];
-      StoreUnit(scratch.weights + n * kRows + v * kLanes * kUnit, e);
-      MLA_UNROLL
-      for (int i = 0; i < kUnit; ++i) sum += e[i];
-    }
-    for (int i = 0; i < kLanes; ++i) state[v * kLanes + i] = {max[i], sum[i], exact[i]};
   }
-}
+
+ private:
+  // Rounded by itself, so that the largest less the largest is zero.
+  MLA_INLINE vf Score(const float* stored) const {
+    return MulAdd(Load(stored), Splat(scale_), vf{});
+  }
+
+  const float* scores_;
+  float scale_;
+  P* weights_;
+  int64_t limit_, next_ = 0;
+  vf max_[V], base_[V], sum_[V] = {}, exact_[V] = {};
+};
 
 // The weighted sums of values of one pass, of which row r sees the keys [0, visible[r]).
 template <typename P, typename W>
@@ -209,6 +260,17 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
+  // The softmax of a pass runs beside the tiles' scores of the next one, which leave the vectors
+  // idle.
+  std::optional<Softmax<kAttendVectors, X, W>> before;
+  const auto finish = [&](auto& softmax, int64_t r0) {
+    softmax.Finish(state + r0);
+#if defined(__AMX_BF16__)
+    if constexpr (kMatrixTiles<P>) {
+      scratch.tiles.template KeepWeights<softmax.kVectors>(scratch.weights, r0, softmax.limit());
+    }
+#endif
+  };
   for (int64_t r0 = 0; r0 < rows; r0 += kAttendRows) {
     const int64_t count = Min(kAttendRows, rows - r0);
     alignas(64) int32_t seen[kAttendRows] = {};
@@ -227,13 +289,24 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
       };
       pack(qa, keys.a_width, scratch.q);
       pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
-      ScoreRows<V>(scratch, keys, limit, r0 == 0);
-      SoftmaxRows<V>(scratch, seen, least, limit, state + r0);
-#if defined(__AMX_BF16__)
-      if constexpr (kMatrixTiles<P>) {
-        scratch.tiles.template KeepWeights<V>(scratch.weights, r0, limit);
+      float* scores = scratch.scores[r0 / kAttendRows % 2];
+      int64_t beside = 0;  // Keys of the pass before, a step.
+      if (before) {
+        beside = CeilDiv(before->limit(), TileSteps(keys, limit) * Scratch::kUnit) * Scratch::kUnit;
       }
-#endif
+      const float scale = ScoreRows<V>(scratch, keys, limit, r0 == 0, scores, [&]() {
+        if (beside > 0) before->Advance(beside);
+      });
+      if (before) finish(*before, r0 - kAttendRows);
+      before.reset();
+      Softmax<V, X, W> softmax(scores, scale, scratch.weights, seen, least, limit);
+      if constexpr (kMatrixTiles<P> && V == kAttendVectors) {
+        if (r0 + kAttendRows < rows) {
+          before.emplace(softmax);
+          return;
+        }
+      }
+      finish(softmax, r0);
     });
     if constexpr (!kMatrixTiles<P>) {
       WeighValues(scratch.weights, count, seen, keys, Scratch::kUnit, acc + r0 * keys.v_width);

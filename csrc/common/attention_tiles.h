@@ -27,6 +27,12 @@ struct AttendTiles {
   static AttendTiles Carve(Carver*, int64_t, int64_t, int64_t, int64_t) { return {}; }
 };
 
+// Steps of tiles in the scores of keys [0, limit).
+template <typename W>
+inline int64_t TileSteps(const Keys<W>&, int64_t) {
+  return 1;
+}
+
 #if defined(__AMX_BF16__)
 
 template <>
@@ -82,17 +88,25 @@ inline bool TakesTiles(const Keys<bf16>& keys) {
   return keys.a_width % kTileColumns == 0 && keys.b_width % kTileColumns == 0;
 }
 
+inline int64_t TileSteps(const Keys<bf16>& keys, int64_t limit) {
+  const int64_t columns = keys.a_width + keys.b_width;
+  return Max64(1, CeilDiv(limit, kGroupRows) * (columns / kTileColumns));
+}
+
 // Keys between those that are multiplied and those that are asked for.
 constexpr int64_t kKeysAhead = 64;
 
-// Scores of V vectors of rows with keys [0, limit), (keys, V * kLanes). q: (units, V * kLanes).
-// Asks for keys ahead if those are the `first` rows.
-template <int V>
-inline void ScoreTiles(const bf16* q, const Keys<bf16>& keys, int64_t limit, bool first,
-                       const AttendTiles<bf16>& memory, float* scores) {
+// Scores of V vectors of rows with keys [0, limit), (keys, V * kLanes), and what is yet to be
+// multiplied with them: doing so here would wait for what the tiles have just stored.
+// q: (units, V * kLanes). Asks for keys ahead if those are the `first` rows. beside() runs once in
+// every step of the tiles.
+template <int V, typename Beside>
+inline float ScoreTiles(const bf16* q, const Keys<bf16>& keys, int64_t limit, bool first,
+                        const AttendTiles<bf16>& memory, float* scores, const Beside& beside) {
   constexpr int64_t kRows = V * kLanes;
   const int64_t width = keys.a_width + keys.b_width;
   const bool whole = keys.scale_a == keys.scale_b;
+  const bool later = whole && keys.scale_a > 0;  // What is not seen stays minus infinity.
   const int64_t a_steps = (whole ? width : keys.a_width) / kTileColumns;
   const TileScope scope(kTileSide);
   for (int64_t n = 0; n < limit; n += kGroupRows) {
@@ -119,6 +133,7 @@ inline void ScoreTiles(const bf16* q, const Keys<bf16>& keys, int64_t limit, boo
         __builtin_prefetch(keys.k[j] + asked, 0, 2);
       }
       asked += kTileColumns;
+      beside();
     };
     float* to = scores + n * kRows;
     ZeroSums<V>();
@@ -131,11 +146,12 @@ inline void ScoreTiles(const bf16* q, const Keys<bf16>& keys, int64_t limit, boo
                      ask);
       StoreSums<V>(memory.second, kRows);
     }
-    for (int64_t i = 0; i < kGroupRows * kRows; i += kLanes) {
+    for (int64_t i = 0; i < kGroupRows * kRows && !later; i += kLanes) {
       const vf a = Load(to + i) * keys.scale_a;
       Store(to + i, whole ? a : MulAdd(Load(memory.second + i), Splat(keys.scale_b), a));
     }
   }
+  return later ? keys.scale_a : 1.0f;
 }
 
 // kValueLanes columns from col on of keys [n, n + kTileColumns) as (units of keys, kValueLanes);

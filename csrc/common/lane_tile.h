@@ -150,7 +150,12 @@ inline void RowsToLanes(const C* const* rows, int64_t count, int64_t k, int64_t 
     C* to = dst + c * stride;
     vf v[kLanes] = {};
     if (width == kBlock) {
-      for (int64_t i = 0; i < count; ++i) __builtin_memcpy(v + i, rows[i] + c, sizeof(vf));
+      if (count == kLanes) {
+        MLA_UNROLL
+        for (int i = 0; i < kLanes; ++i) __builtin_memcpy(v + i, rows[i] + c, sizeof(vf));
+      } else {
+        for (int64_t i = 0; i < count; ++i) __builtin_memcpy(v + i, rows[i] + c, sizeof(vf));
+      }
       Transpose(v);
       if (stride >= kLanes) {
         MLA_UNROLL

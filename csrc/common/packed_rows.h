@@ -5,6 +5,8 @@
 #ifndef MLA_COMMON_PACKED_ROWS_H_
 #define MLA_COMMON_PACKED_ROWS_H_
 
+#include <type_traits>
+
 #include "common/dot_tile.h"
 #include "common/lane_tile.h"
 #include "common/matrix_tile.h"
@@ -175,17 +177,27 @@ template <typename C, typename Row>
 inline void PackLanes(int64_t count, int64_t height, int64_t k, int64_t width, Order order,
                       const Row& row, C* dst) {
   if (height == 1) return PackRow(row(0), k, width, order, 1, dst);
+  constexpr int64_t kBlock = kLanes * 4 / static_cast<int64_t>(sizeof(C));
   alignas(64) C columns[kLanes * kNibbleColumns];
   const C* rows[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) rows[i] = columns + i * kNibbleColumns;
   for (int64_t i0 = 0; i0 < height; i0 += kLanes) {
     const int64_t here = Clamp(count - i0, 0, kLanes);
-    for (int64_t c = 0; c < width; c += kNibbleColumns) {
+    C* to = dst + i0 * (4 / sizeof(C));
+    int64_t c = 0;
+    if constexpr (std::is_same_v<decltype(row(0)), const C*>) {
+      if (order == Order::kPlain) {
+        for (int64_t i = 0; i < here; ++i) rows[i] = row(i0 + i);
+        c = k / kBlock * kBlock;
+        RowsToLanes(rows, here, c, height, to);
+      }
+    }
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = columns + i * kNibbleColumns;
+    for (; c < width; c += kNibbleColumns) {
       const int64_t n = Min(kNibbleColumns, width - c);
       for (int64_t i = 0; i < here; ++i) {
         PackRow(row(i0 + i) + c, Min(n, k - c), n, order, 1, columns + i * kNibbleColumns);
       }
-      RowsToLanes(rows, here, n, height, dst + c * height + i0 * (4 / sizeof(C)));
+      RowsToLanes(rows, here, n, height, to + c * height);
     }
   }
 }

@@ -70,7 +70,7 @@ MLA_INLINE vf Load(const float* p) {
   return v;
 }
 
-// Bytes to wider lanes. Spelled out where the compiler would take them apart one by one.
+// To wider lanes. Spelled out where the compiler would take them apart, one by one or in halves.
 MLA_INLINE vh WidenBytes(vb b) {
 #if defined(__AVX512F__)
   return (vh)_mm256_cvtepu8_epi16((__m128i)b);
@@ -88,7 +88,17 @@ MLA_INLINE vu WidenBytesTo32(vb b) {
 }
 #endif
 
-MLA_INLINE vf Widen(vh h) { return FromBits(__builtin_convertvector(h, vu) << 16); }
+MLA_INLINE vu WidenTo32(vh h) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_maskz_cvtepu16_epi32(static_cast<__mmask16>(~0u), (__m256i)h);
+#elif defined(__AVX2__)
+  return (vu)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, vu);
+#endif
+}
+
+MLA_INLINE vf Widen(vh h) { return FromBits(WidenTo32(h) << 16); }
 
 MLA_INLINE vf Load(const bf16* p) {
   vh h;

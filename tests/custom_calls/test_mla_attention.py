@@ -378,6 +378,17 @@ def test_equal_scores_average_the_rows(kernels: str) -> None:
     assert np.abs(np.asarray(out)).max() < 0.3
 
 
+@pytest.mark.parametrize("softmax_scale", [0.0, -0.05])
+@SHAPES
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_scale_need_not_be_positive(
+    kernels: str, rank: int, rope: int, dtype: str, softmax_scale: float, rng: Rng
+) -> None:
+    """Keys that a query does not see stay out of it even where the scale turns the order of scores around."""
+    call = make([(21, 70), (1, 40)], 4, rank, rope, 16)(rng, dtype, dtype)
+    TestMlaAttention.check_call(call.changed(softmax_scale=softmax_scale), kernels)
+
+
 @pytest.mark.parametrize("longest", [70, 200], ids=["whole", "in-splits"])
 @SHAPES
 @pytest.mark.parametrize("kernels", KERNELS)
