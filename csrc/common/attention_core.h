@@ -181,7 +181,7 @@ class Softmax {
       sum_[v] = sum;
       exact_[v] = exact;
     }
-    if (next_ < end) next_ = end;
+    next_ = end;
   }
 
   int64_t limit() const { return limit_; }
