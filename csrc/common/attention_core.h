@@ -9,6 +9,7 @@
 #define MLA_COMMON_ATTENTION_CORE_H_
 
 #include <optional>
+#include <type_traits>
 
 #include "common/attention_tiles.h"
 #include "common/axpy_tile.h"
@@ -34,10 +35,11 @@ struct AttendScratch {
   using P = typename ProductType<X, W>::T;
   static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
   static constexpr int64_t kTiledKeys = kSplitKeys + 32;  // The last tile may be cut.
+  static constexpr int kTurns = kMatrixTiles<P> ? 2 : 1;  // Passes that are under way at once.
 
-  float* scores[2];  // (keys, rows of a pass), of two passes in turn
-  P* weights;        // (units of keys, rows of a pass)
-  P* q;              // (units of the columns of a, then of b; rows of a pass)
+  float* scores[kTurns];  // (keys, rows of a pass), of passes in turn
+  P* weights;             // (units of keys, rows of a pass)
+  P* q;                   // (units of the columns of a, then of b; rows of a pass)
   AttendTiles<P> tiles;
 
   static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
@@ -267,7 +269,8 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
     softmax.Finish(state + r0);
 #if defined(__AMX_BF16__)
     if constexpr (kMatrixTiles<P>) {
-      scratch.tiles.template KeepWeights<softmax.kVectors>(scratch.weights, r0, softmax.limit());
+      constexpr int V = std::decay_t<decltype(softmax)>::kVectors;
+      scratch.tiles.template KeepWeights<V>(scratch.weights, r0, softmax.limit());
     }
 #endif
   };
@@ -289,7 +292,7 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
       };
       pack(qa, keys.a_width, scratch.q);
       pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
-      float* scores = scratch.scores[r0 / kAttendRows % 2];
+      float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
       int64_t beside = 0;  // Keys of the pass before, a step.
       if (before) {
         beside = CeilDiv(before->limit(), TileSteps(keys, limit) * Scratch::kUnit) * Scratch::kUnit;
