@@ -32,7 +32,7 @@ MLA_DEVICE int Fp8Column(int c) { return 64 * c + 16 * Quarter(); }
 
 // HalvedToFnuz of any codes: NaN becomes NaN.
 MLA_DEVICE uint32_t AnyHalvedToFnuz(uint32_t word) {
-  const uint32_t nan = ((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
+  const uint32_t nan = E4M3Nans<false>(word) & 0x80808080u;
   return (HalvedToFnuz(word) & ~(nan - (nan >> 7))) | nan;
 }
 

@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ set(CMAKE_CXX_STANDARD 17)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
-find_package(Python COMPONENTS Interpreter REQUIRED)
 include({ROOT}/cmake/cpu_kernels.cmake)
 file(WRITE empty.cc "")
 add_library(all_kernels MODULE empty.cc)
@@ -36,11 +34,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     folder = tmp_path_factory.mktemp("cpu_kernels")
     (folder / "CMakeLists.txt").write_text(PROJECT)
     build = folder / "build"
-    choices = [
-        f"-DCMAKE_CXX_COMPILER={CLANG}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        "-DCMAKE_BUILD_TYPE=Release",
-    ]
+    choices = [f"-DCMAKE_CXX_COMPILER={CLANG}", "-DCMAKE_BUILD_TYPE=Release"]
     ran = subprocess.run(
         [Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", folder, "-B", build, "-G", "Unix Makefiles", *choices],
         capture_output=True,
