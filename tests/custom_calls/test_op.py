@@ -262,6 +262,7 @@ import jax, jax.numpy as jnp, numpy as np, warnings
 from functools import partial
 from jax.sharding import AxisType, PartitionSpec as P
 warnings.simplefilter("error")
+warnings.filterwarnings("default", "Error reading persistent compilation cache entry")  # see pyproject.toml
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from custom_calls.expert_mlp import expert_mlp
