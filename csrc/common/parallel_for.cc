@@ -2,13 +2,21 @@
 //
 // A worker that the pool starts late, even long after the call has returned, finds the counter
 // past the end and touches only the control block, which it owns through a shared pointer.
+//
+// A step is tens of calls, a few microseconds apart, and a thread that sleeps takes tens of them to
+// wake: so who has finished polls for a moment before it sleeps, and a worker that does is given
+// the next call without the pool. Where others want the core, polling would use up this process's
+// share of it: a worker whose poll had to wait for its core does not poll for a while.
 #include "common/parallel_for.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 namespace mla {
 namespace {
@@ -16,8 +24,14 @@ namespace {
 // Below this cost (nanoseconds of one core) a fork and join would cost more than it saves.
 constexpr double kMinSplitCost = 20e3;
 
-// Polls before the caller goes to sleep: a few microseconds, the usual skew between threads.
-constexpr int kSpins = 400;
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kPatience(50);
+constexpr int kPollsPerLook = 16;  // At the clock.
+
+// A poll that lasted so much longer had to wait for its core: more than interrupts take, less than
+// the turns that a scheduler gives.
+constexpr std::chrono::milliseconds kMostLost(1);
+constexpr std::chrono::seconds kWithoutPolls(1);
 
 inline void CpuRelax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -25,6 +39,19 @@ inline void CpuRelax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// Whether `happened` in time.
+template <typename F>
+bool Poll(const F& happened) {
+  const auto until = Clock::now() + kPatience;
+  do {
+    for (int i = 0; i < kPollsPerLook; ++i) {
+      if (happened()) return true;
+      CpuRelax();
+    }
+  } while (Clock::now() < until);
+  return false;
 }
 
 struct Control {
@@ -52,14 +79,72 @@ struct Control {
   }
 
   void Wait() {
-    for (int i = 0; i < kSpins; ++i) {
-      if (done.load() == n_tasks) return;
-      CpuRelax();
-    }
+    const auto is_done = [this] { return done.load() == n_tasks; };
+    if (Poll(is_done)) return;
     std::unique_lock<std::mutex> lock(mutex);
-    all_done.wait(lock, [this] { return done.load() == n_tasks; });
+    all_done.wait(lock, is_done);
   }
 };
+
+// Workers between two calls.
+class Waiting {
+ public:
+  // What a worker does that the pool has started.
+  void Serve(std::shared_ptr<Control> call) {
+    thread_local Clock::time_point polls_from;
+    while (call != nullptr) {
+      call->Work();
+      const auto began = Clock::now();
+      if (began < polls_from) return;
+      call = Next();
+      const auto now = Clock::now();
+      if (now - began > kPatience + kMostLost) polls_from = now + kWithoutPolls;
+    }
+  }
+
+  // Gives the call to at most `count` of them, those that came last; returns to how many.
+  int64_t Hand(const std::shared_ptr<Control>& control, int64_t count) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t given = std::min(count, static_cast<int64_t>(seats_.size()));
+    for (int64_t i = 0; i < given; ++i) {
+      Seat* seat = seats_.back();
+      seats_.pop_back();
+      seat->control = control;
+      seat->taken.store(true, std::memory_order_release);  // The last touch: it may be gone now.
+    }
+    return given;
+  }
+
+ private:
+  struct Seat {
+    std::shared_ptr<Control> control;
+    std::atomic<bool> taken{false};
+  };
+
+  // The call that a worker is given, or none in time.
+  std::shared_ptr<Control> Next() {
+    Seat seat;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      seats_.push_back(&seat);
+    }
+    if (!Poll([&seat] { return seat.taken.load(std::memory_order_acquire); })) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      // Not there: it was taken just now.
+      seats_.erase(std::remove(seats_.begin(), seats_.end(), &seat), seats_.end());
+    }
+    return std::move(seat.control);
+  }
+
+  std::mutex mutex_;
+  std::vector<Seat*> seats_;  // Of workers in Next.
+};
+
+// Never destroyed: a worker may be in Next when the process ends.
+Waiting& Workers() {
+  static auto* const workers = new Waiting();
+  return *workers;
+}
 
 }  // namespace
 
@@ -75,8 +160,8 @@ void PoolExecutor::Run(int64_t n_tasks, double cost, TaskFn fn, void* context) c
     return;
   }
   auto control = std::make_shared<Control>(n_tasks, fn, context);
-  for (int64_t i = 1; i < workers; ++i) {
-    pool_.Schedule([control] { control->Work(); });
+  for (int64_t i = 1 + Workers().Hand(control, workers - 1); i < workers; ++i) {
+    pool_.Schedule([control] { Workers().Serve(control); });
   }
   control->Work();
   control->Wait();

@@ -79,9 +79,9 @@ struct VnniProducts {
   const int64_t n0, cols;
   const Sink& sink;
 
-  const bf16* X(int64_t tile, int64_t block) const {
-    const auto t = x.At(tile);
-    return t.data + block * t.height * kVnniColumns;
+  using Tile = PackedRows<bf16>::Tile;
+  static const bf16* Columns(const Tile& rows, int64_t block) {
+    return rows.data + block * rows.height * kVnniColumns;
   }
 
   // V tiles of rows from `row_tile` on with all weight tiles, a few of those at a time: their sums
@@ -93,7 +93,9 @@ struct VnniProducts {
     alignas(64) bf16 buffers[2][G][kVnniElements];
     alignas(64) float out[kTileSide * kVnniRows];
     const VnniDecoder decoder;
-    const TileScope scope = TileScope::OfRows(x.At(row_tile).height);
+    Tile rows[V];
+    for (int v = 0; v < V; ++v) rows[v] = x.At(row_tile + v);
+    const TileScope scope = TileScope::OfRows(rows[0].height);
     const int64_t tile0 = n0 / kVnniRows, end = tile0 + CeilDiv(cols, kVnniRows);
     const int64_t blocks = w.Blocks();
     for (int64_t t = tile0; t < end; t += G) {
@@ -114,12 +116,12 @@ struct VnniProducts {
         if (b > 0 && V < 3) {
           ForEachOf<V>([&](auto v) {
             constexpr int kV = decltype(v)::value;
-            TileLoad<7 - kV>(X(row_tile + kV, b - 1), kVnniColumns * 2);
+            TileLoad<7 - kV>(Columns(rows[kV], b - 1), kVnniColumns * 2);
           });
         }
         ForEachOf<G>([&](auto index) {
           constexpr int g = decltype(index)::value;
-          if (b > 0) Multiply<V, g>(row_tile, b - 1, buffers[(b - 1) % 2][g]);
+          if (b > 0) Multiply<V, g>(rows, b - 1, buffers[(b - 1) % 2][g]);
           if (b == blocks) return;
           const uint8_t* block = codes[g] + b * kVnniBytes;
           const uint8_t* scale = scales[g] + b * kVnniRows;
@@ -137,7 +139,7 @@ struct VnniProducts {
         const int64_t n = (t + i % G - tile0) * kVnniRows;
         if (n >= cols) return;
         TileStore<i>(out, kVnniRows * 4);
-        const auto tile = x.At(row_tile + i / G);
+        const Tile& tile = rows[i / G];
         sink(tile.row0, tile.rows, n, static_cast<int>(Min(kVnniRows, cols - n)), out,
              static_cast<int>(kVnniRows));
       });
@@ -147,13 +149,13 @@ struct VnniProducts {
   // Adds one block of weight tile g. Sums take the first tiles, weights the sixth, or two if two
   // tiles of rows are held in the last ones.
   template <int V, int g>
-  MLA_INLINE void Multiply(int64_t row_tile, int64_t block, const bf16* weights) const {
+  static MLA_INLINE void Multiply(const Tile (&rows)[V], int64_t block, const bf16* weights) {
     constexpr int kWeights = V == 2 ? 4 + g : 6;
     TileLoad<kWeights>(weights, 64);
     ForEachOf<V>([&](auto v) {
       constexpr int kV = decltype(v)::value;
       constexpr int kRows = V == 2 ? 7 - kV : 7;
-      if constexpr (V > 2) TileLoad<7>(X(row_tile + kV, block), kVnniColumns * 2);
+      if constexpr (V > 2) TileLoad<7>(Columns(rows[kV], block), kVnniColumns * 2);
       TileProduct<kV * VnniTiles(V) + g, kRows, kWeights>();
     });
   }

@@ -1,5 +1,5 @@
-// The hand-out of tasks itself: each runs once, the results are there when Run returns, and a
-// worker that comes late finds nothing to touch.
+// The hand-out of tasks itself: each runs once, the results are there when Run returns, a worker
+// that comes late finds nothing to touch, and one that has finished is given the next call.
 #include "common/parallel_for.h"
 
 #include <atomic>
@@ -84,6 +84,25 @@ void ManyCallers(Runner& runner, ThreadPool& pool) {
   for (const int count : wrong) runner.Expect(count == 0, "many callers: a task was lost");
 }
 
+// A worker that has just finished a call is given the next one, even that of a pool whose own
+// threads never start.
+void HandedOver(Runner& runner) {
+  constexpr int kRounds = 10000;
+  constexpr int64_t kTasks = 4000;
+  ThreadPool awake(2), asleep(/*claimed=*/2, /*running=*/0);
+  const PoolExecutor first(awake.ffi()), second(asleep.ffi());
+  bool all_once = true, handed = false;
+  for (int round = 0; round < kRounds && !handed; ++round) {
+    Counts before(kTasks), counts(kTasks);
+    first.Run(kTasks, kMuch, &Counts::Add, &before);
+    second.Run(kTasks, kMuch, &Counts::Add, &counts);
+    all_once = all_once && before.AllOnce() && counts.AllOnce();
+    handed = counts.elsewhere;
+  }
+  runner.Expect(all_once, "handed over: not every task ran once");
+  runner.Expect(handed, "no worker was given the next call");
+}
+
 }  // namespace
 
 void ParallelForCases(Runner& runner) {
@@ -93,6 +112,7 @@ void ParallelForCases(Runner& runner) {
     if (threads > 1) ManyCallers(runner, pool);
   }
   LateWorkers(runner);
+  HandedOver(runner);
 }
 
 }  // namespace mla::test
