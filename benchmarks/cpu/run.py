@@ -217,7 +217,8 @@ class Bench:
                 1.0 * tokens * (tokens + 1) * heads * (nope + rope + v),
             )
 
-    def small_model(self, weights: str) -> tuple[Any, Any]:
+    @staticmethod
+    def small_model(weights: str) -> tuple[Any, Any]:
         """DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000: its model and parameter table."""
         settings = json.loads(preset_file("deepseek-v2-lite").read_text())
         settings |= {"num_hidden_layers": 4, "vocab_size": 32000}
