@@ -17,12 +17,13 @@ from mla_jax.bench_weights import random_weights
 from mla_jax.cache import init_cache
 from mla_jax.config import ModelConfig
 from mla_jax.cost import StepCost, decode_cost, prefill_cost, weight_bytes
+from mla_jax.engine.engine import default_decode_steps
 from mla_jax.errors import RequestError
 from mla_jax.fp8_format import in_fp8_format, resolve_fp8_format
 from mla_jax.loading import load
 from mla_jax.machine import available_bytes, on_host, peak_bytes, product_rate, read_rate
-from mla_jax.models import FrozenModel, MLAForCausalLM, decode_step, freeze, prefill
-from mla_jax.paging import AttentionMetadata, PageTable, advance
+from mla_jax.models import FrozenModel, MLAForCausalLM, decode_steps, freeze, prefill
+from mla_jax.paging import AttentionMetadata, PageTable
 from mla_jax.parameters import ParamInfo, Tree, parameter_table, with_storage
 from mla_jax.presets import PRESETS, preset_file
 from mla_jax.quant import FP8, MXFP4, Storage
@@ -234,42 +235,48 @@ def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, f
 def time_decode(
     frozen: FrozenModel, steps: int, batch: int, depth: int, page_size: int = 64
 ) -> tuple[float, float]:
-    """Seconds of a decode step of `batch` sequences of `depth` tokens, and those of its compilation."""
+    """Seconds of a decode step of `batch` sequences of `depth` tokens, and those of its compilation.
+
+    A program has as many steps as the engine's, and draws as it does: greedily, from pages that are there before.
+    """
     if steps == 0:
         return 0.0, 0.0
-    table, cache = _pool(frozen, depth + steps + 1, batch, page_size)
+    together = min(default_decode_steps(), steps)
+    programs = -(-steps // together)
+    table, cache = _pool(frozen, depth + (programs + 2) * together + 1, batch, page_size)
     # The rows of earlier tokens are zeros: attention reads them like any others.
-    meta = AttentionMetadata.extend(
-        table, jnp.full(batch, depth, jnp.int32), jnp.ones(batch, jnp.int32), num_tokens=batch
-    )
-    tokens = _tokens(frozen, batch)
+    meta = AttentionMetadata.held(table, jnp.full(batch, depth, jnp.int32))
 
-    def one(
+    def draw(logits: jax.Array, active: jax.Array, carry: None) -> tuple[jax.Array, jax.Array, None]:
+        return sample(logits, jax.random.key(0), temperature=0.0), active, carry
+
+    def several(
         model: FrozenModel, tokens: jax.Array, cache: Any, meta: AttentionMetadata
     ) -> tuple[jax.Array, Any, AttentionMetadata]:
-        logits, cache = decode_step(model, tokens, cache, meta)
-        # As in the engine: greedy, and pages that are there before the first step.
-        drawn = sample(logits, jax.random.key(0), temperature=0.0)
-        return drawn, cache, advance(meta, reserved=True)
+        active = jnp.ones(batch, bool)
+        done = decode_steps(
+            model, tokens, cache, meta, draw, None, num_steps=together, active=active, reserved=True
+        )
+        return done.next_tokens, done.cache, done.meta
 
-    # All that changes is given away, so that every step finds its buffers where the last one had them: command
+    # All that changes is given away, so that every program finds its buffers where the last one had them: command
     # buffers are recorded once.
-    state = jax.tree.map(jnp.array, (tokens, cache, meta))
-    step, compile_s = _compiled(one, (1, 2, 3), frozen, *state)
-    state = jax.block_until_ready(step(frozen, *step(frozen, *state)))
+    state = jax.tree.map(jnp.array, (_tokens(frozen, batch), cache, meta))
+    program, compile_s = _compiled(several, (1, 2, 3), frozen, *state)
+    state = jax.block_until_ready(program(frozen, *program(frozen, *state)))
     times = []
     first = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(programs):
         started = time.perf_counter()
-        state = step(frozen, *state)
+        state = program(frozen, *state)
         if on_host():
             jax.block_until_ready(state[0])
         times.append(time.perf_counter() - started)
     jax.block_until_ready(state)
     if on_host():
-        return statistics.median(times), compile_s
-    # On a GPU steps queue up, as they do where tokens are fetched behind them.
-    return (time.perf_counter() - first) / steps, compile_s
+        return statistics.median(times) / together, compile_s
+    # On a GPU programs queue up, as they do where tokens are fetched behind them.
+    return (time.perf_counter() - first) / (programs * together), compile_s
 
 
 def _compiled(function: Callable[..., Any], donated: tuple[int, ...], *args: Any) -> tuple[Any, float]:

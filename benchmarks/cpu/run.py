@@ -41,6 +41,7 @@ HERE = Path(__file__).resolve().parent
 ROUNDS = 7
 PRODUCT_ROUNDS = 5
 STOLEN_ROUNDS = 5
+STEPS = 32
 READ_BYTES = 256 << 20
 FAR_BYTES = 160 << 20  # Copies of a weight that no cache holds together.
 Row = dict[str, Any]
@@ -228,9 +229,9 @@ class Bench:
             return random_model(str(path), weights)
 
     def decode(self, op: str, frozen: Any, table: Any, batch: int, depth: int, page: int = 64) -> Row:
-        cost = decode_cost(frozen.config, table, batch, depth + 8, "bfloat16")
+        cost = decode_cost(frozen.config, table, batch, depth + STEPS // 2, "bfloat16")
         reads = [self.ceilings.read() for _ in range(3)]
-        seconds, _ = time_decode(frozen, 16, batch, depth, page)
+        seconds, _ = time_decode(frozen, STEPS, batch, depth, page)
         reads += [self.ceilings.read() for _ in range(3)]
         shape = f"batch {batch}, depth {depth}, pages of {page}"
         row = self.shares(op, shape, [seconds], [statistics.median(reads)], cost.bytes, cost.flop)
