@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
 import numpy as np
 from run import Bench
 
@@ -124,15 +125,17 @@ def write_model(path: Path) -> None:
 
 def quantized(folder: Path, programs: Path) -> dict[str, Path]:
     """The models, made where they are not there yet."""
-    source = folder / "bf16.gguf"
+    source, unfinished = folder / "bf16.gguf", folder / "unfinished.gguf"
     if not source.exists():
-        write_model(source)
+        write_model(unfinished)
+        unfinished.rename(source)
     models = {name: folder / f"{name}.gguf" for name in QUANTIZED}
     for name, path in models.items():
         if not path.exists():
             *options, kind = QUANTIZED[name]
-            asked = [programs / "llama-quantize", *options, source, path, kind]
+            asked = [programs / "llama-quantize", *options, source, unfinished, kind]
             subprocess.run(asked, check=True, capture_output=True)
+            unfinished.rename(path)
     return models
 
 
@@ -186,7 +189,10 @@ def main() -> None:
     parser.add_argument("--ik-llama-cpp", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if jax.default_backend() != "cpu":
+        parser.error(f"compares CPUs, got the backend {jax.default_backend()!r}: set JAX_PLATFORMS=cpu")
     plain, tuned = arguments.llama_cpp.resolve(), arguments.ik_llama_cpp.resolve()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.folder)  # ik_llama.cpp leaves a log where it is started.
     models = quantized(Path.cwd(), plain)
     threads = len(os.sched_getaffinity(0))

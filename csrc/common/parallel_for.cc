@@ -5,8 +5,8 @@
 //
 // A step is tens of calls, a few microseconds apart, and a thread that sleeps takes tens of them to
 // wake: so who has finished polls for a moment before it sleeps, and a worker that does is given
-// the next call without the pool. Where others want the core, polling would use up this process's
-// share of it: a worker whose poll had to wait for its core does not poll for a while.
+// the next call without the pool. Where others want the core, polling uses up this process's share
+// of it: a worker whose poll had to wait for its core does not poll for a while.
 #include "common/parallel_for.h"
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,9 @@ constexpr int kPollsPerLook = 16;  // At the clock.
 // the turns that a scheduler gives.
 constexpr std::chrono::milliseconds kMostLost(1);
 constexpr std::chrono::seconds kWithoutPolls(1);
+
+// After which a worker goes back to the pool, which may have other work.
+constexpr std::chrono::milliseconds kLongestService(10);
 
 inline void CpuRelax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -65,7 +69,8 @@ struct Control {
   std::mutex mutex;
   std::condition_variable all_done;
 
-  void Work() {
+  // Whether there was anything left to do.
+  bool Work() {
     int64_t mine = 0;
     for (int64_t i = next.fetch_add(1); i < n_tasks; i = next.fetch_add(1)) {
       fn(context, i);
@@ -76,6 +81,7 @@ struct Control {
       std::lock_guard<std::mutex> lock(mutex);
       all_done.notify_one();
     }
+    return mine != 0;
   }
 
   void Wait() {
@@ -87,16 +93,20 @@ struct Control {
 };
 
 // Workers between two calls.
-class Waiting {
+class WaitingWorkers {
  public:
   // What a worker does that the pool has started.
   void Serve(std::shared_ptr<Control> call) {
     thread_local Clock::time_point polls_from;
+    thread_local bool in_vain = false;
+    const auto until = Clock::now() + kLongestService;
     while (call != nullptr) {
-      call->Work();
+      // Nor does it poll after each of many calls that it comes too late for.
+      const bool late = !call->Work();
       const auto began = Clock::now();
-      if (began < polls_from) return;
+      if (began < polls_from || began > until || (late && in_vain)) return;
       call = Next();
+      in_vain = call == nullptr;
       const auto now = Clock::now();
       if (now - began > kPatience + kMostLost) polls_from = now + kWithoutPolls;
     }
@@ -130,7 +140,7 @@ class Waiting {
     }
     if (!Poll([&seat] { return seat.taken.load(std::memory_order_acquire); })) {
       std::lock_guard<std::mutex> lock(mutex_);
-      // Not there: it was taken just now.
+      // If it is not there, it was taken just now.
       seats_.erase(std::remove(seats_.begin(), seats_.end(), &seat), seats_.end());
     }
     return std::move(seat.control);
@@ -141,9 +151,9 @@ class Waiting {
 };
 
 // Never destroyed: a worker may be in Next when the process ends.
-Waiting& Workers() {
-  static auto* const workers = new Waiting();
-  return *workers;
+WaitingWorkers& Waiting() {
+  static auto* const waiting = new WaitingWorkers();
+  return *waiting;
 }
 
 }  // namespace
@@ -160,8 +170,16 @@ void PoolExecutor::Run(int64_t n_tasks, double cost, TaskFn fn, void* context) c
     return;
   }
   auto control = std::make_shared<Control>(n_tasks, fn, context);
-  for (int64_t i = 1 + Workers().Hand(control, workers - 1); i < workers; ++i) {
-    pool_.Schedule([control] { Workers().Serve(control); });
+  const auto caller = std::this_thread::get_id();
+  for (int64_t i = 1 + Waiting().Hand(control, workers - 1); i < workers; ++i) {
+    pool_.Schedule([control, caller] {
+      // A pool whose queues are full runs the job here and now.
+      if (std::this_thread::get_id() == caller) {
+        control->Work();
+      } else {
+        Waiting().Serve(control);
+      }
+    });
   }
   control->Work();
   control->Wait();

@@ -5,7 +5,8 @@
 
 namespace mla::test {
 
-ThreadPool::ThreadPool(int claimed, int running) : claimed_(claimed), ffi_(Decode()) {
+ThreadPool::ThreadPool(int claimed, int running, bool on_caller)
+    : claimed_(claimed), on_caller_(on_caller), ffi_(Decode()) {
   for (int i = 0; i < running; ++i) threads_.emplace_back([this] { Work(); });
 }
 
@@ -20,6 +21,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::Schedule(std::function<void()> job) {
+  if (on_caller_) return job();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     jobs_.push_back(std::move(job));

@@ -16,8 +16,9 @@ namespace mla::test {
 
 class ThreadPool {
  public:
-  // Says that it has `claimed` threads. With `running` none it only keeps what is scheduled.
-  explicit ThreadPool(int claimed, int running);
+  // Says that it has `claimed` threads. With `running` none it only keeps what is scheduled, or
+  // runs it at once, `on_caller`.
+  ThreadPool(int claimed, int running, bool on_caller = false);
   explicit ThreadPool(int threads) : ThreadPool(threads, threads) {}
   // Runs what is left.
   ~ThreadPool();
@@ -41,6 +42,7 @@ class ThreadPool {
   void Work();
 
   const int claimed_;
+  const bool on_caller_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> jobs_;

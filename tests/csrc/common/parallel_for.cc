@@ -3,6 +3,7 @@
 #include "common/parallel_for.h"
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
@@ -85,22 +86,42 @@ void ManyCallers(Runner& runner, ThreadPool& pool) {
 }
 
 // A worker that has just finished a call is given the next one, even that of a pool whose own
-// threads never start.
+// threads never start. It may be long in coming where other processes want the cores.
 void HandedOver(Runner& runner) {
-  constexpr int kRounds = 10000;
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 300;
   constexpr int64_t kTasks = 4000;
+  constexpr std::chrono::seconds kLongest(60);
   ThreadPool awake(2), asleep(/*claimed=*/2, /*running=*/0);
   const PoolExecutor first(awake.ffi()), second(asleep.ffi());
   bool all_once = true, handed = false;
-  for (int round = 0; round < kRounds && !handed; ++round) {
+  const auto until = Clock::now() + kLongest;
+  for (int round = 0; round < kRounds || (!handed && Clock::now() < until); ++round) {
     Counts before(kTasks), counts(kTasks);
     first.Run(kTasks, kMuch, &Counts::Add, &before);
+    // About as long as a worker waits: it may leave while it is given the call.
+    const auto next = Clock::now() + std::chrono::microseconds(round % 70);
+    while (Clock::now() < next) continue;
     second.Run(kTasks, kMuch, &Counts::Add, &counts);
     all_once = all_once && before.AllOnce() && counts.AllOnce();
-    handed = counts.elsewhere;
+    handed = handed || counts.elsewhere;
   }
   runner.Expect(all_once, "handed over: not every task ran once");
-  runner.Expect(handed, "no worker was given the next call");
+  // On one core worker and caller never run together.
+  if (std::thread::hardware_concurrency() > 1) {
+    runner.Expect(handed, "no worker was given the next call");
+  }
+}
+
+// A pool that runs what is scheduled on the caller's own thread, as XLA's does when it is full.
+void OnTheCaller(Runner& runner) {
+  ThreadPool pool(/*claimed=*/3, /*running=*/0, /*on_caller=*/true);
+  for (const int64_t n : {1, 2, 9}) {
+    Counts counts(n);
+    PoolExecutor(pool.ffi()).Run(n, kMuch, &Counts::Add, &counts);
+    runner.Expect(counts.AllOnce() && !counts.elsewhere,
+                  "on the caller: not every task ran once, there");
+  }
 }
 
 }  // namespace
@@ -113,6 +134,7 @@ void ParallelForCases(Runner& runner) {
   }
   LateWorkers(runner);
   HandedOver(runner);
+  OnTheCaller(runner);
 }
 
 }  // namespace mla::test
