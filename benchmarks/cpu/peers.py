@@ -25,8 +25,12 @@ from run import Bench
 
 from mla_jax.bench import time_decode, time_prefill
 
-WIDTH, VOCABULARY, HEADS, LAYERS, DENSE, EXPERTS, EXPERT, LATENT = 2048, 32000, 16, 4, 10944, 64, 1408, 512
-NOPE, ROPE, VALUE = 128, 64, 128
+MODEL = Bench.small_settings()
+WIDTH, VOCABULARY, LAYERS = MODEL["hidden_size"], MODEL["vocab_size"], MODEL["num_hidden_layers"]
+HEADS, LATENT, NOPE = MODEL["num_attention_heads"], MODEL["kv_lora_rank"], MODEL["qk_nope_head_dim"]
+ROPE, VALUE = MODEL["qk_rope_head_dim"], MODEL["v_head_dim"]
+DENSE, EXPERTS, EXPERT = MODEL["intermediate_size"], MODEL["n_routed_experts"], MODEL["moe_intermediate_size"]
+SHARED, DENSE_LAYERS = MODEL["n_shared_experts"], MODEL["first_k_dense_replace"]
 REPEATED = 1 << 22
 
 # What llama-quantize is asked for, and how it is called in the table.
@@ -50,15 +54,15 @@ OURS = {"mxfp4-all": "MXFP4", "mxfp4-experts": "MXFP4, rest FP8"}
 def write_model(path: Path) -> None:
     """The model in bfloat16, with the absorbed halves of kv_b_proj that both programs read."""
     out = gguf.GGUFWriter(str(path), "deepseek2")
-    out.add_context_length(163840)
+    out.add_context_length(MODEL["max_position_embeddings"])
     out.add_embedding_length(WIDTH)
     out.add_block_count(LAYERS)
     out.add_feed_forward_length(DENSE)
     out.add_head_count(HEADS)
     out.add_head_count_kv(1)
-    out.add_rope_freq_base(10000.0)
-    out.add_layer_norm_rms_eps(1e-6)
-    out.add_leading_dense_block_count(1)
+    out.add_rope_freq_base(MODEL["rope_theta"])
+    out.add_layer_norm_rms_eps(MODEL["rms_norm_eps"])
+    out.add_leading_dense_block_count(DENSE_LAYERS)
     out.add_vocab_size(VOCABULARY)
     out.add_kv_lora_rank(LATENT)
     out.add_key_length(LATENT + ROPE)
@@ -67,8 +71,8 @@ def write_model(path: Path) -> None:
     out.add_value_length_mla(VALUE)
     out.add_expert_feed_forward_length(EXPERT)
     out.add_expert_count(EXPERTS)
-    out.add_expert_used_count(6)
-    out.add_expert_shared_count(2)
+    out.add_expert_used_count(MODEL["num_experts_per_tok"])
+    out.add_expert_shared_count(SHARED)
     out.add_expert_weights_scale(1.0)
     out.add_expert_weights_norm(False)
     out.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
@@ -107,12 +111,12 @@ def write_model(path: Path) -> None:
         matrix(block + "attn_v_b", HEADS, VALUE, LATENT)
         matrix(block + "attn_output", WIDTH, HEADS * VALUE)
         norm(block + "ffn_norm", WIDTH)
-        if layer == 0:
+        if layer < DENSE_LAYERS:
             sizes: tuple[tuple[str, tuple[int, ...], int], ...] = (("", (), DENSE),)
         else:
             router = rng.standard_normal((EXPERTS, WIDTH), dtype=np.float32) * np.float32(0.03)
             out.add_tensor(block + "ffn_gate_inp.weight", router)
-            sizes = (("_exps", (EXPERTS,), EXPERT), ("_shexp", (), 2 * EXPERT))
+            sizes = (("_exps", (EXPERTS,), EXPERT), ("_shexp", (), SHARED * EXPERT))
         for suffix, lead, width in sizes:
             matrix(f"{block}ffn_gate{suffix}", *lead, width, WIDTH)
             matrix(f"{block}ffn_up{suffix}", *lead, width, WIDTH)

@@ -219,13 +219,17 @@ class Bench:
             )
 
     @staticmethod
+    def small_settings() -> dict[str, Any]:
+        """The config.json of DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000."""
+        settings: dict[str, Any] = json.loads(preset_file("deepseek-v2-lite").read_text())
+        return settings | {"num_hidden_layers": 4, "vocab_size": 32000}
+
+    @staticmethod
     def small_model(weights: str) -> tuple[Any, Any]:
-        """DeepSeek-V2-Lite cut to four layers and a vocabulary of 32,000: its model and parameter table."""
-        settings = json.loads(preset_file("deepseek-v2-lite").read_text())
-        settings |= {"num_hidden_layers": 4, "vocab_size": 32000}
+        """Of these settings: its model and parameter table."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.json"
-            path.write_text(json.dumps(settings))
+            path.write_text(json.dumps(Bench.small_settings()))
             return random_model(str(path), weights)
 
     def decode(self, op: str, frozen: Any, table: Any, batch: int, depth: int, page: int = 64) -> Row:
