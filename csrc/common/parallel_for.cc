@@ -1,7 +1,8 @@
 // Dynamic hand-out of tasks over XLA's thread pool.
 //
 // A worker that the pool starts late, even long after the call has returned, finds the counter
-// past the end and touches only the control block, which it owns through a shared pointer.
+// past the end and touches nothing of the call but the control block, which it owns through a
+// shared pointer.
 //
 // A step is tens of calls, a few microseconds apart, and a thread that sleeps takes tens of them to
 // wake: so who has finished polls for a moment before it sleeps, and a worker that does is given
@@ -101,7 +102,7 @@ class WaitingWorkers {
     thread_local bool in_vain = false;
     const auto until = Clock::now() + kLongestService;
     while (call != nullptr) {
-      // Nor does it poll after each of many calls that it comes too late for.
+      // Late for one call after another, and polling in vain, it would only keep the pool waiting.
       const bool late = !call->Work();
       const auto began = Clock::now();
       if (began < polls_from || began > until || (late && in_vain)) return;
