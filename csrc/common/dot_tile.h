@@ -6,6 +6,8 @@
 #ifndef MLA_COMMON_DOT_TILE_H_
 #define MLA_COMMON_DOT_TILE_H_
 
+#include <utility>
+
 #include "common/simd.h"
 
 namespace mla {
@@ -37,6 +39,16 @@ template <int n>
 struct Constant {
   static constexpr int value = n;
 };
+
+// Calls f(Constant<0>()) to f(Constant<n - 1>()).
+template <typename F, int... i>
+MLA_INLINE void ForIndices(const F& f, std::integer_sequence<int, i...>) {
+  (f(Constant<i>()), ...);
+}
+template <int n, typename F>
+MLA_INLINE void ForEachOf(const F& f) {
+  ForIndices(f, std::make_integer_sequence<int, n>());
+}
 
 // The height of a tile that takes some of n rows and none besides.
 constexpr int HeightWithin(int64_t n) {

@@ -8,8 +8,6 @@
 #ifndef MLA_COMMON_MATRIX_TILE_H_
 #define MLA_COMMON_MATRIX_TILE_H_
 
-#include <utility>
-
 #include "common/lane_tile.h"
 
 namespace mla {
@@ -79,15 +77,6 @@ MLA_INLINE void TileZero() {
 template <int sums, int rows, int pairs>
 MLA_INLINE void TileProduct() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(pairs));
-}
-
-template <typename F, int... i>
-MLA_INLINE void ForIndices(const F& f, std::integer_sequence<int, i...>) {
-  (f(Constant<i>()), ...);
-}
-template <int n, typename F>
-MLA_INLINE void ForEachOf(const F& f) {
-  ForIndices(f, std::make_integer_sequence<int, n>());
 }
 
 // Sums of kGroups groups of 16 weight rows with V vectors of activations are the first 2 V tiles;

@@ -17,12 +17,25 @@
 namespace mla {
 namespace MLA_ISA {
 
-// The order of the columns inside 128 of them. By nibble: 32-bit lane i of vector j holds columns
-// 8 i + j and 8 i + 4 + j, as shifts take them out of a lane of eight 4-bit codes.
+// The order of the columns inside 128 of them. By nibble: as few instructions take them out of
+// 4-bit codes. 32-bit lane i of vector j of bf16 holds columns 8 i + j and 8 i + 4 + j, as shifts
+// find them in a lane of eight codes.
 enum class Order { kPlain, kByNibble };
 
 // Columns of one group in the order by nibble.
 constexpr int64_t kNibbleColumns = 128;
+
+// Of f32 a group is eight vectors, whose codes are one. NibbleColumn(j, i) is the column in lane i
+// of vector j: with AVX-512 again a shift away, else as bytes are found where they meet
+// the other halves of the values (float_product.h).
+constexpr int64_t kNibbleGroup = 8 * kLanes;
+constexpr int NibbleColumn(int j, int i) {
+#if defined(__AVX512F__)
+  return 8 * i + j;
+#else
+  return i / 4 * 32 + 2 * (j / 2 % 2 * 8 + i % 4 * 2 + j % 2) + j / 4;
+#endif
+}
 
 // How weights want their activations: the order of the columns, and whether many rows may lie
 // across the lanes, or all rows make tiles of AMX.
@@ -50,14 +63,14 @@ struct PackedRows {
 
   C* data;  // (tiles, width / kStep, height, kStep), or (tiles, units of 32 bits, height).
   int64_t rows;
-  int64_t width;  // Columns, filled up with zeros to whole steps or groups.
+  int64_t width;  // Columns, filled up with zeros to two vectors of f32 or a group.
   bool lanes;
   bool row_tiles;  // Tiles have kRowTile rows, unless all rows are fewer.
 
   static constexpr int64_t kRowTile = 16;
 
   static PackedRows Of(C* data, int64_t rows, int64_t k, Packing packing) {
-    const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : kStep;
+    const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : 2 * kLanes;
     const bool lanes = packing.lanes && (kMatrixTiles<C> || rows > kMostDotRows);
     return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes, packing.row_tiles};
   }
@@ -95,7 +108,7 @@ MLA_INLINE void CopyStep(const bf16* src, bf16* dst) {
   __builtin_memcpy(dst, src, 2 * kLanes * sizeof(bf16));
 }
 
-// Writes n > 0 columns of a row and zeros up to one step.
+// Writes n columns of a row, or none, and zeros up to one step.
 template <typename X, typename C>
 inline void CopyLastStep(const X* src, int64_t n, C* dst) {
   X full[PackedRows<C>::kStep] = {};
@@ -128,7 +141,21 @@ inline void CopyNibbleGroup(const bf16* src, int64_t stride, bf16* dst) {
 }
 #endif
 
-// Columns from the order by nibble to their own; whole groups of kNibbleColumns.
+// One group of a row as eight vectors `stride` elements apart, zeros behind the n-th column.
+template <typename X>
+inline void CopyNibbleGroup(const X* src, int64_t n, int64_t stride, float* dst) {
+  alignas(64) float values[kNibbleGroup] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(values + i, Load(src + i));
+  for (; i < n; ++i) values[i] = ToFloat(src[i]);
+  for (int j = 0; j < 8; ++j) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      dst[j * stride + lane] = values[NibbleColumn(j, lane)];
+    }
+  }
+}
+
+// bf16 columns from the order by nibble to their own; whole groups of kNibbleColumns.
 inline void FromNibbleOrder(const float* src, int64_t columns, float* dst) {
   for (int64_t from = 0; from < columns; from += kNibbleColumns) {
     for (int64_t i = 0; i < kNibbleColumns; ++i) {
@@ -158,9 +185,16 @@ inline void PackRow(const X* src, int64_t k, int64_t width, Order order, int hei
     }
   }
 #endif
-  (void)order;
+  if constexpr (sizeof(C) == 4) {
+    if (order == Order::kByNibble) {
+      for (; i < width; i += kNibbleGroup) {
+        CopyNibbleGroup(src + i, Clamp(k - i, 0, kNibbleGroup), height * kStep, dst + i * height);
+      }
+      return;
+    }
+  }
   for (; i + kStep <= k; i += kStep) CopyStep(src + i, dst + i * height);
-  if (i < width) CopyLastStep(src + i, k - i, dst + i * height);
+  for (; i < width; i += kStep) CopyLastStep(src + i, k - i, dst + i * height);
 }
 
 template <typename C>

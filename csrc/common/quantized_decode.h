@@ -62,6 +62,11 @@ struct RowScales {
     return f32 ? reinterpret_cast<const float*>(at)[block]
                : ToFloat(reinterpret_cast<const bf16*>(at)[block]);
   }
+  // Of kLanes blocks.
+  vf Vector(int64_t block) const {
+    return f32 ? Load(reinterpret_cast<const float*>(at) + block)
+               : Load(reinterpret_cast<const bf16*>(at) + block);
+  }
 };
 
 // Four nibbles to the lower halves of four bytes.

@@ -2,6 +2,7 @@
 #ifndef MLA_COMMON_QUANTIZED_WEIGHTS_H_
 #define MLA_COMMON_QUANTIZED_WEIGHTS_H_
 
+#include "common/float_product.h"
 #include "common/quantized_product.h"
 #include "common/vnni_product.h"
 
@@ -18,7 +19,9 @@ inline Packing PackingFor(const QuantizedMatrix& m) {
     if (!m.Mxfp4()) return {Order::kPlain, CodeWeights<Code::kE4M3>::TakesLanes(m)};
   }
 #endif
-  (void)m;
+  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) {
+    if (TakesNibbles(m)) return {Order::kByNibble, true};
+  }
   return {Order::kPlain, true};
 }
 
@@ -44,7 +47,15 @@ inline void WithWeights(const QuantizedMatrix& m, const F& f) {
     return;
   }
 #endif
-  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) f(DecodedWeights<float>{m});
+  if constexpr (sizeof(typename ProductType<X, X>::T) == 4) {
+#if defined(__AVX2__)
+    if (FloatWeights<Code::kE2M1>::Takes(m)) return f(FloatWeights<Code::kE2M1>{m});
+    if (FloatWeights<Code::kInt4>::Takes(m)) return f(FloatWeights<Code::kInt4>{m});
+    if (FloatWeights<Code::kE4M3>::Takes(m)) return f(FloatWeights<Code::kE4M3>{m});
+    if (FloatWeights<Code::kE4M3Fnuz>::Takes(m)) return f(FloatWeights<Code::kE4M3Fnuz>{m});
+#endif
+    f(DecodedWeights<float>{m});
+  }
 }
 
 }  // namespace MLA_ISA
