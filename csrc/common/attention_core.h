@@ -21,10 +21,13 @@
 namespace mla {
 namespace MLA_ISA {
 
-constexpr int64_t kSplitKeys = 512;
+// Half as many where they are staged as f32.
+constexpr int64_t kSplitKeys = std::is_same_v<ProductType<bf16, bf16>::T, bf16> ? 512 : 256;
 constexpr int kAttendVectors = 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.
-constexpr int64_t kValueBlock = 256;  // Keys whose values are used by all rows before the next.
+// Keys whose values are used by all rows before the next.
+template <typename W>
+constexpr int64_t kValueBlock = 512 / static_cast<int64_t>(sizeof(W));
 
 constexpr float kLog2E = 1.44269504f;  // A factor of scores whose softmax is that of e^score.
 constexpr float kLn2 = 0.69314718f;
@@ -229,11 +232,11 @@ inline void WeighValues(const P* weights, int64_t rows, const int32_t* visible, 
     most_shared = Max64(most_shared, shared[m]);
   }
   // A block of keys and a range of columns stay in the first-level cache for all tiles.
-  for (int64_t begin = 0; begin < most_shared; begin += kValueBlock) {
+  for (int64_t begin = 0; begin < most_shared; begin += kValueBlock<W>) {
     for (int64_t col = 0; col < width; col += kStripsM * kStrip) {
       const int64_t cols = Min(kStripsM * kStrip, width - col);
       for (int64_t m = 0; m < rows; m += HeightWithin(rows - m)) {
-        const int64_t end = Min(shared[m], begin + kValueBlock);
+        const int64_t end = Min(shared[m], begin + kValueBlock<W>);
         if (end <= begin) continue;
         WithHeight<kManyRows>(HeightWithin(rows - m), [&](auto height) {
           AxpyRows<decltype(height)::value>(SteppedRows<P>{first + m, stride}, keys.v, begin, end,

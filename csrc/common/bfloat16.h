@@ -14,6 +14,13 @@ inline void RowToFloat(const T* src, int64_t n, float* dst) {
   for (; i < n; ++i) dst[i] = ToFloat(src[i]);
 }
 
+// To what products multiply.
+template <typename T>
+inline void ConvertRow(const T* src, int64_t n, T* dst) {
+  __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
+}
+inline void ConvertRow(const bf16* src, int64_t n, float* dst) { RowToFloat(src, n, dst); }
+
 template <typename T>
 inline void RowFromFloat(const float* src, int64_t n, T* dst) {
   int64_t i = 0;

@@ -42,6 +42,29 @@ inline void LookupRow(const uint8_t* src, int64_t n, const uint16_t* table, bf16
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   const __m512i t = Table16(table);
   for (; i + 32 <= n; i += 32) _mm512_storeu_si512(dst + i, Lookup32(src + i / 2, t));
+#elif defined(__AVX2__)
+  // A byte of the table's elements at a time, in both halves of a register.
+  const __m256i t = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+  const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,  //
+                                         0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(t, split), 0xd8);
+  const __m256i low = _mm256_permute2x128_si256(halves, halves, 0x00);
+  const __m256i high = _mm256_permute2x128_si256(halves, halves, 0x11);
+  for (; i + 32 <= n; i += 32) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i / 2));
+    const __m128i nibble = _mm_set1_epi8(15);
+    const __m128i even = _mm_and_si128(bytes, nibble);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+    const __m256i codes =
+        _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
+    const __m256i lows = _mm256_shuffle_epi8(low, codes), highs = _mm256_shuffle_epi8(high, codes);
+    // Interleaving works inside 128-bit lanes.
+    const __m256i first = _mm256_unpacklo_epi8(lows, highs);
+    const __m256i second = _mm256_unpackhi_epi8(lows, highs);
+    auto* to = reinterpret_cast<__m256i*>(dst + i);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(first, second, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(first, second, 0x31));
+  }
 #endif
   for (; i < n; i += 2) {
     dst[i].bits = table[src[i / 2] & 15];

@@ -1,7 +1,10 @@
 // Paged latent attention. A query row is one head of one token; at most kTileRows of them, all of
 // one sequence, make a tile. With many tiles a task takes a tile through all its key splits; with
 // few (decode) every split is a task of its own and a second pass merges them in order. Both ways
-// do the same arithmetic.
+// do the same arithmetic. Keys that are not of the type which products multiply are converted once a
+// split.
+#include <type_traits>
+
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/float8.h"
@@ -121,8 +124,9 @@ struct TaskMemory {
   const X** qa;    // Rows of a tile.
   const X** qb;
   int32_t* visible;
-  W* zeros;      // One key.
-  bf16* staged;  // Keys decoded from FP8.
+  W* zeros;       // One key.
+  W* staged;      // Keys in another type than the cache's.
+  bf16* decoded;  // One of FP8.
 
   static TaskMemory Carve(Carver* carver, const MlaAttentionArgs& args, bool stages) {
     const int64_t width = args.rank + args.rope;
@@ -133,16 +137,26 @@ struct TaskMemory {
     m.qb = carver->Take<const X*>(kTileRows);
     m.visible = carver->Take<int32_t>(kTileRows);
     m.zeros = carver->Take<W>(width);
-    m.staged = carver->Take<bf16>(stages ? kSplitKeys * width : 0);
+    m.staged = carver->Take<W>(stages ? kSplitKeys * width : 0);
+    m.decoded = carver->Take<bf16>(stages ? width : 0);
     return m;
   }
 };
 
+inline void Stage(const f8e4m3fn* key, int64_t width, bf16*, bf16* to) {
+  DecodeF8Row(key, width, to);
+}
+inline void Stage(const f8e4m3fn* key, int64_t width, bf16* decoded, float* to) {
+  DecodeF8Row(key, width, decoded);
+  ConvertRow(decoded, width, to);
+}
+inline void Stage(const bf16* key, int64_t width, bf16*, float* to) { ConvertRow(key, width, to); }
+
 // Sets the pointers to keys [split * kSplitKeys, + count). Keys on pages that do not exist point
 // to a row of zeros: the queries that see them are overwritten with NaN at the end.
-template <bool kFloat8, typename W>
+template <typename Cache, typename X, typename W>
 void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, int64_t count,
-                const W* zeros, bf16* staged, const W** keys) {
+                const TaskMemory<X, W>& memory) {
   const int64_t width = args.rank + args.rope;
   const int32_t* table = args.page_table + tile.sequence * args.max_pages;
   const int64_t begin = split * kSplitKeys;
@@ -152,24 +166,28 @@ void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, i
     const bool good = number >= 0;
     const int64_t end = Min(count, j + args.page_size - offset);
     const int64_t element = good ? (number * args.page_size + offset) * width : 0;
-    if (kFloat8 && good) {
-      bf16* rows = staged + j * width;
-      DecodeF8Row(static_cast<const f8e4m3fn*>(args.cache) + element, (end - j) * width, rows);
-    }
-    for (int64_t i = 0; j < end; ++j, ++i) {
+    const auto* key = static_cast<const Cache*>(args.cache) + element;
+    for (; j < end; ++j, key += width) {
       if (!good) {
-        keys[j] = zeros;
-      } else if constexpr (kFloat8) {
-        keys[j] = staged + j * width;
+        memory.keys[j] = memory.zeros;
+      } else if constexpr (std::is_same_v<Cache, W>) {
+        memory.keys[j] = key;
       } else {
-        keys[j] = static_cast<const W*>(args.cache) + element + i * width;
+        Stage(key, width, memory.decoded, memory.staged + j * width);
+        memory.keys[j] = memory.staged + j * width;
       }
     }
   }
 }
 
-template <typename X, typename W, bool kFloat8>
+// Of a cache of such elements.
+template <typename X, typename Cache>
 struct Attention {
+  static constexpr bool kFloat8 = std::is_same_v<Cache, f8e4m3fn>;
+  using Element = std::conditional_t<kFloat8, bf16, Cache>;
+  using W = typename ProductType<X, Element>::T;  // What is multiplied.
+  static constexpr bool kStages = !std::is_same_v<Cache, W>;
+
   const MlaAttentionArgs& args;
 
   int64_t width() const { return args.rank + args.rope; }
@@ -188,7 +206,7 @@ struct Attention {
     }
     // Later rows never see fewer keys, so the last row tells how many are needed.
     const int64_t count = memory.visible[tile.rows - 1];
-    GatherKeys<kFloat8>(args, tile, split, count, memory.zeros, memory.staged, memory.keys);
+    GatherKeys<Cache>(args, tile, split, count, memory);
     const float scale = args.softmax_scale * kLog2E;
     const Keys<W> keys = {memory.keys,
                           memory.keys,
@@ -219,7 +237,7 @@ struct Attention {
     float *acc, *run;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      memory = TaskMemory<X, W>::Carve(&carver, args, kFloat8);
+      memory = TaskMemory<X, W>::Carve(&carver, args, kStages);
       acc = carver.Take<float>(kTileRows * args.rank);
       run = carver.Take<float>(kTileRows * args.rank);
       return carver.used();
@@ -248,7 +266,7 @@ struct Attention {
     TaskMemory<X, W> memory;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      memory = TaskMemory<X, W>::Carve(&carver, args, kFloat8);
+      memory = TaskMemory<X, W>::Carve(&carver, args, kStages);
       return carver.used();
     };
     carve(Scratch(kTaskScratch, carve(nullptr)));
@@ -321,11 +339,11 @@ template <typename X>
 void RunForIo(const MlaAttentionArgs& args, const Executor& executor) {
   switch (args.cache_type) {
     case DType::kF32:
-      return Attention<X, float, false>{args}.Run(executor);
+      return Attention<X, float>{args}.Run(executor);
     case DType::kBF16:
-      return Attention<X, bf16, false>{args}.Run(executor);
+      return Attention<X, bf16>{args}.Run(executor);
     case DType::kF8E4M3FN:
-      return Attention<X, bf16, true>{args}.Run(executor);
+      return Attention<X, f8e4m3fn>{args}.Run(executor);
     case DType::kF8E4M3FNUZ:
     case DType::kU8:
       return;  // No cache holds them; the binding refuses it.

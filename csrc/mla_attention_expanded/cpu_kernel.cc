@@ -1,6 +1,6 @@
 // Expanded attention: one head and a tile of kTileTokens queries a task. The head's keys and values
-// are copied split by split into compact rows: in place they lie a power of two apart, where they
-// would evict each other from the caches. Memory stays linear in the number of tokens.
+// are copied split by split into compact rows of what products multiply: in place they lie a power
+// of two apart, where they would evict each other from the caches. Memory stays linear in the number of tokens.
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/scratch.h"
@@ -21,10 +21,10 @@ struct Tile {
   int64_t begin, end;
 };
 
-template <typename T>
+template <typename T, typename W>
 struct TaskMemory {
-  const T* k[kSplitKeys];
-  const T* v[kSplitKeys];
+  const W* k[kSplitKeys];
+  const W* v[kSplitKeys];
   const T* qa[kTileTokens];
   const T* qb[kTileTokens];
   int32_t visible[kTileTokens];
@@ -33,12 +33,8 @@ struct TaskMemory {
 };
 
 template <typename T>
-void CopyRow(const T* src, int64_t n, T* dst) {
-  __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
-}
-
-template <typename T>
 struct Attention {
+  using W = typename ProductType<T, T>::T;
   const ExpandedAttentionArgs& args;
 
   // Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns. The tiles
@@ -73,15 +69,15 @@ struct Attention {
   int64_t qk_width() const { return args.nope + args.rope; }
 
   void RunTile(const Tile& tile, int64_t head) const {
-    AttendScratch<T, T> attend;
-    TaskMemory<T>* memory;
-    T* staged;
+    AttendScratch<T, W> attend;
+    TaskMemory<T, W>* memory;
+    W* staged;
     float *acc, *run;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      attend = AttendScratch<T, T>::Carve(&carver, kTileTokens, args.nope, args.rope);
-      memory = carver.Take<TaskMemory<T>>(1);
-      staged = carver.Take<T>(kSplitKeys * (qk_width() + args.v));
+      attend = AttendScratch<T, W>::Carve(&carver, kTileTokens, args.nope, args.rope);
+      memory = carver.Take<TaskMemory<T, W>>(1);
+      staged = carver.Take<W>(kSplitKeys * (qk_width() + args.v));
       acc = carver.Take<float>(kTileTokens * args.v);
       run = carver.Take<float>(kTileTokens * args.v);
       return carver.used();
@@ -99,11 +95,11 @@ struct Attention {
       for (int64_t j = 0; j < count; ++j) {
         const int64_t token = tile.token0 + begin + j;
         const T* kv = static_cast<const T*>(args.kv) + (token * args.heads + head) * kv_width();
-        T* copy = staged + j * (qk_width() + args.v);
-        CopyRow(kv, args.nope, copy);
-        CopyRow(static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope,
+        W* copy = staged + j * (qk_width() + args.v);
+        ConvertRow(kv, args.nope, copy);
+        ConvertRow(static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope,
                 args.rope, copy + args.nope);
-        CopyRow(kv + args.nope, args.v, copy + qk_width());
+        ConvertRow(kv + args.nope, args.v, copy + qk_width());
         memory->k[j] = copy;
         memory->v[j] = copy + qk_width();
       }
@@ -112,7 +108,7 @@ struct Attention {
         memory->visible[r] = static_cast<int32_t>(Clamp(sees - begin, 0, count));
       }
       const float scale = args.softmax_scale * kLog2E;
-      const Keys<T> k = {memory->k, memory->v, args.nope, args.rope, args.v, scale, scale};
+      const Keys<W> k = {memory->k, memory->v, args.nope, args.rope, args.v, scale, scale};
       RowState* state = begin == 0 ? memory->state : memory->part;
       float* to = begin == 0 ? run : acc;
       AttendSplit(memory->qa, memory->qb, rows, memory->visible, k, attend, state, to);
