@@ -81,14 +81,20 @@ struct NibbleCodes {
     values = _mm512_load_ps(kNibbles<code>.values);
     __asm__("" : "+v"(values));
   }
+  using Group = __m512i;
+  static MLA_INLINE Group Get(const uint8_t* from) { return _mm512_loadu_si512(from); }
+  template <int j>
+  MLA_INLINE vf Vector(Group codes) const {
+    // The look-up takes the lowest four bits.
+    const __m512i nibbles = _mm512_maskz_srli_epi32(0xffff, codes, 4 * j);
+    return (vf)_mm512_maskz_permutexvar_ps(0xffff, nibbles, values);
+  }
   // Calls f(Constant<j>(), vector j).
   template <typename F>
   MLA_INLINE void Each(const uint8_t* from, const F& f) const {
-    const __m512i codes = _mm512_loadu_si512(from);
+    const Group codes = Get(from);
     ForEachOf<kVectors>([&](auto index) __attribute__((always_inline)) {
-      // The look-up takes the lowest four bits.
-      const __m512i nibbles = _mm512_maskz_srli_epi32(0xffff, codes, 4 * decltype(index)::value);
-      f(index, (vf)_mm512_maskz_permutexvar_ps(0xffff, nibbles, values));
+      f(index, Vector<decltype(index)::value>(codes));
     });
   }
   static MLA_INLINE vf ScaleOf(const uint8_t* scale, int64_t group, int64_t) {
@@ -190,11 +196,16 @@ struct PanelCodes : Codes {
   static constexpr int64_t kBytes = Codes::kColumns * static_cast<int64_t>(sizeof(float));
   static constexpr bool kFromMemory = false;
 
+  using Group = const float*;
+  static MLA_INLINE Group Get(const uint8_t* from) { return reinterpret_cast<const float*>(from); }
+  template <int j>
+  MLA_INLINE vf Vector(Group values) const {
+    return Load(values + j * kLanes);
+  }
   template <typename F>
   MLA_INLINE void Each(const uint8_t* from, const F& f) const {
-    const auto* values = reinterpret_cast<const float*>(from);
     ForEachOf<Codes::kVectors>([&](auto index) __attribute__((always_inline)) {
-      f(index, Load(values + decltype(index)::value * kLanes));
+      f(index, Vector<decltype(index)::value>(Get(from)));
     });
   }
 };
@@ -213,53 +224,90 @@ struct CodeRows {
   float unit;            // What the vectors' sums are multiplied by besides.
 };
 
+// Adds a group of N weight rows, which `groups` point to, to the sums of M rows of activations.
+// `begins`: these are a run's first.
+template <int M, int N, typename Codes>
+MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Codes& codes,
+                         bool begins, vf* part) {
+  constexpr int64_t kStride = M * kLanes;
+#if defined(__AVX512F__)
+  // A vector of x is loaded once for all weight rows.
+  if constexpr (Codes::kVectors == 8) {
+    typename Codes::Group group[N];
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) group[n] = Codes::Get(groups[n]);
+    ForEachOf<8>([&](auto index) __attribute__((always_inline)) {
+      constexpr int j = decltype(index)::value;
+      vf w[N];
+      MLA_UNROLL
+      for (int n = 0; n < N; ++n) w[n] = codes.template Vector<j>(group[n]);
+      MLA_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const vf a = Load(x + j * kStride + m * kLanes);
+        MLA_UNROLL
+        for (int n = 0; n < N; ++n) {
+          part[m * N + n] = begins && j == 0 ? a * w[n] : MulAdd(a, w[n], part[m * N + n]);
+        }
+      }
+    });
+    return;
+  }
+#endif
+  MLA_UNROLL
+  for (int n = 0; n < N; ++n) {
+    codes.Each(groups[n], [&](auto index, vf w) __attribute__((always_inline)) {
+      constexpr int j = decltype(index)::value;
+      MLA_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const vf a = Load(x + j * kStride + m * kLanes);
+        part[m * N + n] = begins && j == 0 ? a * w : MulAdd(a, w, part[m * N + n]);
+      }
+    });
+  }
+}
+
 // out[m * N + n] = x[m] . w[n], of M rows of a tile of activations.
 template <int M, int N, typename Codes>
 inline __attribute__((noinline)) void CodeTile(const float* x,
                                                const CodeRows<N, typename Codes::Scale>& rows,
                                                float* out) {
   constexpr bool kOne = Codes::kRunsOfOne;
-  constexpr int64_t kStride = M * kLanes;
+  constexpr int64_t kGroup = Codes::kVectors * M * kLanes;
   vf acc[kWholeSums<M * N>] = {};
   const Codes codes;
-  const uint8_t* data[N];
-  MLA_UNROLL
-  for (int n = 0; n < N; ++n) data[n] = rows.data[n];
   const int64_t whole = rows.groups, all = whole + (rows.rest != nullptr);
   const int64_t run = kOne ? 1 : rows.run;
+  const uint8_t* at[N];
   const uint8_t* ahead = rows.ahead;
-  for (int64_t first = 0; first < all; first += run) {
-    const int64_t end = kOne ? first + 1 : Min(first + run, whole);
+  const auto take = [&](bool from_rest, int64_t g) __attribute__((always_inline)) {
     MLA_UNROLL
     for (int n = 0; n < N; ++n) {
-      if constexpr (Codes::kFromMemory) {
-        AskFor(ahead, (end - first) * Codes::kBytes);
-        ahead += (end - first) * Codes::kBytes;
+      at[n] = from_rest ? rows.rest + n * Codes::kBytes : rows.data[n] + g * Codes::kBytes;
+    }
+  };
+  for (int64_t first = 0; first < all; first += run) {
+    const int64_t end = Min(first + run, all);
+    if constexpr (Codes::kFromMemory) {
+      AskFor(ahead, N * (end - first) * Codes::kBytes);
+      ahead += N * (end - first) * Codes::kBytes;
+    }
+    vf part[M * N] = {};
+    if constexpr (kOne) {
+      take(first == whole, first);
+      AddGroup<M, N>(x + first * kGroup, at, codes, true, part);
+    } else {
+      for (int64_t g = first; g < end; ++g) {
+        take(g == whole, g);
+        AddGroup<M, N>(x + g * kGroup, at, codes, false, part);
       }
-      vf part[M] = {};
-      const auto add = [&](const uint8_t* from, int64_t g) __attribute__((always_inline)) {
-        const float* columns = x + g * (Codes::kVectors * kStride);
-        codes.Each(from, [&](auto index, vf w) __attribute__((always_inline)) {
-          constexpr int j = decltype(index)::value;
-          MLA_UNROLL
-          for (int m = 0; m < M; ++m) {
-            const vf a = Load(columns + j * kStride + m * kLanes);
-            part[m] = kOne && j == 0 ? a * w : MulAdd(a, w, part[m]);
-          }
-        });
-      };
-      const uint8_t* rest = rows.rest + n * Codes::kBytes;
-      if constexpr (kOne) {
-        add(first < whole ? data[n] + first * Codes::kBytes : rest, first);
-      } else {
-        for (int64_t g = first; g < end; ++g) add(data[n] + g * Codes::kBytes, g);
-        if (first + run > whole && whole < all) add(rest, whole);
-      }
+    }
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) {
       const vf scale = Codes::ScaleOf(rows.scale[n], first, run);
       MLA_UNROLL
       for (int m = 0; m < M; ++m) {
         // A power of two, which rounds nothing wherever it comes in.
-        const vf sum = kOne ? part[m] : part[m] * rows.unit;
+        const vf sum = kOne ? part[m * N + n] : part[m * N + n] * rows.unit;
         acc[m * N + n] = MulAdd(sum, scale, acc[m * N + n]);
       }
     }

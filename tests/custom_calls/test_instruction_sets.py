@@ -28,6 +28,8 @@ TESTS = (
     "test_linear_quantized.py::test_every_code_reaches_the_product_rounded_once",
     "test_linear_quantized.py::TestLinearQuantized::test_matches_oracle",
     "test_linear_quantized.py::test_a_row_is_the_same_alone_and_in_any_batch",
+    "test_linear_quantized.py::test_a_broken_weight_row_stays_in_its_column",
+    "test_linear_quantized.py::test_recoded_weights_give_the_same_bits",
     "test_linear_quantized.py::test_long_rows_are_the_same_alone_and_in_any_batch",
     "test_linear_vnni.py::test_every_mxfp4_value_reaches_the_product_exactly",
     "test_linear_vnni.py::TestLinearVnni::test_matches_oracle",

@@ -439,6 +439,22 @@ def test_long_rows_are_the_same_alone_and_in_any_batch(layout: str, types: tuple
         assert same_bits(np.asarray(full)[:rows], part), rows
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sums_before_their_scale_do_not_overflow(dtype: str, rng: Rng) -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("what a GPU's kernels multiply by a scale, and when, is their own affair")
+    # Eight products of the largest code with activations near the largest number, under small scales.
+    data = np.full((5, 160), 0x77, np.uint8)
+    scale = np.full((5, 10), 60, np.uint8)
+    x = (3e38 * rng.uniform(0.9, 1, (70, 320))).astype(np.float32).astype(np.dtype(dtype))
+    call = make(70, 5, 320, "mxfp4")(rng, dtype, "float32").changed(x=x, data=data, scale=scale)
+    for rows in (1, 4, 8, 33, 70):
+        part = call.changed(x=x[:rows])
+        (got,) = TestLinearQuantized.call(part, "native")
+        assert np.isfinite(np.asarray(got)).all()
+        check(got, TestLinearQuantized.expected(part)[0], f"linear_quantized, {rows} rows of large numbers")
+
+
 def test_many_rows_meet_blocks_of_odd_width(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair of columns with two scales cannot be multiplied at once."""
     monkeypatch.setitem(LAYOUTS, "fp8_block24x33", ("fp8_block", (24, 33)))
