@@ -166,12 +166,11 @@ MLA_INLINE __m256i DecodeF8x16(const uint8_t* src) {
   const __m256i pairs = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)low, 16),
                                             _mm256_srli_epi32((__m256i)high, 16));
   const __m256i value = _mm256_permute4x64_epi64(pairs, 0xd8);
-  const __m256i nan =
-      kIsFnuz<F8> ? _mm256_cmpeq_epi16(wide, _mm256_set1_epi16(-0x80))
-                  : _mm256_cmpeq_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)),
-                                       _mm256_set1_epi16(0x7f));
-  return _mm256_blendv_epi8(
-      value, _mm256_or_si256(value, _mm256_set1_epi16(0x7fc0)), nan);
+  const __m256i nan = kIsFnuz<F8>
+                          ? _mm256_cmpeq_epi16(wide, _mm256_set1_epi16(-0x80))
+                          : _mm256_cmpeq_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)),
+                                               _mm256_set1_epi16(0x7f));
+  return _mm256_blendv_epi8(value, _mm256_or_si256(value, _mm256_set1_epi16(0x7fc0)), nan);
 }
 #endif
 

@@ -43,8 +43,10 @@ struct NibbleTables {
       int exponent = 0;
       while (magnitude >> (exponent + 1) != 0) ++exponent;
       // The fraction's bits from the 22nd down; the sign of code 8 of MXFP4, minus zero, is kept.
-      const uint32_t fraction = static_cast<uint32_t>(magnitude - (1 << exponent)) << (23 - exponent);
-      uint32_t bits = magnitude == 0 ? 0 : fraction | static_cast<uint32_t>(127 + exponent - down) << 23;
+      const uint32_t fraction = static_cast<uint32_t>(magnitude - (1 << exponent))
+                                << (23 - exponent);
+      uint32_t bits =
+          magnitude == 0 ? 0 : fraction | static_cast<uint32_t>(127 + exponent - down) << 23;
       if (code == Code::kInt4 ? whole < 0 : i >= 8) bits |= 0x80000000u;
       thirds[i] = thirds[i + 16] = static_cast<uint8_t>(bits >> 16);
       fourths[i] = fourths[i + 16] = static_cast<uint8_t>(bits >> 24);
@@ -89,19 +91,11 @@ struct NibbleCodes {
     const __m512i nibbles = _mm512_maskz_srli_epi32(0xffff, codes, 4 * j);
     return (vf)_mm512_maskz_permutexvar_ps(0xffff, nibbles, values);
   }
-  // Calls f(Constant<j>(), vector j).
-  template <typename F>
-  MLA_INLINE void Each(const uint8_t* from, const F& f) const {
-    const Group codes = Get(from);
-    ForEachOf<kVectors>([&](auto index) __attribute__((always_inline)) {
-      f(index, Vector<decltype(index)::value>(codes));
-    });
-  }
   static MLA_INLINE vf ScaleOf(const uint8_t* scale, int64_t group, int64_t) {
     int32_t four;
     __builtin_memcpy(&four, scale + group * 4, sizeof(four));
-    const __m512i exponents = _mm512_maskz_shuffle_epi8(
-        ~uint64_t{0}, _mm512_set1_epi32(four), _mm512_load_si512(kExponentOfLane));
+    const __m512i exponents = _mm512_maskz_shuffle_epi8(~uint64_t{0}, _mm512_set1_epi32(four),
+                                                        _mm512_load_si512(kExponentOfLane));
     return (vf)_mm512_maskz_slli_epi32(0xffff, exponents, 7);
   }
   static MLA_INLINE vf ScaleOf(const float* scale, int64_t group, int64_t) {
@@ -119,6 +113,7 @@ struct NibbleCodes {
     nibble = _mm256_set1_epi8(15);
     upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   }
+  // Calls f(Constant<j>(), vector j) for all of them: in no order of j, as they come about.
   template <typename F>
   MLA_INLINE void Each(const uint8_t* from, const F& f) const {
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -162,8 +157,10 @@ struct ByteCodes {
   static constexpr bool kFromMemory = true;
   using Scale = float;
 
-  template <typename F>
-  MLA_INLINE void Each(const uint8_t* from, const F& f) const {
+  struct Group {
+    vf first, second;
+  };
+  static MLA_INLINE Group Get(const uint8_t* from) {
     // The sign stays behind the others, where fp16 has its own.
     constexpr int16_t kKept = -0x4080;
 #if defined(__AVX512F__)
@@ -174,16 +171,19 @@ struct ByteCodes {
     const auto bits = (Words)_mm512_and_si512(wide, _mm512_set1_epi16(kKept));
     const auto first = (__m256i)__builtin_shufflevector(bits, bits, 0, 1, 2, 3);
     const auto second = (__m256i)__builtin_shufflevector(bits, bits, 4, 5, 6, 7);
-    f(Constant<0>(), (vf)_mm512_maskz_cvtph_ps(0xffff, first));
-    f(Constant<1>(), (vf)_mm512_maskz_cvtph_ps(0xffff, second));
+    return {(vf)_mm512_maskz_cvtph_ps(0xffff, first), (vf)_mm512_maskz_cvtph_ps(0xffff, second)};
 #else
     __m128i codes;
     __builtin_memcpy(&codes, from, sizeof(codes));
     const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
     const __m256i bits = _mm256_and_si256(wide, _mm256_set1_epi16(kKept));
-    f(Constant<0>(), (vf)_mm256_cvtph_ps(_mm256_castsi256_si128(bits)));
-    f(Constant<1>(), (vf)_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)));
+    return {(vf)_mm256_cvtph_ps(_mm256_castsi256_si128(bits)),
+            (vf)_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
 #endif
+  }
+  template <int j>
+  MLA_INLINE vf Vector(const Group& group) const {
+    return j == 0 ? group.first : group.second;
   }
   static MLA_INLINE vf ScaleOf(const float* scale, int64_t group, int64_t run) {
     return Splat(scale[group / run]);
@@ -202,13 +202,27 @@ struct PanelCodes : Codes {
   MLA_INLINE vf Vector(Group values) const {
     return Load(values + j * kLanes);
   }
-  template <typename F>
-  MLA_INLINE void Each(const uint8_t* from, const F& f) const {
-    ForEachOf<Codes::kVectors>([&](auto index) __attribute__((always_inline)) {
-      f(index, Vector<decltype(index)::value>(Get(from)));
-    });
-  }
 };
+
+// Whether any one vector can be had by itself: by Get(group), then Vector<j>.
+template <typename Codes>
+constexpr bool kIndexed = true;
+#if !defined(__AVX512F__)
+template <Code code>
+constexpr bool kIndexed<NibbleCodes<code>> = false;
+#endif
+
+template <typename Codes, typename F>
+MLA_INLINE void EachVector(const Codes& codes, const uint8_t* from, const F& f) {
+  if constexpr (kIndexed<Codes>) {
+    const auto group = Codes::Get(from);
+    ForEachOf<Codes::kVectors>([&](auto index) __attribute__((always_inline)) {
+      f(index, codes.template Vector<decltype(index)::value>(group));
+    });
+  } else {
+    codes.Each(from, f);
+  }
+}
 
 // --- Tiles ---
 
@@ -230,13 +244,12 @@ template <int M, int N, typename Codes>
 MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Codes& codes,
                          bool begins, vf* part) {
   constexpr int64_t kStride = M * kLanes;
-#if defined(__AVX512F__)
-  // A vector of x is loaded once for all weight rows.
-  if constexpr (Codes::kVectors == 8) {
+  if constexpr (kIndexed<Codes>) {
+    // A vector of x is loaded once for all weight rows.
     typename Codes::Group group[N];
     MLA_UNROLL
     for (int n = 0; n < N; ++n) group[n] = Codes::Get(groups[n]);
-    ForEachOf<8>([&](auto index) __attribute__((always_inline)) {
+    ForEachOf<Codes::kVectors>([&](auto index) __attribute__((always_inline)) {
       constexpr int j = decltype(index)::value;
       vf w[N];
       MLA_UNROLL
@@ -250,19 +263,18 @@ MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Cod
         }
       }
     });
-    return;
-  }
-#endif
-  MLA_UNROLL
-  for (int n = 0; n < N; ++n) {
-    codes.Each(groups[n], [&](auto index, vf w) __attribute__((always_inline)) {
-      constexpr int j = decltype(index)::value;
-      MLA_UNROLL
-      for (int m = 0; m < M; ++m) {
-        const vf a = Load(x + j * kStride + m * kLanes);
-        part[m * N + n] = begins && j == 0 ? a * w : MulAdd(a, w, part[m * N + n]);
-      }
-    });
+  } else {
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) {
+      codes.Each(groups[n], [&](auto index, vf w) __attribute__((always_inline)) {
+        constexpr int j = decltype(index)::value;
+        MLA_UNROLL
+        for (int m = 0; m < M; ++m) {
+          const vf a = Load(x + j * kStride + m * kLanes);
+          part[m * N + n] = begins && j == 0 ? a * w : MulAdd(a, w, part[m * N + n]);
+        }
+      });
+    }
   }
 }
 
@@ -339,8 +351,7 @@ struct FloatWeights {
   static bool Takes(const QuantizedMatrix& m) {
     if (m.code != code) return false;
     if (!kBytes) return m.block_k % kScaleColumns == 0 && m.k % kScaleColumns == 0;
-    return m.block_k >= m.k ||
-           (m.block_k % Codes::kColumns == 0 && kChunk<float> % m.block_k == 0);
+    return m.block_k >= m.k || (m.block_k % Codes::kColumns == 0 && kChunk<float> % m.block_k == 0);
   }
 
 #if defined(__AVX512F__)
@@ -366,8 +377,8 @@ struct FloatWeights {
 
   void ReadChunkScales(int64_t row, int64_t k0, int64_t left, Scale* scale) const {
     if constexpr (kMxfp4) {
-      const uint8_t* from = static_cast<const uint8_t*>(m.scale) +
-                            row * (m.k / kScaleColumns) + k0 / kScaleColumns;
+      const uint8_t* from =
+          static_cast<const uint8_t*>(m.scale) + row * (m.k / kScaleColumns) + k0 / kScaleColumns;
       if (left == kChunk<float>) {
         __builtin_memcpy(scale, from, kChunkScales);
       } else {
@@ -418,9 +429,8 @@ struct FloatWeights {
   static bool AnyNan(const uint8_t* codes, int64_t count) {
     // Zero where a code is NaN.
     const auto test = [](__m256i v) {
-      return code == Code::kE4M3
-                 ? _mm256_andnot_si256(v, _mm256_set1_epi8(0x7f))
-                 : _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
+      return code == Code::kE4M3 ? _mm256_andnot_si256(v, _mm256_set1_epi8(0x7f))
+                                 : _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
     };
     __m256i least = _mm256_set1_epi8(1);
     int64_t i = 0;
@@ -437,7 +447,7 @@ struct FloatWeights {
   }
 
   // What the vectors of a group are multiplied by, a power of two, to be values or codes.
-  static constexpr float kUnit = kMxfp4                  ? static_cast<float>(1 << kMxfp4Down)
+  static constexpr float kUnit = kMxfp4                    ? static_cast<float>(1 << kMxfp4Down)
                                  : code == Code::kE4M3     ? 256.0f
                                  : code == Code::kE4M3Fnuz ? 128.0f
                                                            : 1.0f;
@@ -454,7 +464,7 @@ struct FloatWeights {
     const auto group = [&](const uint8_t* at, int64_t g) __attribute__((always_inline)) {
       vf factor = Splat(1.0f);
       if constexpr (!kBytes) factor = Codes::ScaleOf(scale, g, 1);
-      codes.Each(at, [&](auto index, vf w) __attribute__((always_inline)) {
+      EachVector(codes, at, [&](auto index, vf w) __attribute__((always_inline)) {
         float* to = dst + g * Codes::kColumns + decltype(index)::value * kLanes;
         Store(to, (w * factor) * kUnit);
       });
@@ -463,7 +473,8 @@ struct FloatWeights {
     int64_t done = groups * Codes::kColumns;
     if (done < left) {
       alignas(64) uint8_t rest[Codes::kBytes] = {};
-      __builtin_memcpy(rest, from + groups * Codes::kBytes, static_cast<size_t>(Bytes(left - done)));
+      __builtin_memcpy(rest, from + groups * Codes::kBytes,
+                       static_cast<size_t>(Bytes(left - done)));
       group(rest, groups);
       done += Codes::kColumns;
     }

@@ -1,8 +1,8 @@
 // Paged latent attention. A query row is one head of one token; at most kTileRows of them, all of
 // one sequence, make a tile. With many tiles a task takes a tile through all its key splits; with
 // few (decode) every split is a task of its own and a second pass merges them in order. Both ways
-// do the same arithmetic. Keys that are not of the type which products multiply are converted once a
-// split.
+// do the same arithmetic. Keys that are not of the type which products multiply are converted once
+// a split.
 #include <type_traits>
 
 #include "common/attention_core.h"

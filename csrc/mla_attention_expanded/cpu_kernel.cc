@@ -1,6 +1,7 @@
 // Expanded attention: one head and a tile of kTileTokens queries a task. The head's keys and values
 // are copied split by split into compact rows of what products multiply: in place they lie a power
-// of two apart, where they would evict each other from the caches. Memory stays linear in the number of tokens.
+// of two apart, where they would evict each other from the caches. Memory stays linear in the
+// number of tokens.
 #include "common/attention_core.h"
 #include "common/bfloat16.h"
 #include "common/scratch.h"
@@ -98,7 +99,7 @@ struct Attention {
         W* copy = staged + j * (qk_width() + args.v);
         ConvertRow(kv, args.nope, copy);
         ConvertRow(static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope,
-                args.rope, copy + args.nope);
+                   args.rope, copy + args.nope);
         ConvertRow(kv + args.nope, args.v, copy + qk_width());
         memory->k[j] = copy;
         memory->v[j] = copy + qk_width();
