@@ -355,11 +355,11 @@ struct FloatWeights {
   }
 
 #if defined(__AVX512F__)
-  static constexpr int FewCols(int height) { return height <= 2 ? 4 : 2; }
-  static constexpr int ManyCols() { return 2; }
+  static constexpr int FewCols(int height) { return height <= 6 ? 4 : 2; }
+  static constexpr int ManyCols() { return 4; }
 #else
   static constexpr int FewCols(int) { return 2; }
-  static constexpr int ManyCols() { return 1; }
+  static constexpr int ManyCols() { return 2; }
 #endif
   // Values of int4 are rounded, which products straight from the codes are not.
   bool UsesPanel(int64_t rows) const { return code != Code::kInt4 && rows > kFewRows; }
