@@ -21,7 +21,7 @@
 namespace mla {
 namespace MLA_ISA {
 
-// Half as many where they are staged as f32.
+// Half as many where bf16 keys are staged as f32, which should stay in the second-level cache.
 constexpr int64_t kSplitKeys = std::is_same_v<ProductType<bf16, bf16>::T, bf16> ? 512 : 256;
 constexpr int kAttendVectors = 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.

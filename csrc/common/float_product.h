@@ -22,11 +22,11 @@ namespace MLA_ISA {
 // Columns of four-bit codes that have one scale at least: four lanes of every vector of a group.
 constexpr int64_t kScaleColumns = 32;
 
-// MXFP4 is decoded to 2^-kMxfp4Down of its values: the eight products that meet in a lane before
-// their scale overflow no sooner than one.
-constexpr int kMxfp4Down = 6;
+// Four-bit codes are decoded to 2^-kNibbleDown of themselves: the eight products that meet in a
+// lane before their scale, which is as much larger, overflow no sooner than one.
+constexpr int kNibbleDown = 6;
 
-// Of all codes, twice: the vectors, and the third and fourth bytes of their bits.
+// Of all codes: what they are decoded to, and twice the third and fourth bytes of its bits.
 template <Code code>
 struct NibbleTables {
   alignas(64) float values[16] = {};
@@ -35,10 +35,10 @@ struct NibbleTables {
   constexpr NibbleTables() {
     constexpr int kHalves[8] = {0, 1, 2, 3, 4, 6, 8, 12};
     for (int i = 0; i < 16; ++i) {
-      // In halves of units for MXFP4.
+      // In halves of units.
       const int whole = code == Code::kInt4 ? 2 * (i - 8) : (i < 8 ? 1 : -1) * kHalves[i % 8];
       const int magnitude = whole < 0 ? -whole : whole;
-      const int down = 1 + (code == Code::kInt4 ? 0 : kMxfp4Down);
+      constexpr int down = 1 + kNibbleDown;
       values[i] = static_cast<float>(whole) / static_cast<float>(1 << down);
       int exponent = 0;
       while (magnitude >> (exponent + 1) != 0) ++exponent;
@@ -113,7 +113,7 @@ struct NibbleCodes {
     nibble = _mm256_set1_epi8(15);
     upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   }
-  // Calls f(Constant<j>(), vector j) for all of them: in no order of j, as they come about.
+  // Calls f(Constant<j>(), vector j) for all of them, in order: sums depend on it.
   template <typename F>
   MLA_INLINE void Each(const uint8_t* from, const F& f) const {
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -235,7 +235,6 @@ struct CodeRows {
   const uint8_t* rest;   // One more of each, filled up with zeros; or null.
   int64_t run;           // Groups that have one scale, unless that is always one.
   const uint8_t* ahead;  // Where what is asked for meanwhile begins, in the order of memory.
-  float unit;            // What the vectors' sums are multiplied by besides.
 };
 
 // Adds a group of N weight rows, which `groups` point to, to the sums of M rows of activations.
@@ -318,15 +317,9 @@ inline __attribute__((noinline)) void CodeTile(const float* x,
       const vf scale = Codes::ScaleOf(rows.scale[n], first, run);
       MLA_UNROLL
       for (int m = 0; m < M; ++m) {
-        // A power of two, which rounds nothing wherever it comes in.
-        const vf sum = kOne ? part[m * N + n] : part[m * N + n] * rows.unit;
-        acc[m * N + n] = MulAdd(sum, scale, acc[m * N + n]);
+        acc[m * N + n] = MulAdd(part[m * N + n], scale, acc[m * N + n]);
       }
     }
-  }
-  if (kOne) {
-    MLA_UNROLL
-    for (int i = 0; i < M * N; ++i) acc[i] *= rows.unit;
   }
   LaneSums<kWholeSums<M * N>>(acc, out);
 }
@@ -343,13 +336,16 @@ struct FloatWeights {
   using Scale = typename Codes::Scale;
   const QuantizedMatrix& m;
 
-  // Panels hold values of four-bit codes, whose order mixes the columns of several scales, and
-  // codes of the others.
+  // Panels hold the vectors of the codes. Across the lanes they hold the values of four-bit codes,
+  // whose order mixes the columns of several scales.
   static constexpr bool kScaled = kBytes;
+  static constexpr bool kOwnLanePanels = !kBytes;
 
-  // Whether no scale's columns end inside a group, nor inside a chunk those that begin in it.
+  // Whether no lane of a group has columns of two scales, and of FP8 no chunk begins inside a
+  // scale's columns.
   static bool Takes(const QuantizedMatrix& m) {
-    if (m.code != code) return false;
+    if (m.code != code || m.k == 0) return false;
+    if (kMxfp4) return m.block_k == kScaleColumns && m.k % kScaleColumns == 0;
     if (!kBytes) return m.block_k % kScaleColumns == 0 && m.k % kScaleColumns == 0;
     return m.block_k >= m.k || (m.block_k % Codes::kColumns == 0 && kChunk<float> % m.block_k == 0);
   }
@@ -361,43 +357,59 @@ struct FloatWeights {
   static constexpr int FewCols(int) { return 2; }
   static constexpr int ManyCols() { return 2; }
 #endif
-  // Values of int4 are rounded, which products straight from the codes are not.
-  bool UsesPanel(int64_t rows) const { return code != Code::kInt4 && rows > kFewRows; }
+  bool UsesPanel(int64_t rows) const { return rows > kFewRows; }
 
   static int64_t Bytes(int64_t columns) { return kBytes ? columns : columns / 2; }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
+  static int64_t Groups(int64_t left) { return CeilDiv(left, Codes::kColumns); }
   int64_t Run(int64_t left) const {
-    return m.block_k >= m.k ? CeilDiv(left, Codes::kColumns) : m.block_k / Codes::kColumns;
+    return m.block_k >= m.k ? Groups(left) : m.block_k / Codes::kColumns;
   }
 
-  // The scales of a chunk of one row: for four-bit codes one of every kScaleColumns columns and as
-  // many as whole groups have, else one of every block.
-  static constexpr int64_t kChunkScales = kChunk<float> / kScaleColumns;
-  static constexpr int64_t kMostScales = 2 * kChunkScales;
+  // What the vectors of a group are multiplied by, a power of two, to be codes.
+  static constexpr float kUnit =
+      kBytes ? (code == Code::kE4M3 ? 256.0f : 128.0f) : static_cast<float>(1 << kNibbleDown);
 
-  void ReadChunkScales(int64_t row, int64_t k0, int64_t left, Scale* scale) const {
+  // The scales of a chunk of one row, kUnit times as large: for four-bit codes one of every
+  // kScaleColumns columns, up to a whole group, else one of every block.
+  static constexpr int64_t kChunkScales = kChunk<float> / kScaleColumns;
+  static constexpr int64_t kMostScales = kBytes ? kChunk<float> / Codes::kColumns : kChunkScales;
+
+  // Returns whether they are. If some product of MXFP4 is no normal number, 2^-kNibbleDown of it
+  // included, they are all 1 instead: then the vectors must be the values.
+  bool ReadChunkScales(int64_t row, int64_t k0, int64_t left, Scale* scale) const {
     if constexpr (kMxfp4) {
+      typedef uint8_t Scales __attribute__((vector_size(kChunkScales)));
+      constexpr uint8_t kOne = 127, kLeast = 2 + kNibbleDown, kMost = 252 - kNibbleDown;
       const uint8_t* from =
           static_cast<const uint8_t*>(m.scale) + row * (m.k / kScaleColumns) + k0 / kScaleColumns;
+      Scales scales = Scales{} + kOne;
       if (left == kChunk<float>) {
-        __builtin_memcpy(scale, from, kChunkScales);
+        __builtin_memcpy(&scales, from, sizeof(scales));
       } else {
-        __builtin_memset(scale, 127, kChunkScales);
-        __builtin_memcpy(scale, from, static_cast<size_t>(left / kScaleColumns));
+        __builtin_memcpy(&scales, from, static_cast<size_t>(left / kScaleColumns));
       }
+      // Below the least the difference is large.
+      const auto outside = (__m256i)(scales - kLeast > kMost - kLeast);
+      const bool regular = _mm256_testz_si256(outside, outside) != 0;
+      scales = regular ? scales + kNibbleDown : Scales{} + kOne;
+      __builtin_memcpy(scale, &scales, sizeof(scales));
+      return regular;
     } else {
       const RowScales scales(m, row);
       int64_t block = k0 / m.block_k, i = 0;
       if (kBytes || m.block_k == kScaleColumns) {
         const int64_t count = CeilDiv(left, Min(m.block_k, kChunk<float>));
-        for (; i + kLanes <= count; i += kLanes) Store(scale + i, scales.Vector(block + i));
-        for (; i < count; ++i) scale[i] = scales[block + i];
+        for (; i + kLanes <= count; i += kLanes) {
+          Store(scale + i, scales.Vector(block + i) * kUnit);
+        }
+        for (; i < count; ++i) scale[i] = scales[block + i] * kUnit;
       } else {
         int64_t end = (block + 1) * m.block_k - k0;
-        float one = scales[block];
+        float one = scales[block] * kUnit;
         for (int64_t k = 0; k < left; k += kScaleColumns) {
           if (k == end) {
-            one = scales[++block];
+            one = scales[++block] * kUnit;
             end += m.block_k;
           }
           scale[i++] = one;
@@ -405,28 +417,13 @@ struct FloatWeights {
       }
       constexpr int64_t kGroup = kBytes ? 1 : kNibbleGroup / kScaleColumns;
       while (i % kGroup != 0) scale[i++] = 0.0f;
-    }
-  }
-
-  // Whether a chunk can be decoded in registers: no code is NaN, and of MXFP4 every product with a
-  // scale is a normal number, 2^-kMxfp4Down of it too.
-  bool Regular(int64_t row, int64_t k0, int64_t left, const Scale* scale) const {
-    if constexpr (kMxfp4) {
-      typedef uint8_t Bytes __attribute__((vector_size(kChunkScales)));
-      constexpr uint8_t kLeast = 2 + kMxfp4Down, kMost = 252;
-      Bytes bytes;
-      __builtin_memcpy(&bytes, scale, sizeof(bytes));
-      // Below the least the difference is large.
-      const auto outside = (__m256i)(bytes - kLeast > kMost - kLeast);
-      return _mm256_testz_si256(outside, outside) != 0;
-    } else if constexpr (kBytes) {
-      return !AnyNan(m.data + row * m.k + k0, left);
-    } else {
       return true;
     }
   }
 
-  static bool AnyNan(const uint8_t* codes, int64_t count) {
+  bool AnyNan(int64_t row, int64_t k0, int64_t left) const {
+    if (!kBytes) return false;
+    const uint8_t* codes = m.data + row * m.k + k0;
     // Zero where a code is NaN.
     const auto test = [](__m256i v) {
       return code == Code::kE4M3 ? _mm256_andnot_si256(v, _mm256_set1_epi8(0x7f))
@@ -434,60 +431,62 @@ struct FloatWeights {
     };
     __m256i least = _mm256_set1_epi8(1);
     int64_t i = 0;
-    for (; i + 32 <= count; i += 32) {
+    for (; i + 32 <= left; i += 32) {
       const auto* from = reinterpret_cast<const __m256i*>(codes + i);
       least = _mm256_min_epu8(least, test(_mm256_loadu_si256(from)));
     }
-    if (i < count) {
+    if (i < left) {
       __m256i v = _mm256_setzero_si256();
-      __builtin_memcpy(&v, codes + i, static_cast<size_t>(count - i));
+      __builtin_memcpy(&v, codes + i, static_cast<size_t>(left - i));
       least = _mm256_min_epu8(least, test(v));
     }
     return _mm256_movemask_epi8(_mm256_cmpeq_epi8(least, _mm256_setzero_si256())) != 0;
   }
 
-  // What the vectors of a group are multiplied by, a power of two, to be values or codes.
-  static constexpr float kUnit = kMxfp4                    ? static_cast<float>(1 << kMxfp4Down)
-                                 : code == Code::kE4M3     ? 256.0f
-                                 : code == Code::kE4M3Fnuz ? 128.0f
-                                                           : 1.0f;
-
-  // One row's columns into `dst` in the order of the groups, zeros behind the last of `width`: what
-  // a panel holds.
-  void DecodeChunk(int64_t row, int64_t k0, int64_t width, float* dst) const {
-    alignas(64) Scale scale[kMostScales];
-    const int64_t left = Left(k0, width), groups = left / Codes::kColumns;
-    if constexpr (!kBytes) ReadChunkScales(row, k0, left, scale);
-    if (!Regular(row, k0, left, scale)) return DecodeAny(row, k0, width, dst);
+  // Calls f(place, vector, group) for the vectors of a chunk of one row.
+  template <typename F>
+  MLA_INLINE void EachOfChunk(int64_t row, int64_t k0, int64_t left, const F& f) const {
     const uint8_t* from = m.data + row * m.RowBytes() + Bytes(k0);
     const Codes codes;
     const auto group = [&](const uint8_t* at, int64_t g) __attribute__((always_inline)) {
-      vf factor = Splat(1.0f);
-      if constexpr (!kBytes) factor = Codes::ScaleOf(scale, g, 1);
       EachVector(codes, at, [&](auto index, vf w) __attribute__((always_inline)) {
-        float* to = dst + g * Codes::kColumns + decltype(index)::value * kLanes;
-        Store(to, (w * factor) * kUnit);
+        f(g * Codes::kColumns + decltype(index)::value * kLanes, w, g);
       });
     };
-    for (int64_t g = 0; g < groups; ++g) group(from + g * Codes::kBytes, g);
-    int64_t done = groups * Codes::kColumns;
-    if (done < left) {
+    const int64_t whole = left / Codes::kColumns;
+    for (int64_t g = 0; g < whole; ++g) group(from + g * Codes::kBytes, g);
+    if (whole < Groups(left)) {
       alignas(64) uint8_t rest[Codes::kBytes] = {};
-      __builtin_memcpy(rest, from + groups * Codes::kBytes,
-                       static_cast<size_t>(Bytes(left - done)));
-      group(rest, groups);
-      done += Codes::kColumns;
+      __builtin_memcpy(rest, from + whole * Codes::kBytes,
+                       static_cast<size_t>(Bytes(left - whole * Codes::kColumns)));
+      group(rest, whole);
     }
-    for (; done < width; done += kLanes) Store(dst + done, vf{});
   }
 
-  // The same of codes and scales that registers do not take.
-  __attribute__((noinline)) void DecodeAny(int64_t row, int64_t k0, int64_t width,
-                                           float* dst) const {
-    alignas(64) bf16 codes[kChunk<float>];
+  // The values of four-bit codes and the codes of the others, in the order of the groups, zeros
+  // behind the last of `width`.
+  __attribute__((noinline)) void DecodeSlowly(int64_t row, int64_t k0, int64_t width,
+                                              float* dst) const {
+    alignas(64) bf16 decoded[kChunk<float>];
     const int64_t left = Left(k0, width);
-    DecodeRow(m, row, k0, left, codes);
-    PackRow(codes, left, width, kBytes ? Order::kPlain : Order::kByNibble, 1, dst);
+    DecodeRow(m, row, k0, left, decoded);
+    PackRow(decoded, left, width, kBytes ? Order::kPlain : Order::kByNibble, 1, dst);
+  }
+
+  // What a panel has of one row, in the order of the groups, up to the last whole one: the vectors
+  // of its codes, or values if ReadChunkScales was false.
+  void DecodeChunk(int64_t row, int64_t k0, int64_t width, bool regular, float* dst) const {
+    const int64_t left = Left(k0, width);
+    if (!regular) return DecodeSlowly(row, k0, width, dst);
+    if (AnyNan(row, k0, left)) {
+      DecodeSlowly(row, k0, width, dst);
+      for (int64_t i = 0; i < width; i += kLanes) Store(dst + i, Load(dst + i) * (1 / kUnit));
+      return;
+    }
+    EachOfChunk(row, k0, left, [&](int64_t at, vf w, int64_t) __attribute__((always_inline)) {
+      Store(dst + at, w);
+    });
+    for (int64_t i = Groups(left) * Codes::kColumns; i < width; i += kLanes) Store(dst + i, vf{});
   }
 
   template <int M, int N>
@@ -502,40 +501,39 @@ struct FloatWeights {
       const int64_t row = Min(n + j, last);
       rows.data[j] = m.data + row * m.RowBytes() + Bytes(k0);
       rows.scale[j] = scale[j];
-      ReadChunkScales(row, k0, left, scale[j]);
-      regular = Regular(row, k0, left, scale[j]) && regular;
+      regular = ReadChunkScales(row, k0, left, scale[j]) && regular;
+      regular = !AnyNan(row, k0, left) && regular;
       if (rest_bytes > 0) {
         __builtin_memset(rest[j], 0, sizeof(rest[j]));
         __builtin_memcpy(rest[j], rows.data[j] + groups * Codes::kBytes,
                          static_cast<size_t>(rest_bytes));
       }
     }
+    if (!regular) return Irregular<M, N>(x, n, last, k0, width, out);
     rows.groups = groups;
     rows.rest = rest_bytes > 0 ? rest[0] : nullptr;
     rows.run = Run(left);
     rows.ahead = m.data + (n + kRowsAhead) * m.RowBytes() + N * Bytes(k0);
-    if constexpr (code != Code::kInt4) {
-      if (!regular) return Irregular<M, N>(x, n, last, k0, width, &rows, out);
-    }
-    rows.unit = kUnit;
     CodeTile<M, N, Codes>(x, rows, out);
   }
 
   // The same by way of a panel.
   template <int M, int N>
   __attribute__((noinline)) void Irregular(const float* x, int64_t n, int64_t last, int64_t k0,
-                                           int64_t width, CodeRows<N, Scale>* rows,
-                                           float* out) const {
-    alignas(64) float values[N][kChunk<float>];
-    for (int j = 0; j < N; ++j) {
-      DecodeChunk(Min(n + j, last), k0, width, values[j]);
-      rows->data[j] = reinterpret_cast<const uint8_t*>(values[j]);
-    }
-    FromDecoded<M, N>(x, width, rows, out);
+                                           int64_t width, float* out) const {
+    alignas(64) float values[N * kChunk<float>];
+    const Panel<float> panel = {values, kChunk<float>};
+    const int64_t count = Min(N, last - n + 1);
+    Fill(n, count, k0, width, panel);
+    FromPanel<M, N>(x, panel, 0, count - 1, n, k0, width, out);
   }
 
   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<float>& panel) const {
-    for (int64_t j = 0; j < count; ++j) DecodeChunk(n + j, k0, width, panel.Row(j));
+    alignas(64) Scale scale[kMostScales];
+    for (int64_t j = 0; j < count; ++j) {
+      const bool regular = !kMxfp4 || ReadChunkScales(n + j, k0, Left(k0, width), scale);
+      DecodeChunk(n + j, k0, width, regular, panel.Row(j));
+    }
   }
 
   template <int M, int N>
@@ -543,35 +541,40 @@ struct FloatWeights {
                  int64_t k0, int64_t width, float* out) const {
     alignas(64) Scale scale[N][kMostScales];
     const int64_t left = Left(k0, width);
-    CodeRows<N, Scale> rows;
+    CodeRows<N, Scale> rows = {};
     for (int i = 0; i < N; ++i) {
       const int64_t row = Min(j + i, last);
       rows.data[i] = reinterpret_cast<const uint8_t*>(panel.Row(row));
       rows.scale[i] = scale[i];
-      if constexpr (kBytes) ReadChunkScales(n0 + row, k0, left, scale[i]);
+      ReadChunkScales(n0 + row, k0, left, scale[i]);
     }
+    rows.groups = Groups(left);
     rows.run = Run(left);
-    if constexpr (code != Code::kInt4) FromDecoded<M, N>(x, width, &rows, out);
+    CodeTile<M, N, PanelCodes<Codes>>(x, rows, out);
   }
 
-  // Of what DecodeChunk has written.
-  template <int M, int N>
-  static void FromDecoded(const float* x, int64_t width, CodeRows<N, Scale>* rows, float* out) {
-    static_assert(code != Code::kInt4, "its panels hold values, which are rounded");
-    alignas(64) Scale one[kChunkScales];
-    if constexpr (kMxfp4) {
-      __builtin_memset(one, 127, sizeof(one));
-      for (int j = 0; j < N; ++j) rows->scale[j] = one;
+  // --- For rows across the lanes ---
+
+  void FillLanes(int64_t n, int64_t count, int64_t k0, int64_t width,
+                 const Panel<float>& panel) const {
+    alignas(64) Scale scale[kMostScales];
+    const int64_t left = Left(k0, width);
+    for (int64_t j = 0; j < count; ++j) {
+      float* dst = panel.Row(j);
+      if (!ReadChunkScales(n + j, k0, left, scale)) {
+        DecodeSlowly(n + j, k0, width, dst);
+        continue;
+      }
+      EachOfChunk(n + j, k0, left, [&](int64_t at, vf w, int64_t g) __attribute__((always_inline)) {
+        Store(dst + at, w * Codes::ScaleOf(scale, g, 1));
+      });
+      for (int64_t i = Groups(left) * Codes::kColumns; i < width; i += kLanes) Store(dst + i, vf{});
     }
-    rows->groups = width / Codes::kColumns;
-    rows->rest = nullptr;
-    rows->unit = 1.0f;
-    CodeTile<M, N, PanelCodes<Codes>>(x, *rows, out);
   }
 
-  // For rows across the lanes, of weight rows [n, n + count).
+  // Of weight rows [n, n + count).
   void ReadScales(int64_t n, int64_t count, int64_t k, float* scale) const {
-    for (int64_t j = 0; j < count; ++j) scale[j] = RowScales(m, n + j)[k / m.block_k];
+    for (int64_t j = 0; j < count; ++j) scale[j] = RowScales(m, n + j)[k / m.block_k] * kUnit;
   }
   int64_t ScaleEnd(int64_t k) const {
     const int64_t end = (k / m.block_k + 1) * m.block_k;
@@ -582,9 +585,13 @@ struct FloatWeights {
 inline bool TakesNibbles(const QuantizedMatrix& m) {
   return FloatWeights<Code::kE2M1>::Takes(m) || FloatWeights<Code::kInt4>::Takes(m);
 }
+inline bool TakesBytes(const QuantizedMatrix& m) {
+  return FloatWeights<Code::kE4M3>::Takes(m) || FloatWeights<Code::kE4M3Fnuz>::Takes(m);
+}
 
 #else
 inline bool TakesNibbles(const QuantizedMatrix&) { return false; }
+inline bool TakesBytes(const QuantizedMatrix&) { return false; }
 #endif  // __AVX2__
 }  // namespace MLA_ISA
 }  // namespace mla

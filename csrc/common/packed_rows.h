@@ -17,12 +17,12 @@
 namespace mla {
 namespace MLA_ISA {
 
-// The order of the columns inside 128 of them. By nibble: as few instructions take them out of
-// 4-bit codes. 32-bit lane i of vector j of bf16 holds columns 8 i + j and 8 i + 4 + j, as shifts
-// find them in a lane of eight codes.
-enum class Order { kPlain, kByNibble };
+// The order of the columns inside a group of them. In pairs: as they are, filled up to two vectors
+// and not one. By nibble: as few instructions take them out of 4-bit codes. 32-bit lane i of vector
+// j of bf16 holds columns 8 i + j and 8 i + 4 + j, as shifts find them in a lane of eight codes.
+enum class Order { kPlain, kPlainPairs, kByNibble };
 
-// Columns of one group in the order by nibble.
+// Columns of one group in the order by nibble of bf16, and a multiple of those of f32.
 constexpr int64_t kNibbleColumns = 128;
 
 // Of f32 a group is eight vectors, whose codes are one. NibbleColumn(j, i) is the column in lane i
@@ -63,14 +63,16 @@ struct PackedRows {
 
   C* data;  // (tiles, width / kStep, height, kStep), or (tiles, units of 32 bits, height).
   int64_t rows;
-  int64_t width;  // Columns, filled up with zeros to two vectors of f32 or a group.
+  int64_t width;  // Columns, filled up with zeros to whole steps, pairs of them or groups.
   bool lanes;
   bool row_tiles;  // Tiles have kRowTile rows, unless all rows are fewer.
 
   static constexpr int64_t kRowTile = 16;
 
   static PackedRows Of(C* data, int64_t rows, int64_t k, Packing packing) {
-    const int64_t unit = packing.order == Order::kByNibble ? kNibbleColumns : 2 * kLanes;
+    const int64_t unit = packing.order == Order::kByNibble     ? kNibbleColumns
+                         : packing.order == Order::kPlainPairs ? 2 * kStep
+                                                               : kStep;
     const bool lanes = packing.lanes && (kMatrixTiles<C> || rows > kMostDotRows);
     return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes, packing.row_tiles};
   }
@@ -219,7 +221,7 @@ inline void PackLanes(int64_t count, int64_t height, int64_t k, int64_t width, O
     C* to = dst + i0 * (4 / sizeof(C));
     int64_t c = 0;
     if constexpr (std::is_same_v<decltype(row(0)), const C*>) {
-      if (order == Order::kPlain) {
+      if (order != Order::kByNibble) {
         for (int64_t i = 0; i < here; ++i) rows[i] = row(i0 + i);
         c = k / kBlock * kBlock;
         RowsToLanes(rows, here, c, height, to);

@@ -48,6 +48,9 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //   template <int M, int N> void FromPanel(const C* x, const Panel<C>& panel, int64_t j,
 //       int64_t last, int64_t n0, int64_t k0, int64_t width, float* out) const: as Few, of rows
 //       j to min(j + N, last) of a panel whose first row is weight row n0.
+//   static constexpr bool kOwnLanePanels: whether FillLanes, of the same arguments, fills panels
+//   for
+//       rows across the lanes.
 //   For matrix_product.h:
 //   struct Rows and Rows RowsAt(int64_t n, int64_t count) const: some weight rows, j their number
 //       from n on;
@@ -218,7 +221,11 @@ struct Products {
       const int64_t count = Min(kLanePanelRows, cols - p0);
       for (int64_t k0 = 0; k0 < x.width; k0 += kLaneChunk<C>) {
         const int64_t width = Min(kLaneChunk<C>, x.width - k0);
-        w.Fill(n0 + p0, count, k0, width, panel);
+        if constexpr (Weights::kOwnLanePanels) {
+          w.FillLanes(n0 + p0, count, k0, width, panel);
+        } else {
+          w.Fill(n0 + p0, count, k0, width, panel);
+        }
         for (int64_t t = 0; t < tiles; ++t) {
           const auto tile = x.At(tile0 + t);
           WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
@@ -318,6 +325,7 @@ struct PlainWeights {
   int64_t k;
 
   static constexpr bool kScaled = false;
+  static constexpr bool kOwnLanePanels = false;
   static constexpr int FewCols(int height) { return height == 1 ? 8 : (height == 8 ? 2 : kTileN); }
   static constexpr int ManyCols() { return kTileN; }
   // Copies pay for themselves sooner where they also save a conversion in every tile.

@@ -1,6 +1,7 @@
 // A quantised matrix as the weights of Product.
 //
-// f32 activations meet values rounded to f32, in panels. bf16 ones meet exact bf16: MXFP4 values,
+// f32 activations meet values rounded to f32, in panels, unless float_product.h takes the weights.
+// bf16 ones meet exact bf16: MXFP4 values,
 // or codes whose scale multiplies each block's f32 sum. Both are decoded in registers for a few
 // activations and into a panel for many.
 #ifndef MLA_COMMON_QUANTIZED_PRODUCT_H_
@@ -45,6 +46,7 @@ struct DecodedWeights {
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = false;
+  static constexpr bool kOwnLanePanels = false;
   static constexpr int FewCols(int height) { return PlainWeights<C, C>::FewCols(height); }
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t) const { return true; }
@@ -226,6 +228,7 @@ struct Mxfp4Weights {
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = false;
+  static constexpr bool kOwnLanePanels = false;
   static bool Takes(const QuantizedMatrix& m) {
     return m.code == Code::kE2M1 && m.block_k == 32 && m.k % 32 == 0;
   }
@@ -428,6 +431,7 @@ struct CodeWeights {
   const QuantizedMatrix& m;
 
   static constexpr bool kScaled = true;
+  static constexpr bool kOwnLanePanels = false;
   // The columns of a pair, or of a step of tiles, have one scale.
   static bool TakesLanes(const QuantizedMatrix& m) {
     return m.block_k % (kMatrixTiles<bf16> ? 32 : 2) == 0 || m.block_k >= m.k;

@@ -21,6 +21,7 @@ inline Packing PackingFor(const QuantizedMatrix& m) {
 #endif
   if constexpr (sizeof(typename ProductType<X, X>::T) == 4) {
     if (TakesNibbles(m)) return {Order::kByNibble, true};
+    if (TakesBytes(m)) return {Order::kPlainPairs, true};
   }
   return {Order::kPlain, true};
 }

@@ -143,14 +143,18 @@ struct TaskMemory {
   }
 };
 
-inline void Stage(const f8e4m3fn* key, int64_t width, bf16*, bf16* to) {
-  DecodeF8Row(key, width, to);
+// One key of the cache as what products multiply. `decoded`: as many elements.
+template <typename Cache, typename W>
+inline void Stage(const Cache* key, int64_t width, bf16* decoded, W* to) {
+  if constexpr (!std::is_same_v<Cache, f8e4m3fn>) {
+    ConvertRow(key, width, to);
+  } else if constexpr (std::is_same_v<W, bf16>) {
+    DecodeF8Row(key, width, to);
+  } else {
+    DecodeF8Row(key, width, decoded);
+    ConvertRow(decoded, width, to);
+  }
 }
-inline void Stage(const f8e4m3fn* key, int64_t width, bf16* decoded, float* to) {
-  DecodeF8Row(key, width, decoded);
-  ConvertRow(decoded, width, to);
-}
-inline void Stage(const bf16* key, int64_t width, bf16*, float* to) { ConvertRow(key, width, to); }
 
 // Sets the pointers to keys [split * kSplitKeys, + count). Keys on pages that do not exist point
 // to a row of zeros: the queries that see them are overwritten with NaN at the end.

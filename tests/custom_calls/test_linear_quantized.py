@@ -440,7 +440,7 @@ def test_long_rows_are_the_same_alone_and_in_any_batch(layout: str, types: tuple
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sums_before_their_scale_do_not_overflow(dtype: str, rng: Rng) -> None:
+def test_native_sums_before_their_scale_do_not_overflow(dtype: str, rng: Rng) -> None:
     if jax.default_backend() != "cpu":
         pytest.skip("what a GPU's kernels multiply by a scale, and when, is their own affair")
     # Eight products of the largest code with activations near the largest number, under small scales.
@@ -453,6 +453,75 @@ def test_sums_before_their_scale_do_not_overflow(dtype: str, rng: Rng) -> None:
         (got,) = TestLinearQuantized.call(part, "native")
         assert np.isfinite(np.asarray(got)).all()
         check(got, TestLinearQuantized.expected(part)[0], f"linear_quantized, {rows} rows of large numbers")
+
+
+# Blocks beside those of LAYOUTS: whole groups of columns a scale, several groups and parts of one.
+OTHER_BLOCKS = [
+    ("int4_group", (1, 32), BF16),
+    ("int4_group", (1, 64), np.float32),
+    ("int4_group", (1, 96), np.float32),
+    ("int4_group", (1, 128), BF16),
+    ("fp8_block", (16, 16), np.float32),
+    ("fp8_block", (128, 64), np.float32),
+    ("fp8_block", (128, 2048), np.float32),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("container", "block", "scale_dtype"), OTHER_BLOCKS, ids=str)
+def test_native_products_of_other_blocks_are_the_same_in_any_batch(
+    container: str, block: tuple[int, int], scale_dtype: Any, dtype: str, rng: Rng
+) -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("for the loops of the CPU kernels over more columns than they take at a time")
+    k = 2112
+    if container == "int4_group":
+        data = rng.integers(0, 256, (11, k // 2), dtype=np.uint8)
+    else:
+        data = normal(rng, (11, k), "float32").astype(FP8)
+    shape = oracle_quantized.scale_shape((11, k), container, block)
+    scale = rng.uniform(0.1, 1, shape).astype(scale_dtype)
+    x = normal(rng, (70, k), dtype)
+    call = make(70, 11, 64, "mxfp4")(rng, dtype, "float32")
+    call = Call(
+        {**call.arrays, "x": x, "data": data, "scale": scale},
+        {**call.static, "container": container, "block": block},
+    )
+    (full,) = TestLinearQuantized.call(call.changed(x=x[:64]), "native")
+    for rows in (1, 2, 4, 6, 8, 9, 33, 64, 70):
+        part = call.changed(x=x[:rows])
+        (got,) = TestLinearQuantized.call(part, "native")
+        check(
+            got, TestLinearQuantized.expected(part)[0], f"linear_quantized {container} {block}, {rows} rows"
+        )
+        if rows <= INVARIANT_ROWS:
+            assert same_bits(np.asarray(full)[:rows], got), rows
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["mxfp4", "fp8_channel"])
+def test_native_rows_of_tiny_and_huge_numbers_are_the_same_in_any_batch(
+    layout: str, dtype: str, rng: Rng
+) -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("the order of a GPU's sums is its own affair")
+    # Products that underflow, or overflow before they cancel: the same way alone as among others.
+    call = make(64, 12, 160, layout)(rng, dtype, "float32")
+    for exponent in (-125, -120, 120, 126):
+        signs = rng.choice([-1.0, 1.0], call.arrays["x"].shape)
+        x = (signs * np.ldexp(1.0, exponent)).astype(np.dtype(dtype))
+        (full,) = TestLinearQuantized.call(call.changed(x=x), "native")
+        for rows in (1, 4, 8, 9, 33):
+            (got,) = TestLinearQuantized.call(call.changed(x=x[:rows]), "native")
+            assert np.array_equal(np.asarray(full)[:rows], np.asarray(got), equal_nan=True), (exponent, rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_native_products_without_columns_are_zero(dtype: str) -> None:
+    for rows in (1, 9, 33, 70):
+        weight = weight_of(np.zeros((5, 0), FP8), np.zeros((1, 0), np.float32), "fp8_block", (128, 128))
+        got = linear(jnp.zeros((rows, 0), dtype), weight, out_dtype="float32", kernels="native")
+        assert np.array_equal(np.asarray(got), np.zeros((rows, 5), np.float32))
 
 
 def test_many_rows_meet_blocks_of_odd_width(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
