@@ -231,18 +231,18 @@ template <int N, typename Scale>
 struct CodeRows {
   const uint8_t* data[N];
   const Scale* scale[N];
-  int64_t groups;        // Whole ones.
-  const uint8_t* rest;   // One more of each, filled up with zeros; or null.
-  int64_t run;           // Groups that have one scale, unless that is always one.
-  const uint8_t* ahead;  // Where what is asked for meanwhile begins, in the order of memory.
+  int64_t groups;       // Whole ones.
+  const uint8_t* rest;  // One more of each, filled up with zeros; or null.
+  int64_t run;          // Groups that have one scale, unless that is always one.
+  Ahead<N> ahead;
 };
 
-// Adds a group of N weight rows, which `groups` point to, to the sums of M rows of activations.
-// `begins`: these are a run's first.
-template <int M, int N, typename Codes>
+// Adds a group of N weight rows, which `groups` point to, to the sums of M rows of a tile of
+// `height` activations. `begins`: these are a run's first.
+template <int M, int N, int height, typename Codes>
 MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Codes& codes,
                          bool begins, vf* part) {
-  constexpr int64_t kStride = M * kLanes;
+  constexpr int64_t kStride = height * kLanes;
   if constexpr (kIndexed<Codes>) {
     // A vector of x is loaded once for all weight rows.
     typename Codes::Group group[N];
@@ -277,19 +277,18 @@ MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Cod
   }
 }
 
-// out[m * N + n] = x[m] . w[n], of M rows of a tile of activations.
-template <int M, int N, typename Codes>
+// out[m * N + n] = x[m] . w[n], of M rows of a tile of `height` activations.
+template <int M, int N, int height, typename Codes>
 inline __attribute__((noinline)) void CodeTile(const float* x,
                                                const CodeRows<N, typename Codes::Scale>& rows,
                                                float* out) {
   constexpr bool kOne = Codes::kRunsOfOne;
-  constexpr int64_t kGroup = Codes::kVectors * M * kLanes;
+  constexpr int64_t kGroup = Codes::kVectors * height * kLanes;
   vf acc[kWholeSums<M * N>] = {};
   const Codes codes;
   const int64_t whole = rows.groups, all = whole + (rows.rest != nullptr);
   const int64_t run = kOne ? 1 : rows.run;
   const uint8_t* at[N];
-  const uint8_t* ahead = rows.ahead;
   const auto take = [&](bool from_rest, int64_t g) __attribute__((always_inline)) {
     MLA_UNROLL
     for (int n = 0; n < N; ++n) {
@@ -299,17 +298,16 @@ inline __attribute__((noinline)) void CodeTile(const float* x,
   for (int64_t first = 0; first < all; first += run) {
     const int64_t end = Min(first + run, all);
     if constexpr (Codes::kFromMemory) {
-      AskFor(ahead, N * (end - first) * Codes::kBytes);
-      ahead += N * (end - first) * Codes::kBytes;
+      rows.ahead.Ask(first * Codes::kBytes, (end - first) * Codes::kBytes);
     }
     vf part[M * N] = {};
     if constexpr (kOne) {
       take(first == whole, first);
-      AddGroup<M, N>(x + first * kGroup, at, codes, true, part);
+      AddGroup<M, N, height>(x + first * kGroup, at, codes, true, part);
     } else {
       for (int64_t g = first; g < end; ++g) {
         take(g == whole, g);
-        AddGroup<M, N>(x + g * kGroup, at, codes, false, part);
+        AddGroup<M, N, height>(x + g * kGroup, at, codes, false, part);
       }
     }
     MLA_UNROLL
@@ -322,6 +320,16 @@ inline __attribute__((noinline)) void CodeTile(const float* x,
     }
   }
   LaneSums<kWholeSums<M * N>>(acc, out);
+}
+
+// Of all M: eight rows by fours, whose sums find room in the registers.
+template <int M, int N, typename Codes>
+MLA_INLINE void CodeTiles(const float* x, const CodeRows<N, typename Codes::Scale>& rows,
+                          float* out) {
+  constexpr int kRows = M == 8 ? 4 : M;
+  for (int m = 0; m < M; m += kRows) {
+    CodeTile<kRows, N, M, Codes>(x + m * kLanes, rows, out + m * N);
+  }
 }
 
 // --- Weights ---
@@ -350,13 +358,8 @@ struct FloatWeights {
     return m.block_k >= m.k || (m.block_k % Codes::kColumns == 0 && kChunk<float> % m.block_k == 0);
   }
 
-#if defined(__AVX512F__)
-  static constexpr int FewCols(int height) { return height <= 6 ? 4 : 2; }
-  static constexpr int ManyCols() { return 4; }
-#else
-  static constexpr int FewCols(int) { return 2; }
-  static constexpr int ManyCols() { return 2; }
-#endif
+  static constexpr int FewCols(int) { return kTileN; }
+  static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t rows) const { return rows > kFewRows; }
 
   static int64_t Bytes(int64_t columns) { return kBytes ? columns : columns / 2; }
@@ -513,8 +516,9 @@ struct FloatWeights {
     rows.groups = groups;
     rows.rest = rest_bytes > 0 ? rest[0] : nullptr;
     rows.run = Run(left);
-    rows.ahead = m.data + (n + kRowsAhead) * m.RowBytes() + N * Bytes(k0);
-    CodeTile<M, N, Codes>(x, rows, out);
+    rows.ahead = Ahead<N>(m.data + (n + kRowsAhead) * m.RowBytes(), m.RowBytes(), Bytes(k0),
+                          (kBytes ? rows.run : 1) * Codes::kBytes);
+    CodeTiles<M, N, Codes>(x, rows, out);
   }
 
   // The same by way of a panel.
@@ -550,7 +554,7 @@ struct FloatWeights {
     }
     rows.groups = Groups(left);
     rows.run = Run(left);
-    CodeTile<M, N, PanelCodes<Codes>>(x, rows, out);
+    CodeTiles<M, N, PanelCodes<Codes>>(x, rows, out);
   }
 
   // --- For rows across the lanes ---

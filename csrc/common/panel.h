@@ -31,6 +31,35 @@ MLA_INLINE void AskFor(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
 
+// What a tile of N weight rows asks for while it multiplies a chunk of them: as much of later rows,
+// piece by piece. Of long rows, of each by itself, since what decides is how many places of memory
+// are read at once; of short ones in the order of memory.
+template <int N>
+class Ahead {
+ public:
+  Ahead() = default;  // Nothing.
+  // `first`: the first of the later rows, of which `skipped` bytes come before the chunk.
+  // `piece`: bytes that are asked for of one row at a time.
+  Ahead(const void* first, int64_t row_bytes, int64_t skipped, int64_t piece) {
+    constexpr int64_t kLong = 2048;
+    const bool by_rows = row_bytes >= kLong;
+    scale_ = by_rows ? 1 : N;
+    pitch_ = by_rows ? row_bytes : piece;
+    at_ = static_cast<const char*>(first) + skipped * scale_;
+  }
+
+  // For the rows' bytes [from, from + bytes) of the chunk.
+  MLA_INLINE void Ask(int64_t from, int64_t bytes) const {
+    if (at_ == nullptr) return;
+    MLA_UNROLL
+    for (int n = 0; n < N; ++n) AskFor(at_ + from * scale_ + n * pitch_, bytes);
+  }
+
+ private:
+  const char* at_ = nullptr;
+  int64_t scale_ = 0, pitch_ = 0;
+};
+
 struct NoConstants {};
 
 // Weight rows of one chunk, decoded.

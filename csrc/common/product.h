@@ -271,13 +271,14 @@ inline void Product(const PackedRows<C>& x, int64_t tile0, int64_t tiles, const 
 
 // --- Weights that are stored as they are multiplied, or as bf16 that meets f32 ---
 
-// out[m * N + n] = x[m] . w[n] over `width` columns of packed x. Asks for the weights from `ahead`
-// on, unless that is null, in the order of memory and at the pace at which its own are used up.
+// out[m * N + n] = x[m] . w[n] over `width` columns of packed x.
 template <int M, int N, typename C, typename W>
 inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, int64_t width,
-                                                const W* ahead, float* out) {
+                                                const Ahead<N>& ahead, float* out) {
   using Step = DotStep<C, W>;
   constexpr int64_t kStep = PackedRows<C>::kStep;
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(W));
+  const Ahead<N> later = ahead;
   vf acc[kWholeSums<M * N>] = {};
   const W* ws[N];
   MLA_UNROLL
@@ -293,11 +294,9 @@ inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, i
   decltype(Step::Get(ws[0])) b[N];
   int64_t i = 0;
   for (; i + kStep <= width; i += kStep) {
+    later.Ask(i * kBytes, kStep * kBytes);
     MLA_UNROLL
-    for (int n = 0; n < N; ++n) {
-      if (ahead != nullptr) __builtin_prefetch(ahead + i * N + n * kStep);
-      b[n] = Step::Get(ws[n] + i);
-    }
+    for (int n = 0; n < N; ++n) b[n] = Step::Get(ws[n] + i);
     add(i, b);
   }
   if (i < width) {
@@ -314,7 +313,7 @@ inline void PanelTile(const C* x, const Panel<C>& panel, int64_t j, int64_t last
                       float* out) {
   const C* w[N];
   for (int n = 0; n < N; ++n) w[n] = panel.Row(Min(j + n, last));
-  PlainTile<M, N>(x, w, width, static_cast<const C*>(nullptr), out);
+  PlainTile<M, N>(x, w, width, {}, out);
 }
 
 template <typename X, typename W>
@@ -353,7 +352,10 @@ struct PlainWeights {
   void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {
     const W* w[N];
     for (int j = 0; j < N; ++j) w[j] = data + Min(n + j, last) * k + k0;
-    PlainTile<M, N>(x, w, Min(width, k - k0), data + (n + kRowsAhead) * k + N * k0, out);
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(W));
+    const Ahead<N> ahead(data + (n + kRowsAhead) * k, k * kBytes, k0 * kBytes,
+                         PackedRows<C>::kStep * kBytes);
+    PlainTile<M, N>(x, w, Min(width, k - k0), ahead, out);
   }
 
   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<C>& panel) const {

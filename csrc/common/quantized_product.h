@@ -354,7 +354,7 @@ struct Mxfp4Weights {
       w[j] = values + j * kChunk<bf16>;
       DecodeChunk(Min(n + j, last), k0, width, values + j * kChunk<bf16>);
     }
-    PlainTile<M, N>(x, w, width, static_cast<const bf16*>(nullptr), out);
+    PlainTile<M, N>(x, w, width, {}, out);
   }
 
   void Fill(int64_t n, int64_t count, int64_t k0, int64_t width, const Panel<bf16>& panel) const {
