@@ -67,6 +67,23 @@ MLA_CLONES uint64_t ReadAll(const char* data, int64_t bytes) {
   return all[0] | all[1] | all[2] | all[3] | all[4] | all[5] | all[6] | all[7];
 }
 
+// The same of eight parts at once, each asked for a page ahead.
+MLA_CLONES uint64_t ReadPlaces(const char* data, int64_t bytes) {
+  constexpr int kPlaces = 8;
+  const int64_t part = bytes / kPlaces / 64 * 64;
+  Vector all[kPlaces] = {};
+  for (int64_t i = 0; i < part; i += 64) {
+    for (int p = 0; p < kPlaces; ++p) {
+      __builtin_prefetch(data + p * part + i + 4096);
+      all[p] |= *reinterpret_cast<const Vector*>(data + p * part + i);
+    }
+  }
+  for (int p = 1; p < kPlaces; ++p) all[0] |= all[p];
+  uint64_t any = 0;
+  for (int i = 0; i < 8; ++i) any |= all[0][i];
+  return any;
+}
+
 #if defined(__x86_64__)
 __attribute__((target("avx512f,avx512bf16"))) float Multiply(int64_t rounds) {
   constexpr int kChains = 16;
@@ -129,11 +146,14 @@ void* ceilings_allocate(int64_t bytes) {
 
 void ceilings_free(void* data) { std::free(data); }
 
-// Bytes a second of `threads` threads that read their parts of the memory at once.
-double ceilings_read_rate(const void* data, int64_t bytes, int threads) {
-  const int64_t part = bytes / threads / 256 * 256;
-  const double seconds = Together(
-      threads, [&](int i) { kept = ReadAll(static_cast<const char*>(data) + i * part, part); });
+// Bytes a second of `threads` threads that read their parts of the memory at once, each at one
+// place or at several.
+double ceilings_read_rate(const void* data, int64_t bytes, int threads, int several) {
+  const int64_t part = bytes / threads / 512 * 512;
+  const double seconds = Together(threads, [&](int i) {
+    const char* from = static_cast<const char*>(data) + i * part;
+    kept = several != 0 ? ReadPlaces(from, part) : ReadAll(from, part);
+  });
   return static_cast<double>(part) * threads / seconds;
 }
 

@@ -77,9 +77,13 @@ class Ceilings:
         if not self.memory:
             sys.exit("run.py: no memory for the read rate")
 
-    def read(self) -> float:
-        """Bytes a second."""
-        return float(self.library.ceilings_read_rate(self.memory, ctypes.c_int64(READ_BYTES), self.threads))
+    def read(self, several: bool = False) -> float:
+        """Bytes a second, each thread's at one place of memory or at several at once."""
+        return float(
+            self.library.ceilings_read_rate(
+                self.memory, ctypes.c_int64(READ_BYTES), self.threads, int(several)
+            )
+        )
 
     def peak(self) -> float:
         """FLOP a second of bf16 pairs in registers; 0 where the processor does not multiply them."""
@@ -327,6 +331,9 @@ def main() -> None:
         f"{bench.ceilings.threads} threads; large bf16 products {bench.product / 1e9:.0f} GFLOP/s"
         + (f" of {peak / 1e9:.0f} in registers" if peak else "")
     )
+    reads = [[bench.ceilings.read(several) for _ in range(ROUNDS)] for several in (False, True)]
+    plain, several = (statistics.median(rates) / 1e9 for rates in reads)
+    print(f"plain read {plain:.1f} GB/s, {several:.1f} at eight places of memory a thread at once")
     rows = []
     for part in arguments.only:
         for row in getattr(bench, part)():
@@ -336,6 +343,7 @@ def main() -> None:
     report = {
         "device": f"{bench.ceilings.threads} threads of {processor()}",
         "jax": jax.__version__,
+        "read_several_bytes_per_s": several * 1e9,
         "read_bytes_per_s": statistics.median(row["read_gb_s"] for row in rows) * 1e9,
         "matrix_flop_per_s": bench.product,
         "peak_flop_per_s": peak,
