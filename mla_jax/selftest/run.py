@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from custom_calls import registry
 from custom_calls.errors import KernelUnavailableError
 from custom_calls.op import OPS
 from custom_calls.registry import Kernels
@@ -57,7 +58,8 @@ def selftest(platform: str | None = None) -> dict[str, Any]:
       {"doctor": `mla_jax.doctor.report()`, "read_gb_per_s", "product_gflop_per_s", "cases": a dict a case, with op,
       case, implementation and reason (as `doctor` has them), agrees (None without a native kernel), max_error and
       bound (relative), microseconds and reference_microseconds (of a call; None where it failed), error (a sentence
-      where a kernel failed), "agrees": whether no case differs or fails}.
+      where a kernel failed), "problem": a sentence where the platform has no native library, so that there is nothing
+      to check, else None, "agrees": whether there is one and no case differs or fails}.
 
     Raises:
       RequestError: no such platform.
@@ -71,12 +73,16 @@ def selftest(platform: str | None = None) -> dict[str, Any]:
     if platform not in (None, started):
         raise KernelUnavailableError(f"platform: expected {platform}, but JAX runs on {started}")
     found = [_run(case, started) for case in cases()]
+    library = registry.library(started)
+    problem = None if library.targets else library.reason
     return {
         "doctor": doctor.report(),
         "read_gb_per_s": read_rate() / 1e9,
         "product_gflop_per_s": product_rate("bfloat16") / 1e9,
         "cases": found,
-        "agrees": all(row["agrees"] is not False and row["error"] is None for row in found),
+        "problem": problem,
+        "agrees": problem is None
+        and all(row["agrees"] is not False and row["error"] is None for row in found),
     }
 
 
@@ -184,9 +190,12 @@ def format_report(found: dict[str, Any]) -> str:
     alone = sorted({row["op"] for row in found["cases"] if row["implementation"] != "native"})
     if alone:
         lines.append(f"without a native kernel here: {', '.join(alone)}")
-    lines.append(
-        "all native kernels agree with their references" if not wrong else f"{wrong} cases differ or fail"
-    )
+    if wrong:
+        lines.append(f"{wrong} cases differ or fail")
+    if found["problem"]:
+        lines.append(f"no native library was checked: {found['problem']}")
+    if found["agrees"]:
+        lines.append("all native kernels agree with their references")
     return "\n".join(lines)
 
 

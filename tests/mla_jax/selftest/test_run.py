@@ -136,14 +136,25 @@ def test_what_is_updated_in_place_is_passed_on():
 @pytest.mark.filterwarnings("ignore::custom_calls.errors.KernelFallbackWarning")
 def test_an_op_without_a_kernel_is_only_timed(monkeypatch):
     monkeypatch.setattr(run, "cases", lambda: [differing(1.0)])
-    without = registry.Library("cpu", None, frozenset(), "none is built", {})
+    without = registry.Library("cpu", "a module", frozenset({"another_target"}), "it has none", {})
     with registry.declared(without):
         found = run.selftest()
     (row,) = found["cases"]
     assert found["agrees"] and row["agrees"] is None and row["microseconds"] is None
-    assert row["implementation"] == "reference" and "none is built" in row["reason"]
+    assert row["implementation"] == "reference" and "mla_jax.rmsnorm" in row["reason"]
     assert row["reference_microseconds"] > 0
     assert "without a native kernel here: mla_jax.rmsnorm" in run.format_report(found)
+
+
+@pytest.mark.filterwarnings("ignore::custom_calls.errors.KernelFallbackWarning")
+def test_without_a_library_nothing_agrees(monkeypatch, capsys):
+    monkeypatch.setattr(run, "cases", lambda: [differing(0.0)])
+    with registry.declared(registry.Library("cpu", None, frozenset(), "none is built", {})):
+        assert main(["selftest", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["problem"] == "none is built" and found["cases"][0]["agrees"] is None
+    text = run.format_report(found)
+    assert "no native library was checked: none is built" in text and "all native kernels agree" not in text
 
 
 def test_refusals(monkeypatch, tmp_path, capsys):
