@@ -237,12 +237,12 @@ struct CodeRows {
   Ahead<N> ahead;
 };
 
-// Adds a group of N weight rows, which `groups` point to, to the sums of M rows of a tile of
-// `height` activations. `begins`: these are a run's first.
-template <int M, int N, int height, typename Codes>
+// Adds a group of N weight rows, which `groups` point to, to the sums of M rows. `begins`: these
+// are a run's first.
+template <int M, int N, typename Codes>
 MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Codes& codes,
                          bool begins, vf* part) {
-  constexpr int64_t kStride = height * kLanes;
+  constexpr int64_t kStride = M * kLanes;
   if constexpr (kIndexed<Codes>) {
     // A vector of x is loaded once for all weight rows.
     typename Codes::Group group[N];
@@ -255,7 +255,8 @@ MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Cod
       for (int n = 0; n < N; ++n) w[n] = codes.template Vector<j>(group[n]);
       MLA_UNROLL
       for (int m = 0; m < M; ++m) {
-        const vf a = Load(x + j * kStride + m * kLanes);
+        vf a = Load(x + j * kStride + m * kLanes);
+        if constexpr (N > 1) a = Held(a);
         MLA_UNROLL
         for (int n = 0; n < N; ++n) {
           part[m * N + n] = begins && j == 0 ? a * w[n] : MulAdd(a, w[n], part[m * N + n]);
@@ -277,13 +278,13 @@ MLA_INLINE void AddGroup(const float* x, const uint8_t* const* groups, const Cod
   }
 }
 
-// out[m * N + n] = x[m] . w[n], of M rows of a tile of `height` activations.
-template <int M, int N, int height, typename Codes>
+// out[m * N + n] = x[m] . w[n].
+template <int M, int N, typename Codes>
 inline __attribute__((noinline)) void CodeTile(const float* x,
                                                const CodeRows<N, typename Codes::Scale>& rows,
                                                float* out) {
   constexpr bool kOne = Codes::kRunsOfOne;
-  constexpr int64_t kGroup = Codes::kVectors * height * kLanes;
+  constexpr int64_t kGroup = Codes::kVectors * M * kLanes;
   vf acc[kWholeSums<M * N>] = {};
   const Codes codes;
   const int64_t whole = rows.groups, all = whole + (rows.rest != nullptr);
@@ -303,11 +304,11 @@ inline __attribute__((noinline)) void CodeTile(const float* x,
     vf part[M * N] = {};
     if constexpr (kOne) {
       take(first == whole, first);
-      AddGroup<M, N, height>(x + first * kGroup, at, codes, true, part);
+      AddGroup<M, N>(x + first * kGroup, at, codes, true, part);
     } else {
       for (int64_t g = first; g < end; ++g) {
         take(g == whole, g);
-        AddGroup<M, N, height>(x + g * kGroup, at, codes, false, part);
+        AddGroup<M, N>(x + g * kGroup, at, codes, false, part);
       }
     }
     MLA_UNROLL
@@ -320,16 +321,6 @@ inline __attribute__((noinline)) void CodeTile(const float* x,
     }
   }
   LaneSums<kWholeSums<M * N>>(acc, out);
-}
-
-// Of all M: eight rows by fours, whose sums find room in the registers.
-template <int M, int N, typename Codes>
-MLA_INLINE void CodeTiles(const float* x, const CodeRows<N, typename Codes::Scale>& rows,
-                          float* out) {
-  constexpr int kRows = M == 8 ? 4 : M;
-  for (int m = 0; m < M; m += kRows) {
-    CodeTile<kRows, N, M, Codes>(x + m * kLanes, rows, out + m * N);
-  }
 }
 
 // --- Weights ---
@@ -358,7 +349,8 @@ struct FloatWeights {
     return m.block_k >= m.k || (m.block_k % Codes::kColumns == 0 && kChunk<float> % m.block_k == 0);
   }
 
-  static constexpr int FewCols(int) { return kTileN; }
+  // A run's sums find room in the registers beside the others, or nearly.
+  static constexpr int FewCols(int height) { return height == 8 ? 2 : kTileN; }
   static constexpr int ManyCols() { return kTileN; }
   bool UsesPanel(int64_t rows) const { return rows > kFewRows; }
 
@@ -517,8 +509,8 @@ struct FloatWeights {
     rows.rest = rest_bytes > 0 ? rest[0] : nullptr;
     rows.run = Run(left);
     rows.ahead = Ahead<N>(m.data + (n + kRowsAhead) * m.RowBytes(), m.RowBytes(), Bytes(k0),
-                          (kBytes ? rows.run : 1) * Codes::kBytes);
-    CodeTiles<M, N, Codes>(x, rows, out);
+                          (kBytes ? rows.run : 1) * Codes::kBytes, WholeRows<C>(M, m.k));
+    CodeTile<M, N, Codes>(x, rows, out);
   }
 
   // The same by way of a panel.
@@ -554,7 +546,7 @@ struct FloatWeights {
     }
     rows.groups = Groups(left);
     rows.run = Run(left);
-    CodeTiles<M, N, PanelCodes<Codes>>(x, rows, out);
+    CodeTile<M, N, PanelCodes<Codes>>(x, rows, out);
   }
 
   // --- For rows across the lanes ---

@@ -33,16 +33,17 @@ MLA_INLINE void AskFor(const void* p, int64_t bytes) {
 
 // What a tile of N weight rows asks for while it multiplies a chunk of them: as much of later rows,
 // piece by piece. Of long rows, of each by itself, since what decides is how many places of memory
-// are read at once; of short ones in the order of memory.
+// are read at once; of short ones in the order of memory, if that is the order of chunks.
 template <int N>
 class Ahead {
  public:
   Ahead() = default;  // Nothing.
   // `first`: the first of the later rows, of which `skipped` bytes come before the chunk.
-  // `piece`: bytes that are asked for of one row at a time.
-  Ahead(const void* first, int64_t row_bytes, int64_t skipped, int64_t piece) {
+  // `piece`: bytes that are asked for of one row at a time. `whole_rows`: the next chunk is of the
+  // same rows.
+  Ahead(const void* first, int64_t row_bytes, int64_t skipped, int64_t piece, bool whole_rows) {
     constexpr int64_t kLong = 2048;
-    const bool by_rows = row_bytes >= kLong;
+    const bool by_rows = row_bytes >= kLong || !whole_rows;
     scale_ = by_rows ? 1 : N;
     pitch_ = by_rows ? row_bytes : piece;
     at_ = static_cast<const char*>(first) + skipped * scale_;

@@ -25,6 +25,11 @@ constexpr int64_t kChunk = 4096 / static_cast<int64_t>(sizeof(C));
 // Activations of one tile that leave room for weights in the first-level cache.
 template <typename C>
 constexpr int64_t kFewElements = 32768 / static_cast<int64_t>(sizeof(C));
+// Whether such a tile takes weight rows one after the other, not their chunks.
+template <typename C>
+constexpr bool WholeRows(int64_t rows, int64_t width) {
+  return rows * width <= kFewElements<C>;
+}
 
 // Weight rows that are asked for ahead of their use.
 constexpr int64_t kRowsAhead = 8;
@@ -120,7 +125,7 @@ struct Products {
   void OneTile() const {
     const auto tile = x.At(tile0);
     const int64_t chunks = CeilDiv(x.width, kChunk<C>), groups = CeilDiv(cols, N);
-    const bool by_rows = M * x.width <= kFewElements<C>;
+    const bool by_rows = WholeRows<C>(M, x.width);
     const ChunkSums<Sink> sums = Carve(groups, [](Carver*) {});
     alignas(64) float out[kMaxDotTile] = {};
     for (int64_t i = 0; i < chunks * groups; ++i) {
@@ -286,7 +291,8 @@ inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, i
   const auto add = [&](int64_t i, const auto* b) __attribute__((always_inline)) {
     MLA_UNROLL
     for (int m = 0; m < M; ++m) {
-      const auto a = DotStep<C, C>::Get(x + i * M + m * kStep);
+      auto a = DotStep<C, C>::Get(x + i * M + m * kStep);
+      if constexpr (N > 1) a = Held(a);
       MLA_UNROLL
       for (int n = 0; n < N; ++n) acc[m * N + n] = Step::Add(acc[m * N + n], a, b[n]);
     }
@@ -296,7 +302,10 @@ inline __attribute__((noinline)) void PlainTile(const C* x, const W* const* w, i
   for (; i + kStep <= width; i += kStep) {
     later.Ask(i * kBytes, kStep * kBytes);
     MLA_UNROLL
-    for (int n = 0; n < N; ++n) b[n] = Step::Get(ws[n] + i);
+    for (int n = 0; n < N; ++n) {
+      b[n] = Step::Get(ws[n] + i);
+      if constexpr (M > 1) b[n] = Held(b[n]);
+    }
     add(i, b);
   }
   if (i < width) {
@@ -325,7 +334,7 @@ struct PlainWeights {
 
   static constexpr bool kScaled = false;
   static constexpr bool kOwnLanePanels = false;
-  static constexpr int FewCols(int height) { return height == 1 ? 8 : (height == 8 ? 2 : kTileN); }
+  static constexpr int FewCols(int height) { return height == 1 ? 8 : (height == 8 ? 3 : kTileN); }
   static constexpr int ManyCols() { return kTileN; }
   // Copies pay for themselves sooner where they also save a conversion in every tile.
   bool UsesPanel(int64_t rows) const { return rows >= (sizeof(C) == sizeof(W) ? 48 : 16); }
@@ -354,7 +363,7 @@ struct PlainWeights {
     for (int j = 0; j < N; ++j) w[j] = data + Min(n + j, last) * k + k0;
     constexpr auto kBytes = static_cast<int64_t>(sizeof(W));
     const Ahead<N> ahead(data + (n + kRowsAhead) * k, k * kBytes, k0 * kBytes,
-                         PackedRows<C>::kStep * kBytes);
+                         PackedRows<C>::kStep * kBytes, WholeRows<C>(M, k));
     PlainTile<M, N>(x, w, Min(width, k - k0), ahead, out);
   }
 

@@ -121,6 +121,8 @@ struct Mxfp4Constants {
 
 // 128 columns of one row: 64 bytes of codes and four scales.
 struct Mxfp4Group {
+  static constexpr int64_t kBytes = kNibbleColumns / 2;
+
   __m512i codes, bias;
 
   MLA_INLINE Mxfp4Group() = default;
@@ -155,12 +157,12 @@ struct Mxfp4Group {
   }
 };
 
-// Products with `groups` groups of 128 columns, and with `rest` of 32 more. Asks for the codes from
-// `ahead` on, in the order of memory and at the pace at which its own are used up.
+// Products with `groups` groups of 128 columns, and with `rest` of 32 more.
 template <int M, int N>
 inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* const* data,
                                                 const uint8_t* const* scale, int64_t groups,
-                                                int64_t rest, const uint8_t* ahead, float* out) {
+                                                int64_t rest, const Ahead<N>& ahead, float* out) {
+  const Ahead<N> later = ahead;
   vf acc[kWholeSums<M * N>] = {};
   const uint8_t* ds[N];
   const uint8_t* ss[N];
@@ -193,12 +195,12 @@ inline __attribute__((noinline)) void Mxfp4Tile(const bf16* x, const uint8_t* co
     one(Constant<3>());
   };
   for (int64_t g = 0; g < groups; ++g) {
+    later.Ask(g * Mxfp4Group::kBytes, Mxfp4Group::kBytes);
     MLA_UNROLL
     for (int n0 = 0; n0 < N; n0 += kTogether) {
       Mxfp4Group group[kTogether];
       MLA_UNROLL
       for (int n = 0; n < kTogether; ++n) {
-        __builtin_prefetch(ahead + (g * N + n0 + n) * 64);
         group[n] = Mxfp4Group(ds[n0 + n] + g * 64, ss[n0 + n] + g * 4, constants);
       }
       add(g, group, n0);
@@ -344,8 +346,10 @@ struct Mxfp4Weights {
       regular = Regular(scale[j], left / 32) && regular;
     }
     if (regular) {
-      Mxfp4Tile<M, N>(x, data, scale, left / kNibbleColumns, left % kNibbleColumns / 32,
-                      Data(n + kRowsAhead, 0) + N * k0 / 2, out);
+      const Ahead<N> ahead(Data(n + kRowsAhead, 0), m.RowBytes(), k0 / 2, Mxfp4Group::kBytes,
+                           WholeRows<C>(M, m.k));
+      Mxfp4Tile<M, N>(x, data, scale, left / kNibbleColumns, left % kNibbleColumns / 32, ahead,
+                      out);
       return;
     }
     alignas(64) bf16 values[N * kChunk<bf16>];
