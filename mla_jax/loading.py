@@ -59,9 +59,10 @@ def load(
       fp8_format: the codes of FP8 weights: "e4m3fn", as checkpoints hold them, "e4m3fnuz", gfx942's own
         (recoded while loading, scales doubled), or "auto": the default device's own. Every kernel reads both.
       weight_layout: how the codes of MXFP4 weights of `linear` lie: "row_major", as checkpoints hold them,
-        "shuffled", which a GPU's kernels read faster if they are large, "vnni", which a CPU's AMX kernels multiply
-        without turning it (both made while loading), or "auto": large ones are shuffled on a GPU and all are vnni on
-        a CPU with AMX, see `mla_jax.weight_layout`. kv_b_proj stays row-major, and experts but for vnni.
+        "shuffled", which a GPU's kernels read faster if they are large, "vnni", which a CPU's kernels for AMX and
+        AVX-512 VNNI multiply without turning it (both made while loading), or "auto": large ones are shuffled on a GPU
+        and all are vnni on a CPU with AMX, or with AVX-512 VNNI and no products of bf16, see `mla_jax.weight_layout`.
+        kv_b_proj stays row-major, and experts but for vnni.
       abstract: shapes only; no weight is read, nor need any be there.
       progress: a bar on a terminal's standard error.
 

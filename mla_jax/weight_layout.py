@@ -1,7 +1,7 @@
 """How the codes of MXFP4 weights lie in memory: the load step from the checkpoint's rows to what kernels read.
 
-GPUs read a shuffled weight a tile at a time, matrix units of CPUs multiply a vnni one as it lies
-(`QuantizedTensor.data_layout`); every other kernel reads rows. Of the ops, `linear` takes weights in tiles, for
+GPUs read a shuffled weight a tile at a time; matrix units of CPUs, and their products of bytes, multiply a vnni one as
+it lies (`QuantizedTensor.data_layout`); every other kernel reads rows. Of the ops, `linear` takes weights in tiles, for
 activations as they are, and `expert_mlp` vnni ones; kv_b_proj stays as it is.
 """
 
@@ -38,6 +38,7 @@ LEAST_SHUFFLED = 1 << 26
 """Values from which "auto" shuffles a weight. On an H200 those of 2**27 gain a quarter to two fifths of a product's
 time, while a whole DeepSeek-V2-Lite, whose weights have up to 2**24.5, gains nothing (docs/h200.md)."""
 
+_VNNI_LEVELS = ("avx512vnni", "amx")  # With products of bf16, but not on matrix units, rows are faster.
 _CHUNK_BYTES = 1 << 20  # What a thread rearranges at a time, in its core's cache.
 
 # Compiled, so that one new array is made and not one an operation.
@@ -50,8 +51,8 @@ def resolve_weight_layout(choice: Any, dtype: str, device: Any = None) -> Weight
 
     Args:
       choice: one of `WEIGHT_LAYOUTS`; "auto" shuffles weights of at least `LEAST_SHUFFLED` values on a GPU that
-        computes in bfloat16, which its kernels multiply; a CPU that computes in it and whose library runs AMX code
-        gets "vnni", everything else "row_major".
+        computes in bfloat16, which its kernels multiply; a CPU that computes in it and whose library runs code for
+        AMX, or for AVX-512 VNNI, gets "vnni", everything else "row_major".
       dtype: compute dtype.
       device: a `jax.Device`; default: the first one.
 
@@ -65,13 +66,13 @@ def resolve_weight_layout(choice: Any, dtype: str, device: Any = None) -> Weight
     device = jax.devices()[0] if device is None else device
     if dtype == "bfloat16" and device.platform == "gpu":
         return "auto"
-    return "vnni" if dtype == "bfloat16" and device.platform == "cpu" and _has_tiles() else "row_major"
+    return "vnni" if dtype == "bfloat16" and device.platform == "cpu" and _has_vnni() else "row_major"
 
 
-def _has_tiles() -> bool:
-    """Whether the CPU's library multiplies on matrix units, and has a kernel for weights that lie as they want them."""
+def _has_vnni() -> bool:
+    """Whether the CPU's library has a kernel for vnni weights, and multiplies them as they lie."""
     found = library("cpu")
-    return found.abi.get("isa") == "amx" and found.targets.issuperset(LINEAR_VNNI.targets)
+    return found.abi.get("isa") in _VNNI_LEVELS and found.targets.issuperset(LINEAR_VNNI.targets)
 
 
 def in_weight_layout(weight: Any, info: ParamInfo, layout: WeightLayout) -> Any:

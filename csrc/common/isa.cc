@@ -15,7 +15,8 @@
 namespace mla {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
+constexpr const char* kNames[kIsaCount] = {"baseline",   "avx2",       "avx512",
+                                           "avx512vnni", "avx512bf16", "amx"};
 
 struct Choice {
   Isa isa = kBaseline;
@@ -55,6 +56,7 @@ bool CpuHas(Isa isa) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (isa == kAvx512) return avx512;
+  if (isa == kAvx512Vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == kAvx512Bf16) return bf16;
   return bf16 && __builtin_cpu_supports("avx512vbmi") && TilesAllowed();
@@ -75,8 +77,8 @@ Choice Choose() {
       cap = found;
     } else {
       choice.error = std::string(
-                         "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512, avx512bf16 or "
-                         "amx, got '") +
+                         "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512, avx512vnni, "
+                         "avx512bf16 or amx, got '") +
                      text + "'";
     }
   }
@@ -108,6 +110,9 @@ bool IsaBuilt(Isa isa) {
       return false;
     case kAvx512:
       MLA_IF_AVX512(return true;)
+      return false;
+    case kAvx512Vnni:
+      MLA_IF_AVX512VNNI(return true;)
       return false;
     case kAvx512Bf16:
       MLA_IF_AVX512BF16(return true;)

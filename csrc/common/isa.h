@@ -21,6 +21,11 @@
 #else
 #define MLA_IF_AVX512(...)
 #endif
+#ifdef MLA_BUILD_AVX512VNNI
+#define MLA_IF_AVX512VNNI(...) __VA_ARGS__
+#else
+#define MLA_IF_AVX512VNNI(...)
+#endif
 #ifdef MLA_BUILD_AVX512BF16
 #define MLA_IF_AVX512BF16(...) __VA_ARGS__
 #else
@@ -34,7 +39,7 @@
 
 namespace mla {
 
-enum Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
+enum Isa { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx, kIsaCount };
 
 // Name of a level, as MLA_JAX_CPU_ISA spells it.
 const char* IsaName(Isa isa);
@@ -80,6 +85,7 @@ auto Pick(const KernelTable<Args>& table) {
   }                                                                                    \
   MLA_IF_AVX2(namespace avx2 { void name(const Args&, const Executor&); })             \
   MLA_IF_AVX512(namespace avx512 { void name(const Args&, const Executor&); })         \
+  MLA_IF_AVX512VNNI(namespace avx512vnni { void name(const Args&, const Executor&); }) \
   MLA_IF_AVX512BF16(namespace avx512bf16 { void name(const Args&, const Executor&); }) \
   MLA_IF_AMX(namespace amx { void name(const Args&, const Executor&); })
 #endif
@@ -94,6 +100,11 @@ auto Pick(const KernelTable<Args>& table) {
 #else
 #define MLA_ENTRY_AVX512(name) nullptr
 #endif
+#ifdef MLA_BUILD_AVX512VNNI
+#define MLA_ENTRY_AVX512VNNI(name) &mla::avx512vnni::name
+#else
+#define MLA_ENTRY_AVX512VNNI(name) nullptr
+#endif
 #ifdef MLA_BUILD_AVX512BF16
 #define MLA_ENTRY_AVX512BF16(name) &mla::avx512bf16::name
 #else
@@ -105,8 +116,9 @@ auto Pick(const KernelTable<Args>& table) {
 #define MLA_ENTRY_AMX(name) nullptr
 #endif
 
-#define MLA_KERNEL(name, Args)                                                              \
-  ::mla::Pick<Args>({{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
-                      MLA_ENTRY_AVX512BF16(name), MLA_ENTRY_AMX(name)}})
+#define MLA_KERNEL(name, Args)                                                \
+  ::mla::Pick<Args>(                                                          \
+      {{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
+        MLA_ENTRY_AVX512VNNI(name), MLA_ENTRY_AVX512BF16(name), MLA_ENTRY_AMX(name)}})
 
 #endif  // MLA_COMMON_ISA_H_

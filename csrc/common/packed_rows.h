@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "common/dot_tile.h"
+#include "common/fixed_rows.h"
 #include "common/lane_tile.h"
 #include "common/matrix_tile.h"
 #include "common/scratch.h"
@@ -38,7 +39,7 @@ constexpr int NibbleColumn(int j, int i) {
 }
 
 // How weights want their activations: the order of the columns, and whether many rows may lie
-// across the lanes, or all rows make tiles of AMX.
+// across the lanes, or all rows make tiles of up to kRowTile, of AMX or of whole numbers.
 struct Packing {
   Order order;
   bool lanes;
@@ -49,6 +50,10 @@ struct Packing {
 // with it.
 constexpr int64_t kMostDotRows = 64;
 constexpr int64_t kLaneTileRows = kLaneVectors * kLanes;
+
+// Whether tiles of rows are of whole numbers.
+template <typename C>
+constexpr bool kFixed = kFixedRows && sizeof(C) == 4;
 
 template <typename C>
 struct PackedRows {
@@ -65,7 +70,9 @@ struct PackedRows {
   int64_t rows;
   int64_t width;  // Columns, filled up with zeros to whole steps, pairs of them or groups.
   bool lanes;
-  bool row_tiles;  // Tiles have kRowTile rows, unless all rows are fewer.
+  // Tiles have kRowTile rows, unless all rows are fewer. Of f32 these are (blocks, height)
+  // FixedBlock, and the width is in elements of C.
+  bool row_tiles;
 
   static constexpr int64_t kRowTile = 16;
 
@@ -74,6 +81,10 @@ struct PackedRows {
                          : packing.order == Order::kPlainPairs ? 2 * kStep
                                                                : kStep;
     const bool lanes = packing.lanes && (kMatrixTiles<C> || rows > kMostDotRows);
+    if (kFixed<C> && packing.row_tiles) {
+      const int64_t blocks = CeilDiv(Max64(k, 1), kFixedColumns);
+      return {data, rows, blocks * kFixedElements, false, true};
+    }
     return {data, rows, CeilDiv(Max64(k, 1), unit) * unit, lanes, packing.row_tiles};
   }
   // Rows of all tiles.
@@ -244,6 +255,14 @@ inline void PackTile(const PackedRows<C>& to, int64_t tile, int64_t k, Order ord
                      const Row& row) {
   const auto t = to.At(tile);
   C* dst = to.data + t.row0 * to.width;
+  using X = std::remove_cv_t<std::remove_pointer_t<decltype(row(0))>>;
+  if constexpr (kFixed<C> && std::is_same_v<X, bf16>) {
+    if (to.row_tiles) {
+      auto* blocks = reinterpret_cast<FixedBlock*>(dst);
+      for (int i = 0; i < t.rows; ++i) PackFixedRow(row(t.row0 + i), k, t.height, blocks + i);
+      return;
+    }
+  }
   if (to.lanes) {
     return PackLanes<C>(
         t.rows, t.height, k, to.width, order, [&](int64_t i) { return row(t.row0 + i); }, dst);

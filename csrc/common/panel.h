@@ -19,7 +19,7 @@ constexpr int64_t kMatrixPanelRows = 192;
 template <typename C>
 constexpr int64_t kPackedPanelRows = kMatrixTiles<C> ? kMatrixPanelRows : kLanePanelRows;
 
-// Weight rows that vnni_product.h takes at a time for a few rows.
+// Weight rows in the vnni layout that a task takes at a time, and vnni_product.h for a few rows.
 constexpr int64_t kRowTileCols = 96;
 
 // Columns of the pieces that matrix_product.h decodes for a few rows.

@@ -7,7 +7,7 @@
 // memory for few rows, from a panel copied next to the core for more): the result of a row does not
 // depend on how many rows came with it, up to kMostDotRows. Beyond, rows lie across the lanes. With
 // AMX products of bf16 are those of matrix_product.h for any number of rows, and those with weights
-// in the vnni layout have an overload of Product of their own (vnni_product.h).
+// in the vnni layout have overloads of Product of their own (vnni_product.h, fixed_product.h).
 #ifndef MLA_COMMON_PRODUCT_H_
 #define MLA_COMMON_PRODUCT_H_
 

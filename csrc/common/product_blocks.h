@@ -61,7 +61,7 @@ inline void ProductBlocks(const X* x, int64_t rows, int64_t k, Packing packing,
   // beside their products, for 48 rows at a time whatever a task has, go past the same activations
   // one after the other instead: the codes of all weights are fewer bytes.
   const bool weights_first = packed.row_tiles;
-  const int64_t row_bytes = Max64(1, k) * static_cast<int64_t>(sizeof(C));
+  const int64_t row_bytes = packed.width * static_cast<int64_t>(sizeof(C));
   const int64_t most_rows =
       weights_first ? Clamp(kSharedBytes / row_bytes, kLeastTaskRows, kMaxTaskRows) : kMaxTaskRows;
   const int64_t most =

@@ -98,6 +98,29 @@ inline uint32_t SpreadNibbles(uint32_t nibbles) {
   return (nibbles | nibbles << 4) & 0x0f0f0f0fu;
 }
 
+#if defined(__AVX512BW__)
+// Scales of MXFP4 whose every product is a normal number of f32 and bf16.
+constexpr uint8_t kMxfp4LeastScale = 2, kMxfp4MostScale = 252;
+
+// Whether all of `count` scales are such. Without a branch a step, so that those which are still on
+// their way from memory are waited for together.
+inline bool RegularScales(const uint8_t* scales, int64_t count) {
+  const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
+  __m512i most = _mm512_setzero_si512();  // Above the least; below it the difference is large.
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    most = _mm512_max_epu8(most, _mm512_sub_epi8(_mm512_loadu_si512(scales + i), least));
+  }
+  if (i < count) {
+    const __mmask64 mask = (uint64_t{1} << (count - i)) - 1;
+    const __m512i rest = _mm512_maskz_loadu_epi8(mask, scales + i);
+    most = _mm512_mask_max_epu8(most, mask, most, _mm512_sub_epi8(rest, least));
+  }
+  constexpr auto kRange = static_cast<char>(kMxfp4MostScale - kMxfp4LeastScale);
+  return _mm512_cmpgt_epu8_mask(most, _mm512_set1_epi8(kRange)) == 0;
+}
+#endif
+
 // Columns [k0, k0 + n) of a row in the vnni layout, whole blocks of them: values.
 inline void DecodeVnniRow(const QuantizedMatrix& m, int64_t row, int64_t k0, int64_t n, bf16* dst) {
   const Mxfp4Row* table = Mxfp4Table();

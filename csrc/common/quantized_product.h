@@ -87,9 +87,8 @@ MLA_INLINE vf DotPairs(vf acc, __m512i a, __m512i b) { return DotStep<bf16, bf16
 // e2m1 codes times 2^(scale - 127) as bf16 by integer arithmetic: the bits of a value are those of
 // the code's, moved by the scale's exponent. kMxfp4Bits holds the code's bits plus kMxfp4Bias; a
 // saturating subtraction of kMxfp4Bias - (scale - 127) * 2^7 gives the value's bits, and leaves the
-// zeros of the codes for zero. Correct for scales whose every product is a normal number.
+// zeros of the codes for zero. Correct for RegularScales.
 constexpr uint16_t kMxfp4Bias = 0x3e80;
-constexpr uint8_t kMxfp4LeastScale = 2, kMxfp4MostScale = 252;
 alignas(64) constexpr uint16_t kMxfp4Bits[32] = {
     0, 0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40,  //
     0, 0xfd80, 0xfe00, 0xfe40, 0xfe80, 0xfec0, 0xff00, 0xff40,  //
@@ -278,7 +277,7 @@ struct Mxfp4Weights {
   Rows RowsAt(int64_t n, int64_t count) const {
     const uint8_t* scale = Scales(n, 0);
     const int64_t scales = count * ScaleCols();
-    const int64_t whole = Regular(scale, scales) ? m.k / kMatrixColumns * kMatrixColumns : 0;
+    const int64_t whole = RegularScales(scale, scales) ? m.k / kMatrixColumns * kMatrixColumns : 0;
     return {this, n, Data(n, 0), scale, static_cast<uint64_t>(m.k), whole};
   }
   static MLA_INLINE void StoreGroup(const Mxfp4Group& group, const Mxfp4Constants& constants,
@@ -290,30 +289,12 @@ struct Mxfp4Weights {
   }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
 
-  // Whether integer arithmetic may move all of `count` scales. Without a branch a step, so that
-  // those which are still on their way from memory are waited for together.
-  static bool Regular(const uint8_t* scales, int64_t count) {
-    const __m512i least = _mm512_set1_epi8(static_cast<char>(kMxfp4LeastScale));
-    __m512i most = _mm512_setzero_si512();  // Above the least; below it the difference is large.
-    int64_t i = 0;
-    for (; i + 64 <= count; i += 64) {
-      most = _mm512_max_epu8(most, _mm512_sub_epi8(_mm512_loadu_si512(scales + i), least));
-    }
-    if (i < count) {
-      const __mmask64 mask = (uint64_t{1} << (count - i)) - 1;
-      const __m512i rest = _mm512_maskz_loadu_epi8(mask, scales + i);
-      most = _mm512_mask_max_epu8(most, mask, most, _mm512_sub_epi8(rest, least));
-    }
-    constexpr auto kRange = static_cast<char>(kMxfp4MostScale - kMxfp4LeastScale);
-    return _mm512_cmpgt_epu8_mask(most, _mm512_set1_epi8(kRange)) == 0;
-  }
-
   // `width` columns of a row in the order by nibble; zeros past the last one.
   void DecodeChunk(int64_t row, int64_t k0, int64_t width, bf16* dst) const {
     const uint8_t* data = Data(row, k0);
     const uint8_t* scale = Scales(row, k0);
     const int64_t left = Left(k0, width);
-    if (!Regular(scale, left / 32)) {
+    if (!RegularScales(scale, left / 32)) {
       alignas(64) bf16 values[kChunk<bf16>];
       DecodeRow(m, row, k0, left, values);
       PackRow(values, left, width, Order::kByNibble, 1, dst);
@@ -343,7 +324,7 @@ struct Mxfp4Weights {
       const int64_t row = Min(n + j, last);
       data[j] = Data(row, k0);
       scale[j] = Scales(row, k0);
-      regular = Regular(scale[j], left / 32) && regular;
+      regular = RegularScales(scale[j], left / 32) && regular;
     }
     if (regular) {
       const Ahead<N> ahead(Data(n + kRowsAhead, 0), m.RowBytes(), k0 / 2, Mxfp4Group::kBytes,

@@ -2,6 +2,7 @@
 #ifndef MLA_COMMON_QUANTIZED_WEIGHTS_H_
 #define MLA_COMMON_QUANTIZED_WEIGHTS_H_
 
+#include "common/fixed_product.h"
 #include "common/float_product.h"
 #include "common/quantized_product.h"
 #include "common/vnni_product.h"
@@ -12,9 +13,9 @@ namespace MLA_ISA {
 // How they want activations of type X.
 template <typename X>
 inline Packing PackingFor(const QuantizedMatrix& m) {
+  if (sizeof(X) == 2 && kVnniProducts && m.Vnni()) return {Order::kPlain, false, true};
 #if defined(__AVX512BF16__)
   if (sizeof(X) == 2) {
-    if (kMatrixTiles<bf16> && m.Vnni()) return {Order::kPlain, false, true};
     if (Mxfp4Weights::Takes(m)) return {Order::kByNibble, true};
     if (!m.Mxfp4()) return {Order::kPlain, CodeWeights<Code::kE4M3>::TakesLanes(m)};
   }
@@ -29,11 +30,11 @@ inline Packing PackingFor(const QuantizedMatrix& m) {
 // Calls f(weights) with what multiplies activations of type X by m.
 template <typename X, typename F>
 inline void WithWeights(const QuantizedMatrix& m, const F& f) {
+  if constexpr (sizeof(X) == 2 && kVnniProducts) {
+    if (m.Vnni()) return f(VnniWeights{m});
+  }
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(X) == 2) {
-#if defined(__AMX_BF16__)
-    if (m.Vnni()) return f(VnniWeights{m});
-#endif
     if (Mxfp4Weights::Takes(m)) {
       f(Mxfp4Weights{m});
     } else if (m.Mxfp4()) {

@@ -7,6 +7,7 @@
 #define MLA_COMMON_VNNI_PRODUCT_H_
 
 #include "common/quantized_product.h"
+#include "common/vnni_weights.h"
 
 namespace mla {
 namespace MLA_ISA {
@@ -15,22 +16,6 @@ namespace MLA_ISA {
 // Tiles of activations that meet a weight tile together, and weight tiles at a time.
 constexpr int64_t kVnniTogether = 3;
 constexpr int VnniTiles(int together) { return together == 1 ? kRowTileCols / kVnniRows : 2; }
-
-// How far ahead of their use codes are asked for, in blocks.
-constexpr int64_t kVnniAhead = 8;
-
-constexpr int64_t kVnniElements = kVnniRows * kVnniColumns;
-
-struct VnniWeights {
-  using C = bf16;
-  const QuantizedMatrix& m;
-
-  int64_t Blocks() const { return m.k / kVnniColumns; }
-  const uint8_t* Codes(int64_t tile) const { return m.data + tile * Blocks() * kVnniBytes; }
-  const uint8_t* Scales(int64_t tile) const {
-    return static_cast<const uint8_t*>(m.scale) + tile * Blocks() * kVnniRows;
-  }
-};
 
 // Decodes blocks into pairs: (16 pairs of columns, 16 rows, 2).
 struct VnniDecoder {
@@ -56,17 +41,6 @@ struct VnniDecoder {
     for (int q = 0; q < 4; ++q) {
       group.codes = _mm512_loadu_si512(codes + q * 64);
       Mxfp4Weights::StoreGroup(group, constants, to + q * 128);
-    }
-  }
-
-  // Of any scales.
-  static __attribute__((noinline)) void AnyBlock(const uint8_t* codes, const uint8_t* scales,
-                                                 bf16* to) {
-    const Mxfp4Row* table = Mxfp4Table();
-    for (int i = 0; i < kVnniElements; ++i) {
-      const int q = i / 128, row = i / 8 % 16, half = i / 4 % 2, j = i % 4;
-      const int code = codes[i / 2] >> (4 * (i % 2)) & 15;
-      to[((q * 4 + j) * 16 + row) * 2 + half].bits = table[scales[row]][code];
     }
   }
 };
@@ -106,13 +80,11 @@ struct VnniProducts {
         // The last one again, which is not handed on, where there are fewer.
         codes[g] = w.Codes(Min(t + g, end - 1));
         scales[g] = w.Scales(Min(t + g, end - 1));
-        regular = Mxfp4Weights::Regular(scales[g], blocks * kVnniRows) && regular;
+        regular = RegularScales(scales[g], blocks * kVnniRows) && regular;
       }
       ZeroTiles<V * G>();
       for (int64_t b = 0; b <= blocks; ++b) {
-        // Of the same tile or, behind its last block, of the next ones.
-        int64_t ahead = kVnniAhead;
-        if (b + ahead >= blocks) ahead = t + 2 * G <= end ? ahead + (G - 1) * blocks : 0;
+        const int64_t ahead = VnniAhead(b, blocks, G, t + 2 * G <= end);
         if (b > 0 && V < 3) {
           ForEachOf<V>([&](auto v) {
             constexpr int kV = decltype(v)::value;
@@ -130,7 +102,7 @@ struct VnniProducts {
           if (regular) {
             decoder.Block(block, scale, buffers[b % 2][g]);
           } else {
-            VnniDecoder::AnyBlock(block, scale, buffers[b % 2][g]);
+            DecodeVnniBlock(block, scale, buffers[b % 2][g]);
           }
         });
       }

@@ -26,9 +26,10 @@ namespace py = pybind11;
 #endif
 
 // Levels this binary holds, as JSON list items.
-#define MLA_ISA_ITEMS                                                    \
-  "\"baseline\"" MLA_IF_AVX2(", \"avx2\"") MLA_IF_AVX512(", \"avx512\"") \
-      MLA_IF_AVX512BF16(", \"avx512bf16\"") MLA_IF_AMX(", \"amx\"")
+#define MLA_ISA_ITEMS                                                             \
+  "\"baseline\"" MLA_IF_AVX2(", \"avx2\"") MLA_IF_AVX512(", \"avx512\"")          \
+      MLA_IF_AVX512VNNI(", \"avx512vnni\"") MLA_IF_AVX512BF16(", \"avx512bf16\"") \
+          MLA_IF_AMX(", \"amx\"")
 
 // The same record as abi(), as far as it is known at compile time: a loader reads it with ctypes
 // before it trusts the rest of the file.

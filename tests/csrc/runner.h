@@ -17,7 +17,7 @@
   ::mla::KernelTable<Args> {                                                \
     {                                                                       \
       &::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
-          MLA_ENTRY_AVX512BF16(name)                                        \
+          MLA_ENTRY_AVX512VNNI(name), MLA_ENTRY_AVX512BF16(name)            \
     }                                                                       \
   }
 

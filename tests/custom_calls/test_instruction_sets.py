@@ -13,7 +13,7 @@ import pytest
 from custom_calls.registry import library
 
 HERE = Path(__file__).parent
-LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
 
 TESTS = (
     "test_linear.py::TestLinear::test_matches_oracle",

@@ -251,6 +251,31 @@ def test_extreme_values_meet_the_oracle_and_their_rows_alone(
                 assert same_rows(got[rows], alone), f"{kind}: rows {rows}"
 
 
+@BOTH
+@pytest.mark.parametrize("rows", [1, 5, 21])
+@pytest.mark.parametrize("power", [6, 10, 12, 14, 17, 20, 24, 40])
+def test_small_values_count_beside_a_large_one(rows: int, power: int, kernels: str, rng: Rng) -> None:
+    # One value of every block is 2^power times as large, and meets weights of zero.
+    n, k = 20, 160
+    data, scale = random_weight(rng, (n, k), "mxfp4")
+    codes = np.stack([data & 15, data >> 4], -1).reshape(n, k)
+    large = np.arange(k // 32) * 32 + rng.integers(0, 32, k // 32)
+    codes[:, large] = rng.choice([0, 8], (n, k // 32))
+    packed = oracle_quantized.pack(codes.astype(np.uint8))
+    x = normal(rng, (rows, k), "bfloat16")
+    x[:, large] = (x[:, large].astype(np.float32) + np.sign(x[:, large].astype(np.float32))) * 2.0**power
+    weight = QuantizedTensor(jnp.asarray(packed), jnp.asarray(scale), "mxfp4")
+    got = np.asarray(linear(jnp.asarray(x), to_vnni(weight), out_dtype="float32", kernels=kernels))
+    values = oracle_quantized.values(packed, scale, "mxfp4", (1, 32))
+    exact = x.astype(np.float64) @ values.T
+    # At most half of what bfloat16 has rounded the mean of the others by, in a block of 32.
+    others = (
+        np.abs(np.where(np.isin(np.arange(k), large), 0, x.astype(np.float64))).reshape(rows, -1, 32).mean(-1)
+    )
+    allowed = np.repeat(others, 32, 1) * 2.0**-10 @ np.abs(values).T
+    assert np.all(np.abs(got - exact) <= allowed)
+
+
 # ---- a row and the other rows ----
 
 

@@ -436,7 +436,7 @@ def test_a_bad_environment_is_a_sentence(folder, start):
     backend = "JAX cannot start a backend (JAX_PLATFORMS='nonsense')"
     assert backend in ends[0][2].splitlines()[-1]
     assert f"problem: {backend}" in ends[1][1].splitlines()[-1]
-    isa = "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512, avx512bf16 or amx, got 'sse9'"
+    isa = "MLA_JAX_CPU_ISA: expected baseline, avx2, avx512, avx512vnni, avx512bf16 or amx, got 'sse9'"
     assert isa in ends[2][2].splitlines()[-1]
     assert isa in json.loads(ends[3][1])["problem"]
 

@@ -40,7 +40,7 @@ def test_the_report(capsys):
     cpu = facts["libraries"]["cpu"]
     assert cpu["module"] == "custom_calls._cpu"
     assert len(cpu["targets"]) >= 9
-    assert cpu["isa"] in ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+    assert cpu["isa"] in ("baseline", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
     rocm = facts["libraries"]["rocm"]
     assert bool(rocm["targets"]) == (rocm["module"] is not None)
     assert facts["build"]["problem"] is None

@@ -38,10 +38,11 @@ NO_LIBRARY = Library("cpu", None, frozenset(), "cannot be loaded", {})
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_auto_is_for_gpus_and_amx_that_compute_in_bfloat16(platform, dtype):
+@pytest.mark.parametrize("isa", ["avx512vnni", "amx"])
+def test_auto_is_for_gpus_and_products_of_vnni_that_compute_in_bfloat16(platform, dtype, isa):
     device = SimpleNamespace(platform=platform)
     wanted = {"gpu": "auto", "cpu": "vnni"}.get(platform, "row_major") if dtype == "bfloat16" else "row_major"
-    with declared(cpu_library("amx")):
+    with declared(cpu_library(isa)):
         assert resolve_weight_layout("auto", dtype, device) == wanted
     for choice in ("row_major", "shuffled", "vnni"):
         assert resolve_weight_layout(choice, dtype, device) == choice
@@ -56,7 +57,7 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
-def test_auto_is_row_major_without_amx_or_its_kernel(library):
+def test_auto_is_row_major_without_products_of_vnni_or_their_kernel(library):
     with declared(library):
         assert resolve_weight_layout("auto", "bfloat16", SimpleNamespace(platform="cpu")) == "row_major"
 
