@@ -376,6 +376,7 @@ struct FloatWeights {
     if constexpr (kMxfp4) {
       typedef uint8_t Scales __attribute__((vector_size(kChunkScales)));
       constexpr uint8_t kOne = 127, kLeast = 2 + kNibbleDown, kMost = 252 - kNibbleDown;
+      constexpr uint8_t kRange = kMost - kLeast;
       const uint8_t* from =
           static_cast<const uint8_t*>(m.scale) + row * (m.k / kScaleColumns) + k0 / kScaleColumns;
       Scales scales = Scales{} + kOne;
@@ -385,7 +386,7 @@ struct FloatWeights {
         __builtin_memcpy(&scales, from, static_cast<size_t>(left / kScaleColumns));
       }
       // Below the least the difference is large.
-      const auto outside = (__m256i)(scales - kLeast > kMost - kLeast);
+      const auto outside = (__m256i)(scales - kLeast > kRange);
       const bool regular = _mm256_testz_si256(outside, outside) != 0;
       scales = regular ? scales + kNibbleDown : Scales{} + kOne;
       __builtin_memcpy(scale, &scales, sizeof(scales));

@@ -191,6 +191,7 @@ EXTREMES = {
     "zero": [0.0, -0.0],
     "denormal": [1e-45, -1e-40, 5e-39, 9.2e-41],
     "tiny": [1e-38, -1e-38, 1.5e-38, -3e-38],
+    "small": [2.6e-32, -4.1e-32, 3.3e-32],  # The units of their whole numbers of 24 bits are not normal.
     "huge": [3e38, -3e38, 1e37, -1e38],
     "mixed": [0.0, -0.0, 1e-40, -1e-38, 2e-38, 1.0, -3.0, 1e-20, 1e20, -1e37, 3e38],
     "infinite": [0.0, 1.0, -2.0, 1e-38, 3e38, np.inf, -np.inf],
