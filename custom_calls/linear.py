@@ -46,7 +46,8 @@ def linear(
       x: (M, K) float32 or bfloat16; M may be 0.
       weight: (N, K) of x's dtype, or bfloat16 with float32 x and result; or a `QuantizedTensor` (N, K) of
         any container, with row-major scales; MXFP4 may be shuffled, which GPUs have a kernel for, or vnni, which
-        CPUs have one for.
+        CPUs have one for. On AVX-512 VNNI bfloat16 x meets vnni weights as whole numbers of 24 bits: exact down to
+        2^-14 of the largest of their 32 columns, smaller values rounded to 2^-22 of it, float32 where that is coarse.
       bias: (N,) float32 or bfloat16, or None.
       out_dtype: "float32" or "bfloat16"; x's dtype by default. A bfloat16 result needs bfloat16 x.
       activations: "bf16": x as it is (weight-only quantisation); "mxfp4": x is first quantised to MXFP4 with

@@ -1,4 +1,4 @@
-"""`linear_vnni`: x (M,K) times an MXFP4 weight (N,K) in the layout of matrix units; what `linear` calls for "vnni"."""
+"""`linear_vnni`: x (M,K) times an MXFP4 weight (N,K) in the vnni layout; what `linear` calls for it."""
 
 from typing import Any
 

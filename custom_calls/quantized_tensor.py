@@ -82,12 +82,13 @@ class QuantizedTensor:
     up the last tile have codes 0, they and groups that fill up the last chunk have scales 1. `shuffle` makes it,
     `in_rows` undoes it.
 
-    data_layout "vnni" is for MXFP4 weights that matrix units of CPUs multiply, whose operands hold pairs of columns of
-    16 rows: words of the same eight columns of 16 rows lie side by side. data: uint8 (..., ceil(N/16), K/32, 4, 64),
-    scale: uint8 (..., ceil(N/16), K/32, 16). scale[t, b, n] is that of row 16 t + n and group b. Bytes 4 n to 4 n + 3
-    of data[t, b, q] are a little-endian word of that row; its nibble 4 h + j, where 0 is the lowest one, is the code
-    of column 32 b + 8 q + 2 j + h: even columns lie in the lower half, odd ones in the upper. Rows that fill up the
-    last tile have codes 0 and scales 1. `to_vnni` makes it, `in_rows` undoes it.
+    data_layout "vnni" is for MXFP4 weights that CPUs multiply on matrix units, whose operands hold pairs of columns of
+    16 rows, or by bytes, four columns of 16 rows at a time: words of the same eight columns of 16 rows lie side by
+    side. data: uint8 (..., ceil(N/16), K/32, 4, 64), scale: uint8 (..., ceil(N/16), K/32, 16). scale[t, b, n] is that
+    of row 16 t + n and group b. Bytes 4 n to 4 n + 3 of data[t, b, q] are a little-endian word of that row; its nibble
+    4 h + j, where 0 is the lowest one, is the code of column 32 b + 8 q + 2 j + h: even columns lie in the lower half,
+    odd ones in the upper. Rows that fill up the last tile have codes 0 and scales 1. `to_vnni` makes it, `in_rows`
+    undoes it.
 
     Attributes:
       data, scale: arrays, see the table.
@@ -189,7 +190,7 @@ def shuffle(tensor: QuantizedTensor) -> QuantizedTensor:
 
 
 def to_vnni(tensor: QuantizedTensor) -> QuantizedTensor:
-    """The same values with data_layout "vnni": the load step for weights that a CPU's matrix units multiply.
+    """The same values with data_layout "vnni": the load step for weights that a CPU multiplies as they lie.
 
     Args:
       tensor: "mxfp4" (..., N, K); K is a multiple of 32. One of this layout is returned as it is, another layout is
