@@ -2,9 +2,11 @@
 //
 // Keys are cut into splits of kSplitKeys from key 0. A split is computed on its own and splits are
 // merged in order, so the result does not depend on how the work was shared out. Keys and values
-// come as pointers to rows: pages and staged copies look alike. In the scores and their softmax the
-// query rows lie across the lanes: every row has its own sums, in the order of columns and keys.
-// Scores are logarithms to the base of two.
+// come as pointers to rows: pages and staged copies look alike; who has to copy does so when the
+// scores come to a key, so that reading memory hides behind products. In the scores and their
+// softmax the query rows lie across the lanes: every row has its own sums, in the order of columns
+// and keys. Of few heads the scores are dot products where f32 is multiplied: with one vector of
+// rows every product would take a read. Scores are logarithms to the base of two.
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
@@ -21,16 +23,33 @@
 namespace mla {
 namespace MLA_ISA {
 
+constexpr bool kPairProducts = std::is_same_v<ProductType<bf16, bf16>::T, bf16>;
+
 // Half as many where bf16 keys are staged as f32, which should stay in the second-level cache.
-constexpr int64_t kSplitKeys = std::is_same_v<ProductType<bf16, bf16>::T, bf16> ? 512 : 256;
-constexpr int kAttendVectors = 2;
+constexpr int64_t kSplitKeys = kPairProducts ? 512 : 256;
+// Of f32 a core has room for more products than reads beside them, which four vectors of rows save.
+constexpr int kAttendVectors = kLanes == 16 && !kPairProducts ? 4 : 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.
-// Keys whose values are used by all rows before the next.
+// Keys whose values are used by all rows before the next: with the rows' weights, half of the
+// first-level cache.
 template <typename W>
-constexpr int64_t kValueBlock = 512 / static_cast<int64_t>(sizeof(W));
+constexpr int64_t kValueBlock = kAttendVectors == 4 ? 64 : 512 / static_cast<int64_t>(sizeof(W));
+// Columns between rows of a power of two columns, which would evict each other.
+constexpr int64_t kDotPad = kLanes;
 
 constexpr float kLog2E = 1.44269504f;  // A factor of scores whose softmax is that of e^score.
 constexpr float kLn2 = 0.69314718f;
+
+// Keys that are multiplied where they lie, or were copied before. What AttendSplit asks of keys:
+// Ready(n) is called before the keys [0, n), and their values, are read; Row(j) is the memory that
+// Ready will read of key j, to be asked for ahead.
+template <typename W>
+struct KeysInPlace {
+  static constexpr bool kStages = false;
+  const W* const* keys;
+  void Ready(int64_t) const {}
+  const W* Row(int64_t j) const { return keys[j]; }
+};
 
 // Work memory of one split. P is what products with keys and values multiply.
 template <typename X, typename W>
@@ -51,7 +70,7 @@ struct AttendScratch {
     AttendScratch s;
     for (float*& scores : s.scores) scores = carver->Take<float>(kTiledKeys * kAttendRows);
     s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
-    s.q = carver->Take<P>((Width(a_width) + Width(b_width)) * kAttendRows);
+    s.q = carver->Take<P>((Width(a_width) + Width(b_width) + kDotPad) * kAttendRows);
     s.tiles = AttendTiles<P>::Carve(carver, rows, kAttendRows, kSplitKeys, a_width + b_width);
     return s;
   }
@@ -60,19 +79,19 @@ struct AttendScratch {
 // Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes), and what is yet to be
 // multiplied with them. The first to read the keys of a split asks for them ahead. Where there are
 // tiles, beside() runs once in each of TileSteps(keys, limit) steps.
-template <int V, typename X, typename W, typename Beside>
-inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, int64_t limit,
-                       bool first, float* scores, const Beside& beside) {
+template <int V, typename X, typename W, typename Source, typename Beside>
+inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, Source* source,
+                       int64_t limit, bool first, float* scores, const Beside& beside) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
 #if defined(__AMX_BF16__)
   if constexpr (kMatrixTiles<P>) {
     if (TakesTiles(keys)) {
+      source->Ready(limit);
       return ScoreTiles<V>(scratch.q, keys, limit, first, scratch.tiles, scores, beside);
     }
   }
 #endif
-  (void)first;  // The vectors' way asks for the next few keys only.
   (void)beside;
   constexpr int N = LaneCols(V);
   constexpr int64_t kRows = V * kLanes;
@@ -84,19 +103,85 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
   const int64_t a_width = keys.a_width + (whole ? keys.b_width : 0);
   const P* qb = scratch.q + Scratch::Width(keys.a_width) * kRows;
   for (int64_t n = 0; n < limit; n += N) {
-    const W *key[N], *next[N];
-    for (int j = 0; j < N; ++j) {
-      key[j] = keys.k[Min(n + j, limit - 1)];
-      next[j] = keys.k[Min(n + N + j, limit - 1)];
-    }
+    const W* key[N];
+    decltype(source->Row(0)) next[N];
+    for (int j = 0; j < N; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
+    for (int j = 0; j < N; ++j) next[j] = source->Row(Min(n + N + j, limit - 1));
+    const auto ahead = first || !Source::kStages ? next : nullptr;  // Staged keys are near.
+    source->Ready(Min(n + N, limit));
     float* out = scores + n * kRows;
-    LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, next, out, kRows);
+    LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, ahead, out, kRows);
     if (whole) continue;
     for (int j = 0; j < N; ++j) key[j] += keys.a_width;
     for (int j = 0; j < N; ++j) next[j] += keys.a_width;
-    LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, next, out, kRows);
+    LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, ahead, out, kRows);
   }
   return 1.0f;
+}
+
+// Rows of queries and keys of a tile of dot products: 24 sums.
+constexpr int kDotRows = 4, kDotKeys = 6;
+
+// Scores of `rows` rows with keys [0, limit), (keys, V * kLanes), by dot products: the columns lie
+// across the lanes. Every score has a sum for each lane, in the order of columns; those are added
+// by a fixed tree. The first to read the keys of a split asks for them ahead.
+template <int V, typename X, typename W, typename Source>
+inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, const Keys<W>& keys,
+                      Source* source, int64_t limit, bool first, float* q, float* scores) {
+  constexpr int64_t kRows = V * kLanes;
+  const int64_t pitch = keys.a_width + keys.b_width + kDotPad;
+  for (int64_t r = 0; r < rows; ++r) {
+    ConvertRow(qa[r], keys.a_width, q + r * pitch);
+    ConvertRow(qb[r], keys.b_width, q + r * pitch + keys.a_width);
+  }
+  const bool whole = keys.scale_a == keys.scale_b;
+  const int64_t a_width = keys.a_width + (whole ? keys.b_width : 0);
+  const int64_t tiles = CeilDiv(rows, kDotRows);
+  for (int64_t n = 0; n < limit; n += kDotKeys) {
+    source->Ready(Min(n + kDotKeys, limit));
+    const W* key[kDotKeys];
+    for (int j = 0; j < kDotKeys; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
+    for (int64_t m = 0; m < kRows; m += kDotRows) {
+      float* out = scores + n * kRows + m;
+      if (m >= rows) {  // Nobody's, but numbers.
+        for (int j = 0; j < kDotKeys; ++j) __builtin_memset(out + j * kRows, 0, kDotRows * 4);
+        continue;
+      }
+      // The tiles ask for the next keys in turn: a core waits for few lines at once.
+      decltype(source->Row(0)) next[kDotKeys];
+      int asked = 0;
+      for (int64_t j = m / kDotRows; j < kDotKeys && first; j += tiles) {
+        next[asked++] = source->Row(Min(n + kDotKeys + j, limit - 1));
+      }
+      const auto ask = [&](int64_t column) {
+        constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(*next[0]));
+        if (column % kLine != 0) return;
+        for (int j = 0; j < asked; ++j) __builtin_prefetch(next[j] + column);
+      };
+      const float* row[kDotRows];
+      for (int i = 0; i < kDotRows; ++i) row[i] = q + Min(m + i, rows - 1) * pitch;
+      vf sum[kDotKeys * kDotRows] = {};
+      alignas(64) float a[kDotKeys * kDotRows], b[kDotKeys * kDotRows];
+      DotAccumulate<kDotKeys, kDotRows>(key, row, a_width, sum, ask);
+      LaneSums<kDotKeys * kDotRows>(sum, a);
+      if (!whole) {
+        const W* key_b[kDotKeys];
+        for (int j = 0; j < kDotKeys; ++j) key_b[j] = key[j] + keys.a_width;
+        for (int i = 0; i < kDotRows; ++i) row[i] += keys.a_width;
+        vf sum_b[kDotKeys * kDotRows] = {};
+        DotAccumulate<kDotKeys, kDotRows>(key_b, row, keys.b_width, sum_b,
+                                          [&](int64_t column) { ask(keys.a_width + column); });
+        LaneSums<kDotKeys * kDotRows>(sum_b, b);
+      }
+      for (int j = 0; j < kDotKeys; ++j) {
+        for (int i = 0; i < kDotRows; ++i) {
+          const int at = j * kDotRows + i;
+          const float score = a[at] * keys.scale_a;
+          out[j * kRows + i] = whole ? score : score + b[at] * keys.scale_b;
+        }
+      }
+    }
+  }
 }
 
 // What a row knows about its softmax so far. The result is divided by the sum of the weights as
@@ -258,10 +343,11 @@ inline void WeighValues(const P* weights, int64_t rows, const int32_t* visible, 
 // Attends `rows` query rows, of which row r sees the split's keys [0, visible[r]). A key outside
 // that range never enters row r's arithmetic, not even with weight zero: it may be NaN. Results, by
 // row: the softmax state and the weighted sum of values (undefined if none is seen), of as many
-// rows as make whole passes.
-template <typename X, typename W>
-inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
-                        const int32_t* visible, const Keys<W>& keys,
+// rows as make whole passes. `dots`: the scores are dot products, which suit few rows where f32 is
+// multiplied; with others a row's bits differ, so it is the same for all tiles of a call.
+template <typename X, typename W, typename Source>
+inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bool dots,
+                        const int32_t* visible, const Keys<W>& keys, Source* source,
                         const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
   using Scratch = AttendScratch<X, W>;
   using P = typename Scratch::P;
@@ -288,6 +374,14 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
     }
     WithVectors<kAttendVectors>(count, [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
+      float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
+      if constexpr (std::is_same_v<P, float>) {
+        if (dots) {
+          ScoreDots<V>(qa + r0, qb + r0, count, keys, source, limit, r0 == 0, scratch.q, scores);
+          Softmax<V, X, W> softmax(scores, 1.0f, scratch.weights, seen, least, limit);
+          return finish(softmax, r0);
+        }
+      }
       const auto pack = [&](const X* const* q, int64_t width, P* dst) {
         PackLanes<P>(
             count, V * kLanes, width, Scratch::Width(width), Order::kPlain,
@@ -295,12 +389,11 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
       };
       pack(qa, keys.a_width, scratch.q);
       pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
-      float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
       int64_t beside = 0;  // Keys of the pass before, a step.
       if (before) {
         beside = CeilDiv(before->limit(), TileSteps(keys, limit) * Scratch::kUnit) * Scratch::kUnit;
       }
-      const float scale = ScoreRows<V>(scratch, keys, limit, r0 == 0, scores, [&]() {
+      const float scale = ScoreRows<V>(scratch, keys, source, limit, r0 == 0, scores, [&]() {
         if (beside > 0) before->Advance(beside);
       });
       if (before) finish(*before, r0 - kAttendRows);

@@ -40,17 +40,21 @@ struct LaneStep<bf16, bf16> {
 };
 #endif
 
-// Vectors of rows in a tile, at most, and the weight rows that a tile of `vectors` takes.
+// Vectors of rows in a tile of products, at most, and the weight rows that a tile of `vectors`
+// takes.
 constexpr int kLaneVectors = 3;
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int LaneCols(int vectors) { return vectors <= 2 ? 12 : 8; }
+constexpr int LaneCols(int vectors) { return vectors <= 2 ? 12 : 24 / vectors; }
 #else
-constexpr int LaneCols(int vectors) { return vectors == 1 ? 12 : (vectors == 2 ? 6 : 4); }
+constexpr int LaneCols(int vectors) { return 12 / vectors; }
 #endif
 
 // Calls f(Constant<vectors>()) for the vectors that hold n <= most * kLanes rows.
 template <int most, typename F>
 MLA_INLINE void WithVectors(int64_t n, const F& f) {
+  if constexpr (most >= 4) {
+    if (n > 3 * kLanes) return f(Constant<4>());
+  }
   if constexpr (most >= 3) {
     if (n > 2 * kLanes) return f(Constant<3>());
   }
@@ -63,12 +67,12 @@ MLA_INLINE void WithVectors(int64_t n, const F& f) {
 // out[n * ld + i] (+)= scale[n] * (row i . w[n]) over k columns, for V vectors of rows and N weight
 // rows, among which pointers may be equal. x: (steps, V * kLanes) units. Of the rows at `ahead`,
 // unless that is null, it asks for what lies as far along as its own columns.
-template <int V, int N, typename C, typename W>
+template <int V, int N, typename C, typename W, typename A>
 inline __attribute__((noinline)) void LaneTile(const C* x, const W* const* w, int64_t k,
-                                               const float* scale, bool add, const W* const* ahead,
+                                               const float* scale, bool add, const A* const* ahead,
                                                float* out, int64_t ld) {
   using Step = LaneStep<C, W>;
-  constexpr int64_t kLine = 64 / sizeof(W);
+  constexpr int64_t kLine = 64 / sizeof(A);
   constexpr int64_t kStride = V * kLanes * (4 / static_cast<int64_t>(sizeof(C)));
   vf acc[N * V] = {};
   const W* ws[N];

@@ -206,7 +206,8 @@ struct Products {
         }
         for (int j = 0; j < N; ++j) rows[j] = panel.Row(Min(n + j, count - 1)) + from;
         LaneTile<V, N, C, C>(x_chunk + from * kStride, rows, to - from, scale, k0 + from > 0,
-                             nullptr, sums + n * kLaneTileRows, kLaneTileRows);
+                             static_cast<const C* const*>(nullptr), sums + n * kLaneTileRows,
+                             kLaneTileRows);
       }
     }
   }

@@ -21,6 +21,7 @@ namespace {
 // Whole passes of attention_core.h, so that a row is computed the same in either.
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kSmallTileRows = 64;
+static_assert(kTileRows % kAttendRows == 0 && kSmallTileRows % kAttendRows == 0, "whole passes");
 constexpr int64_t kTasksPerThread = 4;
 // Partial results of separate splits may take this much; beyond it tiles keep to themselves.
 constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
@@ -117,28 +118,32 @@ struct Partials {
 };
 
 // What a task works with.
-template <typename X, typename W>
+template <typename X, typename Cache, typename W>
 struct TaskMemory {
+  static constexpr bool kStages = !std::is_same_v<Cache, W>;
+
   AttendScratch<X, W> attend;
-  const W** keys;  // Of a split.
-  const X** qa;    // Rows of a tile.
+  const Cache** rows;  // Of the cache, the keys of a split.
+  const X** qa;        // Rows of a tile.
   const X** qb;
   int32_t* visible;
-  W* zeros;       // One key.
-  W* staged;      // Keys in another type than the cache's.
-  bf16* decoded;  // One of FP8.
+  Cache* zeros;    // One row.
+  const W** keys;  // Staged: in another type than the cache's.
+  W* staged;
+  bf16* decoded;  // One key of FP8.
 
-  static TaskMemory Carve(Carver* carver, const MlaAttentionArgs& args, bool stages) {
+  static TaskMemory Carve(Carver* carver, const MlaAttentionArgs& args) {
     const int64_t width = args.rank + args.rope;
     TaskMemory m;
     m.attend = AttendScratch<X, W>::Carve(carver, kTileRows, args.rank, args.rope);
-    m.keys = carver->Take<const W*>(kSplitKeys);
+    m.rows = carver->Take<const Cache*>(kSplitKeys);
     m.qa = carver->Take<const X*>(kTileRows);
     m.qb = carver->Take<const X*>(kTileRows);
     m.visible = carver->Take<int32_t>(kTileRows);
-    m.zeros = carver->Take<W>(width);
-    m.staged = carver->Take<W>(stages ? kSplitKeys * width : 0);
-    m.decoded = carver->Take<bf16>(stages ? width : 0);
+    m.zeros = carver->Take<Cache>(width);
+    m.keys = carver->Take<const W*>(kStages ? kSplitKeys : 0);
+    m.staged = carver->Take<W>(kStages ? kSplitKeys * width : 0);
+    m.decoded = carver->Take<bf16>(kStages ? width : 0);
     return m;
   }
 };
@@ -156,11 +161,33 @@ inline void Stage(const Cache* key, int64_t width, bf16* decoded, W* to) {
   }
 }
 
-// Sets the pointers to keys [split * kSplitKeys, + count). Keys on pages that do not exist point
-// to a row of zeros: the queries that see them are overwritten with NaN at the end.
-template <typename Cache, typename X, typename W>
+// Keys of another type than what products multiply, converted when the scores come to them.
+template <typename X, typename Cache, typename W>
+class StagedKeys {
+ public:
+  static constexpr bool kStages = true;
+
+  StagedKeys(const TaskMemory<X, Cache, W>& memory, int64_t width, int64_t count)
+      : memory_(memory), width_(width) {
+    for (int64_t j = 0; j < count; ++j) memory.keys[j] = memory.staged + j * width;
+  }
+  void Ready(int64_t n) {
+    for (; done_ < n; ++done_) {
+      Stage(memory_.rows[done_], width_, memory_.decoded, memory_.staged + done_ * width_);
+    }
+  }
+  const Cache* Row(int64_t j) const { return memory_.rows[j]; }
+
+ private:
+  const TaskMemory<X, Cache, W>& memory_;
+  int64_t width_, done_ = 0;
+};
+
+// Sets the pointers to rows [split * kSplitKeys, + count) of the cache. Keys on pages that do not
+// exist point to a row of zeros: the queries that see them are overwritten with NaN at the end.
+template <typename X, typename Cache, typename W>
 void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, int64_t count,
-                const TaskMemory<X, W>& memory) {
+                const TaskMemory<X, Cache, W>& memory) {
   const int64_t width = args.rank + args.rope;
   const int32_t* table = args.page_table + tile.sequence * args.max_pages;
   const int64_t begin = split * kSplitKeys;
@@ -171,16 +198,7 @@ void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, i
     const int64_t end = Min(count, j + args.page_size - offset);
     const int64_t element = good ? (number * args.page_size + offset) * width : 0;
     const auto* key = static_cast<const Cache*>(args.cache) + element;
-    for (; j < end; ++j, key += width) {
-      if (!good) {
-        memory.keys[j] = memory.zeros;
-      } else if constexpr (std::is_same_v<Cache, W>) {
-        memory.keys[j] = key;
-      } else {
-        Stage(key, width, memory.decoded, memory.staged + j * width);
-        memory.keys[j] = memory.staged + j * width;
-      }
-    }
+    for (; j < end; ++j, key += width) memory.rows[j] = good ? key : memory.zeros;
   }
 }
 
@@ -190,7 +208,7 @@ struct Attention {
   static constexpr bool kFloat8 = std::is_same_v<Cache, f8e4m3fn>;
   using Element = std::conditional_t<kFloat8, bf16, Cache>;
   using W = typename ProductType<X, Element>::T;  // What is multiplied.
-  static constexpr bool kStages = !std::is_same_v<Cache, W>;
+  using Memory = TaskMemory<X, Cache, W>;
 
   const MlaAttentionArgs& args;
 
@@ -198,7 +216,7 @@ struct Attention {
   float value_scale() const { return kFloat8 ? args.scales[0] : 1.0f; }
 
   // Attends all rows of a tile over one split.
-  void Split(const Tile& tile, int64_t split, const TaskMemory<X, W>& memory, RowState* state,
+  void Split(const Tile& tile, int64_t split, const Memory& memory, RowState* state,
              float* acc) const {
     const int64_t begin = split * kSplitKeys;
     for (int64_t r = 0; r < tile.rows; ++r) {
@@ -210,16 +228,25 @@ struct Attention {
     }
     // Later rows never see fewer keys, so the last row tells how many are needed.
     const int64_t count = memory.visible[tile.rows - 1];
-    GatherKeys<Cache>(args, tile, split, count, memory);
+    GatherKeys(args, tile, split, count, memory);
     const float scale = args.softmax_scale * kLog2E;
-    const Keys<W> keys = {memory.keys,
-                          memory.keys,
-                          args.rank,
-                          args.rope,
-                          args.rank,
-                          kFloat8 ? scale * args.scales[0] : scale,
-                          kFloat8 ? scale * args.scales[1] : scale};
-    AttendSplit(memory.qa, memory.qb, tile.rows, memory.visible, keys, memory.attend, state, acc);
+    const bool dots = kLanes == 16 && args.heads <= kLanes;
+    const auto attend = [&](const W* const* k, auto source) {
+      const Keys<W> keys = {k,
+                            k,
+                            args.rank,
+                            args.rope,
+                            args.rank,
+                            kFloat8 ? scale * args.scales[0] : scale,
+                            kFloat8 ? scale * args.scales[1] : scale};
+      AttendSplit(memory.qa, memory.qb, tile.rows, dots, memory.visible, keys, &source,
+                  memory.attend, state, acc);
+    };
+    if constexpr (Memory::kStages) {
+      attend(memory.keys, StagedKeys<X, Cache, W>(memory, width(), count));
+    } else {
+      attend(memory.rows, KeysInPlace<W>{memory.rows});
+    }
   }
 
   void Finish(const Tile& tile, int64_t r, const RowState& state, const float* acc) const {
@@ -237,17 +264,17 @@ struct Attention {
 
   // A tile through all its splits, merging as it goes.
   void WholeTile(const Tile& tile) const {
-    TaskMemory<X, W> memory;
+    Memory memory;
     float *acc, *run;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      memory = TaskMemory<X, W>::Carve(&carver, args, kStages);
+      memory = Memory::Carve(&carver, args);
       acc = carver.Take<float>(kTileRows * args.rank);
       run = carver.Take<float>(kTileRows * args.rank);
       return carver.used();
     };
     carve(Scratch(kTaskScratch, carve(nullptr)));
-    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(Cache));
     RowState state[kTileRows] = {}, part[kTileRows];
     for (int64_t split = 0; split < tile.splits; ++split) {
       if (split == 0) {
@@ -267,14 +294,14 @@ struct Attention {
 
   // A tile's pair with one split.
   void OnePair(const Tile& tile, int64_t pair, const Partials& partials) const {
-    TaskMemory<X, W> memory;
+    Memory memory;
     const auto carve = [&](void* base) {
       Carver carver(base);
-      memory = TaskMemory<X, W>::Carve(&carver, args, kStages);
+      memory = Memory::Carve(&carver, args);
       return carver.used();
     };
     carve(Scratch(kTaskScratch, carve(nullptr)));
-    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(W));
+    __builtin_memset(memory.zeros, 0, static_cast<size_t>(width()) * sizeof(Cache));
     Split(tile, pair - tile.partial, memory, partials.States(pair), partials.Values(pair));
   }
 

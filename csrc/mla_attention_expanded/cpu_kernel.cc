@@ -14,6 +14,7 @@ namespace MLA_ISA {
 namespace {
 
 constexpr int64_t kTileTokens = 256;
+constexpr int64_t kStageAhead = 12;  // Keys between one that is staged and those asked for.
 static_assert(kSplitKeys % kTileTokens == 0,
               "every row of a tile sees a key of each of its splits");
 
@@ -36,6 +37,7 @@ struct TaskMemory {
 template <typename T>
 struct Attention {
   using W = typename ProductType<T, T>::T;
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   const ExpandedAttentionArgs& args;
 
   // Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns. The tiles
@@ -69,6 +71,37 @@ struct Attention {
   int64_t kv_width() const { return args.nope + args.v; }
   int64_t qk_width() const { return args.nope + args.rope; }
 
+  // Keys and values of a head, copied when the scores come to them: side by side, as what products
+  // multiply.
+  struct StagedKeys {
+    static constexpr bool kStages = true;
+    const Attention& attention;
+    int64_t token0, count, head;
+    W* staged;
+    int64_t done = 0;
+
+    const T* Row(int64_t j) const {
+      const auto* kv = static_cast<const T*>(attention.args.kv);
+      return kv + ((token0 + j) * attention.args.heads + head) * attention.kv_width();
+    }
+    void Ready(int64_t n) {
+      const ExpandedAttentionArgs& args = attention.args;
+      for (; done < n; ++done) {
+        const T* kv = Row(done);
+        const T* row = static_cast<const T*>(args.rows) + (token0 + done + 1) * args.row_width;
+        W* to = staged + done * (attention.qk_width() + args.v);
+        ConvertRow(kv, args.nope, to);
+        ConvertRow(row - args.rope, args.rope, to + args.nope);
+        ConvertRow(kv + args.nope, args.v, to + attention.qk_width());
+        // Who asks for keys ahead does so as far as those go: the value's end is left.
+        const T* ahead = Row(Min(done + kStageAhead, count - 1));
+        for (int64_t c = attention.qk_width(); c < attention.kv_width(); c += kLine) {
+          __builtin_prefetch(ahead + c);
+        }
+      }
+    }
+  };
+
   void RunTile(const Tile& tile, int64_t head) const {
     AttendScratch<T, W> attend;
     TaskMemory<T, W>* memory;
@@ -94,16 +127,10 @@ struct Attention {
     for (int64_t begin = 0; begin < keys; begin += kSplitKeys) {
       const int64_t count = Min(kSplitKeys, keys - begin);
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t token = tile.token0 + begin + j;
-        const T* kv = static_cast<const T*>(args.kv) + (token * args.heads + head) * kv_width();
-        W* copy = staged + j * (qk_width() + args.v);
-        ConvertRow(kv, args.nope, copy);
-        ConvertRow(static_cast<const T*>(args.rows) + (token + 1) * args.row_width - args.rope,
-                   args.rope, copy + args.nope);
-        ConvertRow(kv + args.nope, args.v, copy + qk_width());
-        memory->k[j] = copy;
-        memory->v[j] = copy + qk_width();
+        memory->k[j] = staged + j * (qk_width() + args.v);
+        memory->v[j] = memory->k[j] + qk_width();
       }
+      StagedKeys source = {*this, tile.token0 + begin, count, head, staged};
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t sees = tile.begin + r - tile.token0 + 1;
         memory->visible[r] = static_cast<int32_t>(Clamp(sees - begin, 0, count));
@@ -112,7 +139,8 @@ struct Attention {
       const Keys<W> k = {memory->k, memory->v, args.nope, args.rope, args.v, scale, scale};
       RowState* state = begin == 0 ? memory->state : memory->part;
       float* to = begin == 0 ? run : acc;
-      AttendSplit(memory->qa, memory->qb, rows, memory->visible, k, attend, state, to);
+      AttendSplit(memory->qa, memory->qb, rows, false, memory->visible, k, &source, attend, state,
+                  to);
       for (int64_t r = 0; r < rows && begin > 0; ++r) {
         MergeRow(state[r], acc + r * args.v, args.v, memory->state + r, run + r * args.v);
       }
