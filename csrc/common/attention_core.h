@@ -153,7 +153,8 @@ inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, cons
       for (int64_t j = m / kDotRows; j < kDotKeys && first; j += tiles) {
         next[asked++] = source->Row(Min(n + kDotKeys + j, limit - 1));
       }
-      const auto ask = [&](int64_t column) {
+      // Inlined, or GCC would drop the calls: see AskFor.
+      const auto ask = [&](int64_t column) __attribute__((always_inline)) {
         constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(*next[0]));
         if (column % kLine != 0) return;
         for (int j = 0; j < asked; ++j) __builtin_prefetch(next[j] + column);
@@ -169,8 +170,10 @@ inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, cons
         for (int j = 0; j < kDotKeys; ++j) key_b[j] = key[j] + keys.a_width;
         for (int i = 0; i < kDotRows; ++i) row[i] += keys.a_width;
         vf sum_b[kDotKeys * kDotRows] = {};
-        DotAccumulate<kDotKeys, kDotRows>(key_b, row, keys.b_width, sum_b,
-                                          [&](int64_t column) { ask(keys.a_width + column); });
+        const auto ask_b = [&](int64_t column) __attribute__((always_inline)) {
+          ask(keys.a_width + column);
+        };
+        DotAccumulate<kDotKeys, kDotRows>(key_b, row, keys.b_width, sum_b, ask_b);
         LaneSums<kDotKeys * kDotRows>(sum_b, b);
       }
       for (int j = 0; j < kDotKeys; ++j) {
