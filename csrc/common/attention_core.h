@@ -23,12 +23,9 @@
 namespace mla {
 namespace MLA_ISA {
 
-constexpr bool kPairProducts = std::is_same_v<ProductType<bf16, bf16>::T, bf16>;
-
 // Half as many where bf16 keys are staged as f32, which should stay in the second-level cache.
 constexpr int64_t kSplitKeys = kPairProducts ? 512 : 256;
-// Of f32 a core has room for more products than reads beside them, which four vectors of rows save.
-constexpr int kAttendVectors = kLanes == 16 && !kPairProducts ? 4 : 2;
+constexpr int kAttendVectors = kLaneVectors == 4 ? 4 : 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.
 // Keys whose values are used by all rows before the next: with the rows' weights, half of the
 // first-level cache.
@@ -76,6 +73,18 @@ struct AttendScratch {
   }
 };
 
+// Asks for N rows, as far along as the columns that are multiplied meanwhile.
+template <int N, typename A>
+struct AskForRows {
+  const A* row[N];  // The first null: for nothing.
+  MLA_INLINE void operator()(int64_t column) const {
+    if (row[0] == nullptr) return;
+    for (int64_t c = 0; c < kAskColumns; c += 64 / static_cast<int64_t>(sizeof(A))) {
+      for (int n = 0; n < N; ++n) __builtin_prefetch(row[n] + column + c);
+    }
+  }
+};
+
 // Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes), and what is yet to be
 // multiplied with them. The first to read the keys of a split asks for them ahead. Where there are
 // tiles, beside() runs once in each of TileSteps(keys, limit) steps.
@@ -104,16 +113,17 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
   const P* qb = scratch.q + Scratch::Width(keys.a_width) * kRows;
   for (int64_t n = 0; n < limit; n += N) {
     const W* key[N];
-    decltype(source->Row(0)) next[N];
     for (int j = 0; j < N; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
-    for (int j = 0; j < N; ++j) next[j] = source->Row(Min(n + N + j, limit - 1));
-    const auto ahead = first || !Source::kStages ? next : nullptr;  // Staged keys are near.
+    AskForRows<N, std::remove_pointer_t<decltype(source->Row(0))>> ahead = {};
+    for (int j = 0; j < N && (first || !Source::kStages); ++j) {  // Staged keys are near.
+      ahead.row[j] = source->Row(Min(n + N + j, limit - 1));
+    }
     source->Ready(Min(n + N, limit));
     float* out = scores + n * kRows;
     LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, ahead, out, kRows);
     if (whole) continue;
     for (int j = 0; j < N; ++j) key[j] += keys.a_width;
-    for (int j = 0; j < N; ++j) next[j] += keys.a_width;
+    for (int j = 0; j < N && ahead.row[0] != nullptr; ++j) ahead.row[j] += keys.a_width;
     LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, ahead, out, kRows);
   }
   return 1.0f;
@@ -122,13 +132,51 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
 // Rows of queries and keys of a tile of dot products: 24 sums.
 constexpr int kDotRows = 4, kDotKeys = 6;
 
-// Scores of `rows` rows with keys [0, limit), (keys, V * kLanes), by dot products: the columns lie
-// across the lanes. Every score has a sum for each lane, in the order of columns; those are added
-// by a fixed tree. The first to read the keys of a split asks for them ahead.
-template <int V, typename X, typename W, typename Source>
+// Keys that a tile of dot products asks for, as far along as its columns: a few, since a core waits
+// for few lines at once, and the tiles of other rows ask for others.
+struct AskForKeys {
+  const char* key[kDotKeys];
+  int count;
+  int64_t bytes;  // Of a column.
+
+  MLA_INLINE void operator()(int64_t column) const {
+    if (column * bytes % 64 != 0) return;
+    for (int j = 0; j < count; ++j) __builtin_prefetch(key[j] + column * bytes);
+  }
+};
+
+// scores[j * ld + i] (+)= scale * (key[j] . row[i]) over the columns [from, from + width), of which
+// every sum has one for each lane, in order; those are added by a fixed tree.
+template <typename W>
+inline __attribute__((noinline)) void DotTile(const W* const* keys, const float* const* rows,
+                                              int64_t from, int64_t width, float scale, bool add,
+                                              const AskForKeys& ask, float* scores, int64_t ld) {
+  const W* key[kDotKeys];
+  const float* row[kDotRows];
+  for (int j = 0; j < kDotKeys; ++j) key[j] = keys[j] + from;
+  for (int i = 0; i < kDotRows; ++i) row[i] = rows[i] + from;
+  vf sum[kDotKeys * kDotRows] = {};
+  // Inlined, or GCC would drop the calls: see AskFor.
+  const auto beside = [&](int64_t column) __attribute__((always_inline)) { ask(from + column); };
+  DotAccumulate<kDotKeys, kDotRows>(key, row, width, sum, beside);
+  alignas(64) float sums[kDotKeys * kDotRows];
+  LaneSums<kDotKeys * kDotRows>(sum, sums);
+  typedef float Rows __attribute__((vector_size(kDotRows * sizeof(float))));
+  for (int j = 0; j < kDotKeys; ++j) {
+    Rows score, before = {};
+    __builtin_memcpy(&score, sums + j * kDotRows, sizeof(score));
+    if (add) __builtin_memcpy(&before, scores + j * ld, sizeof(before));
+    score = before + score * scale;
+    __builtin_memcpy(scores + j * ld, &score, sizeof(score));
+  }
+}
+
+// Scores of `rows` rows with keys [0, limit), (keys, ld), by dot products: the columns lie across
+// the lanes. The first to read the keys of a split asks for them ahead.
+template <typename X, typename W, typename Source>
 inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, const Keys<W>& keys,
-                      Source* source, int64_t limit, bool first, float* q, float* scores) {
-  constexpr int64_t kRows = V * kLanes;
+                      Source* source, int64_t limit, bool first, float* q, float* scores,
+                      int64_t ld) {
   const int64_t pitch = keys.a_width + keys.b_width + kDotPad;
   for (int64_t r = 0; r < rows; ++r) {
     ConvertRow(qa[r], keys.a_width, q + r * pitch);
@@ -141,48 +189,21 @@ inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, cons
     source->Ready(Min(n + kDotKeys, limit));
     const W* key[kDotKeys];
     for (int j = 0; j < kDotKeys; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
-    for (int64_t m = 0; m < kRows; m += kDotRows) {
-      float* out = scores + n * kRows + m;
+    for (int64_t m = 0; m < ld; m += kDotRows) {
+      float* out = scores + n * ld + m;
       if (m >= rows) {  // Nobody's, but numbers.
-        for (int j = 0; j < kDotKeys; ++j) __builtin_memset(out + j * kRows, 0, kDotRows * 4);
+        for (int j = 0; j < kDotKeys; ++j) __builtin_memset(out + j * ld, 0, kDotRows * 4);
         continue;
       }
-      // The tiles ask for the next keys in turn: a core waits for few lines at once.
-      decltype(source->Row(0)) next[kDotKeys];
-      int asked = 0;
+      AskForKeys ask = {{}, 0, sizeof(*source->Row(0))};
       for (int64_t j = m / kDotRows; j < kDotKeys && first; j += tiles) {
-        next[asked++] = source->Row(Min(n + kDotKeys + j, limit - 1));
+        const auto* next = source->Row(Min(n + kDotKeys + j, limit - 1));
+        ask.key[ask.count++] = reinterpret_cast<const char*>(next);
       }
-      // Inlined, or GCC would drop the calls: see AskFor.
-      const auto ask = [&](int64_t column) __attribute__((always_inline)) {
-        constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(*next[0]));
-        if (column % kLine != 0) return;
-        for (int j = 0; j < asked; ++j) __builtin_prefetch(next[j] + column);
-      };
       const float* row[kDotRows];
       for (int i = 0; i < kDotRows; ++i) row[i] = q + Min(m + i, rows - 1) * pitch;
-      vf sum[kDotKeys * kDotRows] = {};
-      alignas(64) float a[kDotKeys * kDotRows], b[kDotKeys * kDotRows];
-      DotAccumulate<kDotKeys, kDotRows>(key, row, a_width, sum, ask);
-      LaneSums<kDotKeys * kDotRows>(sum, a);
-      if (!whole) {
-        const W* key_b[kDotKeys];
-        for (int j = 0; j < kDotKeys; ++j) key_b[j] = key[j] + keys.a_width;
-        for (int i = 0; i < kDotRows; ++i) row[i] += keys.a_width;
-        vf sum_b[kDotKeys * kDotRows] = {};
-        const auto ask_b = [&](int64_t column) __attribute__((always_inline)) {
-          ask(keys.a_width + column);
-        };
-        DotAccumulate<kDotKeys, kDotRows>(key_b, row, keys.b_width, sum_b, ask_b);
-        LaneSums<kDotKeys * kDotRows>(sum_b, b);
-      }
-      for (int j = 0; j < kDotKeys; ++j) {
-        for (int i = 0; i < kDotRows; ++i) {
-          const int at = j * kDotRows + i;
-          const float score = a[at] * keys.scale_a;
-          out[j * kRows + i] = whole ? score : score + b[at] * keys.scale_b;
-        }
-      }
+      DotTile(key, row, 0, a_width, keys.scale_a, false, ask, out, ld);
+      if (!whole) DotTile(key, row, a_width, keys.b_width, keys.scale_b, true, ask, out, ld);
     }
   }
 }
@@ -380,7 +401,8 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bo
       float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
       if constexpr (std::is_same_v<P, float>) {
         if (dots) {
-          ScoreDots<V>(qa + r0, qb + r0, count, keys, source, limit, r0 == 0, scratch.q, scores);
+          ScoreDots(qa + r0, qb + r0, count, keys, source, limit, r0 == 0, scratch.q, scores,
+                    V * kLanes);
           Softmax<V, X, W> softmax(scores, 1.0f, scratch.weights, seen, least, limit);
           return finish(softmax, r0);
         }

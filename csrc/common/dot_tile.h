@@ -6,6 +6,7 @@
 #ifndef MLA_COMMON_DOT_TILE_H_
 #define MLA_COMMON_DOT_TILE_H_
 
+#include <type_traits>
 #include <utility>
 
 #include "common/simd.h"
@@ -84,6 +85,8 @@ struct ProductType<bf16, bf16> {
   using T = bf16;
 };
 #endif
+
+constexpr bool kPairProducts = std::is_same_v<ProductType<bf16, bf16>::T, bf16>;
 
 // How one step of the axis multiplies: f32 lanes in general ...
 template <typename X, typename W>

@@ -356,6 +356,9 @@ struct FloatWeights {
 
   static int64_t Bytes(int64_t columns) { return kBytes ? columns : columns / 2; }
   int64_t Left(int64_t k0, int64_t width) const { return Min(width, m.k - k0); }
+  WeightPlace PlaceOf(int64_t n) const {
+    return {m.data + n * m.RowBytes(), m.RowBytes(), Bytes(kAskColumns)};
+  }
   static int64_t Groups(int64_t left) { return CeilDiv(left, Codes::kColumns); }
   int64_t Run(int64_t left) const {
     return m.block_k >= m.k ? Groups(left) : m.block_k / Codes::kColumns;

@@ -41,8 +41,8 @@ struct LaneStep<bf16, bf16> {
 #endif
 
 // Vectors of rows in a tile of products, at most, and the weight rows that a tile of `vectors`
-// takes.
-constexpr int kLaneVectors = 3;
+// takes. Of f32 a core has room for more products than reads beside them, which wide tiles save.
+constexpr int kLaneVectors = kLanes == 16 && !kPairProducts ? 4 : 3;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int LaneCols(int vectors) { return vectors <= 2 ? 12 : 24 / vectors; }
 #else
@@ -64,15 +64,21 @@ MLA_INLINE void WithVectors(int64_t n, const F& f) {
   f(Constant<1>());
 }
 
+// Columns of a product beside which memory is asked for at a time.
+constexpr int64_t kAskColumns = 32;
+
+struct AskNothing {
+  MLA_INLINE void operator()(int64_t) const {}
+};
+
 // out[n * ld + i] (+)= scale[n] * (row i . w[n]) over k columns, for V vectors of rows and N weight
-// rows, among which pointers may be equal. x: (steps, V * kLanes) units. Of the rows at `ahead`,
-// unless that is null, it asks for what lies as far along as its own columns.
-template <int V, int N, typename C, typename W, typename A>
+// rows, among which pointers may be equal. x: (steps, V * kLanes) units. ask(i), always inlined,
+// runs beside the columns [i, i + kAskColumns), if there are as many.
+template <int V, int N, typename C, typename W, typename Ask>
 inline __attribute__((noinline)) void LaneTile(const C* x, const W* const* w, int64_t k,
-                                               const float* scale, bool add, const A* const* ahead,
+                                               const float* scale, bool add, const Ask& ask,
                                                float* out, int64_t ld) {
   using Step = LaneStep<C, W>;
-  constexpr int64_t kLine = 64 / sizeof(A);
   constexpr int64_t kStride = V * kLanes * (4 / static_cast<int64_t>(sizeof(C)));
   vf acc[N * V] = {};
   const W* ws[N];
@@ -91,11 +97,9 @@ inline __attribute__((noinline)) void LaneTile(const C* x, const W* const* w, in
     }
   };
   int64_t i = 0;
-  if (ahead != nullptr) {
-    for (; i + kLine <= k; i += kLine) {
-      for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + i);
-      for (int64_t j = i; j < i + kLine; j += Step::kUnit) step(false, j);
-    }
+  for (; i + kAskColumns <= k; i += kAskColumns) {
+    ask(i);
+    for (int64_t j = i; j < i + kAskColumns; j += Step::kUnit) step(false, j);
   }
   for (; i + Step::kUnit <= k; i += Step::kUnit) step(false, i);
   if (i < k) step(true, i);

@@ -56,6 +56,7 @@ constexpr int64_t kLaneChunk = kChunk<C> / 4;
 //   static constexpr bool kOwnLanePanels: whether FillLanes, of the same arguments, fills panels
 //   for
 //       rows across the lanes.
+//   WeightPlace PlaceOf(int64_t n) const: where row n and those after it lie.
 //   For matrix_product.h:
 //   struct Rows and Rows RowsAt(int64_t n, int64_t count) const: some weight rows, j their number
 //       from n on;
@@ -90,6 +91,21 @@ struct ChunkSums {
       if (!last) __builtin_memcpy(before, out, kMaxDotTile * sizeof(float));
     }
     if (last) sink(m, mv, n, nv, out, ld);
+  }
+};
+
+// What a tile of rows across the lanes asks for beside one chunk: its share of the activations that
+// come next, and of the weight rows.
+struct AskForNext {
+  const char* x;    // Null: for none.
+  int64_t x_bytes;  // Beside kAskColumns columns.
+  WeightPlace weights;
+  int64_t begin, end;  // Of their rows.
+  int64_t k0;          // Their column beside the chunk's first.
+
+  MLA_INLINE void operator()(int64_t column) const {
+    if (x != nullptr) AskFor(x + column / kAskColumns * x_bytes, x_bytes);
+    for (int64_t j = begin; j < end; ++j) weights.Ask(j, k0 + column);
   }
 };
 
@@ -188,13 +204,33 @@ struct Products {
     }
   }
 
-  // One chunk of a panel times a tile of rows across the lanes, into or onto sums (n, rows).
+  // What is multiplied after one chunk: a tile's activations in it, and weight rows from column k0.
+  struct Next {
+    const C* x;
+    int64_t x_elements;
+    WeightPlace weights;
+    int64_t count, k0;
+  };
+
+  // One chunk of a panel times a tile of rows across the lanes, into or onto sums (n, rows). Of the
+  // next weight rows it asks for part `part` of `parts`.
   template <int V>
   void LaneChunk(const C* x_chunk, const Panel<C>& panel, int64_t row0, int64_t count, int64_t k0,
-                 int64_t width, float* sums) const {
+                 int64_t width, const Next& next, int64_t part, int64_t parts, float* sums) const {
     constexpr int N = LaneCols(V);
     constexpr int64_t kStride = V * kLanes;
+    const int64_t groups = CeilDiv(count, N);
+    const int64_t x_bytes = CeilDiv(next.x_elements * static_cast<int64_t>(sizeof(C)) * kAskColumns,
+                                    groups * width * 64) *
+                            64;
     for (int64_t n = 0; n < count; n += N) {
+      const int64_t at = part * groups + n / N;
+      AskForNext ask = {nullptr,
+                        x_bytes,
+                        next.weights,
+                        at * next.count / (parts * groups),
+                        (at + 1) * next.count / (parts * groups),
+                        next.k0};
       for (int64_t from = 0, to = width; from < width; from = to) {
         if constexpr (Weights::kScaled) to = Min(width, w.ScaleEnd(k0 + from) - k0);
         const C* rows[N];
@@ -205,9 +241,13 @@ struct Products {
           for (int j = 0; j < N; ++j) scale[j] = 1.0f;
         }
         for (int j = 0; j < N; ++j) rows[j] = panel.Row(Min(n + j, count - 1)) + from;
-        LaneTile<V, N, C, C>(x_chunk + from * kStride, rows, to - from, scale, k0 + from > 0,
-                             static_cast<const C* const*>(nullptr), sums + n * kLaneTileRows,
-                             kLaneTileRows);
+        if (next.x != nullptr) {
+          ask.x = reinterpret_cast<const char*>(next.x) +
+                  (n / N * CeilDiv(width, kAskColumns) + from / kAskColumns) * x_bytes;
+        }
+        ask.k0 = next.k0 + from;
+        LaneTile<V, N, C, C>(x_chunk + from * kStride, rows, to - from, scale, k0 + from > 0, ask,
+                             sums + n * kLaneTileRows, kLaneTileRows);
       }
     }
   }
@@ -232,11 +272,23 @@ struct Products {
         } else {
           w.Fill(n0 + p0, count, k0, width, panel);
         }
+        const bool over = k0 + width == x.width;  // The chunk after this is of the next panel.
+        const int64_t next_p0 = over ? p0 + kLanePanelRows : p0, next_k0 = over ? 0 : k0 + width;
+        Next next = {};
+        next.k0 = next_k0;
+        next.count = Clamp(cols - next_p0, 0, kLanePanelRows);
+        next.weights = w.PlaceOf(n0 + next_p0);
+        if (next.weights.data == nullptr) next.count = 0;
         for (int64_t t = 0; t < tiles; ++t) {
           const auto tile = x.At(tile0 + t);
+          const bool last = t + 1 == tiles;
+          const auto following = x.At(tile0 + (last ? 0 : t + 1));
+          const int64_t from = last ? next_k0 : k0;
+          next.x = last && next_p0 >= cols ? nullptr : following.data + from * following.height;
+          next.x_elements = following.height * Min(kLaneChunk<C>, x.width - from);
           WithVectors<kLaneVectors>(tile.height, [&](auto vectors) {
             LaneChunk<decltype(vectors)::value>(tile.data + k0 * tile.height, panel, n0 + p0, count,
-                                                k0, width,
+                                                k0, width, next, t, tiles,
                                                 sums + t * kLanePanelRows * kLaneTileRows);
           });
         }
@@ -357,6 +409,10 @@ struct PlainWeights {
     }
   };
   Rows RowsAt(int64_t n, int64_t) const { return {data + n * k, k}; }
+  WeightPlace PlaceOf(int64_t n) const {
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(W));
+    return {data + n * k, k * kBytes, kAskColumns * kBytes};
+  }
 
   template <int M, int N>
   void Few(const C* x, int64_t n, int64_t last, int64_t k0, int64_t width, float* out) const {

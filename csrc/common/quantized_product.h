@@ -63,6 +63,7 @@ struct DecodedWeights {
     }
   };
   Rows RowsAt(int64_t n, int64_t) const { return {this, n}; }
+  WeightPlace PlaceOf(int64_t) const { return {}; }  // In any order.
 
   template <int M, int N>
   void Few(const C*, int64_t, int64_t, int64_t, int64_t, float*) const {}
@@ -274,6 +275,9 @@ struct Mxfp4Weights {
              static_cast<uint64_t>(from) / columns;
     }
   };
+  WeightPlace PlaceOf(int64_t n) const {
+    return {m.data + n * m.RowBytes(), m.RowBytes(), kAskColumns / 2};
+  }
   Rows RowsAt(int64_t n, int64_t count) const {
     const uint8_t* scale = Scales(n, 0);
     const int64_t scales = count * ScaleCols();
@@ -470,6 +474,9 @@ struct CodeWeights {
       of->Fill(n + j, 1, from, kMatrixColumns, {dst, kMatrixColumns});
     }
   };
+  WeightPlace PlaceOf(int64_t n) const {
+    return {m.data + n * m.RowBytes(), m.RowBytes(), Bytes(kAskColumns)};
+  }
   Rows RowsAt(int64_t n, int64_t) const {
     return {this, n, m.data + n * m.RowBytes(), m.RowBytes(), m.k};
   }
