@@ -100,7 +100,7 @@ struct DotStep {
   static MLA_INLINE vf GetPart(const T* p, int64_t n) {
     return LoadPart(p, n);
   }
-  static MLA_INLINE vf Add(vf acc, vf a, vf b) { return acc + a * b; }
+  static MLA_INLINE vf Add(vf acc, vf a, vf b) { return MulAdd(a, b, acc); }
 };
 
 // ... and pairs of bf16 where the processor multiplies them directly.

@@ -116,9 +116,15 @@ auto Pick(const KernelTable<Args>& table) {
 #define MLA_ENTRY_AMX(name) nullptr
 #endif
 
-#define MLA_KERNEL(name, Args)                                                \
-  ::mla::Pick<Args>(                                                          \
-      {{&::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
-        MLA_ENTRY_AVX512VNNI(name), MLA_ENTRY_AVX512BF16(name), MLA_ENTRY_AMX(name)}})
+// The kernel at every level that was built.
+#define MLA_KERNEL_TABLE(name, Args)                                                  \
+  ::mla::KernelTable<Args> {                                                          \
+    {                                                                                 \
+      &::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name),           \
+          MLA_ENTRY_AVX512VNNI(name), MLA_ENTRY_AVX512BF16(name), MLA_ENTRY_AMX(name) \
+    }                                                                                 \
+  }
+
+#define MLA_KERNEL(name, Args) ::mla::Pick<Args>(MLA_KERNEL_TABLE(name, Args))
 
 #endif  // MLA_COMMON_ISA_H_

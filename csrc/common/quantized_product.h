@@ -394,9 +394,9 @@ MLA_INLINE void ScaledRows(const bf16* x, const RowScales* scales, int64_t block
     }
     MLA_UNROLL
     for (int n = 0; n < N; ++n) {
-      const float scale = scales[n][block];
+      const vf scale = Splat(scales[n][block]);
       MLA_UNROLL
-      for (int m = 0; m < M; ++m) acc[m * N + n] += part[m * N + n] * scale;
+      for (int m = 0; m < M; ++m) acc[m * N + n] = MulAdd(part[m * N + n], scale, acc[m * N + n]);
     }
     from = to;
   }

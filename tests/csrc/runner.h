@@ -12,15 +12,6 @@
 #include "memory.h"
 #include "thread_pool.h"
 
-// The kernel at every level that was built.
-#define MLA_LEVELS(name, Args)                                              \
-  ::mla::KernelTable<Args> {                                                \
-    {                                                                       \
-      &::mla::baseline::name, MLA_ENTRY_AVX2(name), MLA_ENTRY_AVX512(name), \
-          MLA_ENTRY_AVX512VNNI(name), MLA_ENTRY_AVX512BF16(name)            \
-    }                                                                       \
-  }
-
 namespace mla::test {
 
 class Runner {

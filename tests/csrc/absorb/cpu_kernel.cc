@@ -13,7 +13,7 @@ struct Shape {
 }  // namespace
 
 void AbsorbCases(Runner& runner) {
-  const auto table = MLA_LEVELS(Absorb, AbsorbArgs);
+  const auto table = MLA_KERNEL_TABLE(Absorb, AbsorbArgs);
   for (const Shape s :
        {Shape{1, 1, 1, 1}, Shape{0, 2, 8, 4}, Shape{1, 3, 65, 31}, Shape{5, 2, 130, 7},
         Shape{3, 5, 16, 64}, Shape{67, 3, 33, 18}, Shape{40, 1, 520, 9}, Shape{4, 2, 12, 0}}) {

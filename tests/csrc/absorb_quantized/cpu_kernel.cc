@@ -13,7 +13,7 @@ struct Shape {
 }  // namespace
 
 void AbsorbQuantizedCases(Runner& runner) {
-  const auto table = MLA_LEVELS(AbsorbQuantized, AbsorbQuantizedArgs);
+  const auto table = MLA_KERNEL_TABLE(AbsorbQuantized, AbsorbQuantizedArgs);
   for (const WeightFormat& format : WeightFormats()) {
     for (const Shape s : {Shape{1, 1, 2, 1}, Shape{0, 2, 8, 4}, Shape{1, 3, 65, 31},
                           Shape{5, 2, 130, 7}, Shape{67, 3, 64, 18}, Shape{4, 2, 12, 0}}) {

@@ -6,7 +6,7 @@
 namespace mla::test {
 
 void ExpertMlpCases(Runner& runner) {
-  const auto table = MLA_LEVELS(ExpertMlp, ExpertMlpArgs);
+  const auto table = MLA_KERNEL_TABLE(ExpertMlp, ExpertMlpArgs);
   for (const ExpertBatch& batch : ExpertBatches()) {
     for (const DType io : kFloats) {
       const std::string name = std::string("expert_mlp ") + Name(io) + " " + batch.name();

@@ -7,7 +7,7 @@
 namespace mla::test {
 
 void ExpertMlpQuantizedCases(Runner& runner) {
-  const auto table = MLA_LEVELS(ExpertMlpQuantized, ExpertMlpQuantizedArgs);
+  const auto table = MLA_KERNEL_TABLE(ExpertMlpQuantized, ExpertMlpQuantizedArgs);
   const std::vector<WeightFormat>& formats = WeightFormats();
   for (size_t i = 0; i < formats.size(); ++i) {
     const WeightFormat gate_up = formats[i], down = formats[i * 4 % formats.size()];

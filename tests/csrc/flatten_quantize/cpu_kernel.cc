@@ -6,7 +6,7 @@
 namespace mla::test {
 
 void FlattenQuantizeCases(Runner& runner) {
-  const auto table = MLA_LEVELS(FlattenQuantize, FlattenQuantizeArgs);
+  const auto table = MLA_KERNEL_TABLE(FlattenQuantize, FlattenQuantizeArgs);
   EachRowsCase([&](const RowsCase& rows) {
     for (const DType type : kFloats) {
       const std::string name = std::string("flatten_quantize ") + Name(type) + " " + rows.name();

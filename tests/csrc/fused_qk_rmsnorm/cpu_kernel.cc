@@ -12,7 +12,7 @@ struct Shape {
 }  // namespace
 
 void FusedQkRmsNormCases(Runner& runner) {
-  const auto table = MLA_LEVELS(FusedQkRmsNorm, FusedQkRmsNormArgs);
+  const auto table = MLA_KERNEL_TABLE(FusedQkRmsNorm, FusedQkRmsNormArgs);
   for (const Shape s : {Shape{1, 1, 1, 1, 1}, Shape{0, 3, 3, 5, 4}, Shape{9, 5, 0, 7, 3},
                         Shape{19, 65, 65, 70, 33}, Shape{33, 48, 47, 131, 127}}) {
     for (const DType io : kFloats) {

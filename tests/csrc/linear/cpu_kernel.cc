@@ -16,7 +16,7 @@ struct Types {
 }  // namespace
 
 void LinearCases(Runner& runner) {
-  const auto table = MLA_LEVELS(Linear, LinearArgs);
+  const auto table = MLA_KERNEL_TABLE(Linear, LinearArgs);
   constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
   for (const Shape s :
        {Shape{1, 1, 1}, Shape{0, 3, 5}, Shape{2, 3, 0}, Shape{1, 67, 130}, Shape{2, 5, 31},

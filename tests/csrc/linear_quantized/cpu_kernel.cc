@@ -16,7 +16,7 @@ struct Types {
 }  // namespace
 
 void LinearQuantizedCases(Runner& runner) {
-  const auto table = MLA_LEVELS(LinearQuantized, LinearQuantizedArgs);
+  const auto table = MLA_KERNEL_TABLE(LinearQuantized, LinearQuantizedArgs);
   constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
   for (const WeightFormat& format : WeightFormats()) {
     for (const Shape s :

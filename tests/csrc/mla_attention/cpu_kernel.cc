@@ -70,7 +70,7 @@ struct Widths {
 }  // namespace
 
 void MlaAttentionCases(Runner& runner) {
-  const auto table = MLA_LEVELS(MlaAttention, MlaAttentionArgs);
+  const auto table = MLA_KERNEL_TABLE(MlaAttention, MlaAttentionArgs);
   constexpr int64_t kLayers = 2;
   for (const Metadata& meta : AllMetadata()) {
     for (const Widths w : {Widths{1, 1, 1}, Widths{3, 17, 6}, Widths{18, 64, 32}}) {

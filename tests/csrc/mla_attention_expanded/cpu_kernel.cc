@@ -17,7 +17,7 @@ struct Widths {
 }  // namespace
 
 void MlaAttentionExpandedCases(Runner& runner) {
-  const auto table = MLA_LEVELS(ExpandedAttention, ExpandedAttentionArgs);
+  const auto table = MLA_KERNEL_TABLE(ExpandedAttention, ExpandedAttentionArgs);
   const std::vector<Sequences> all = {
       {"one token", 1, {0, 1}},
       {"no sequences", 3, {0}},

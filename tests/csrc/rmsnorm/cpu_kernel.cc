@@ -12,7 +12,7 @@ struct Shape {
 }  // namespace
 
 void RmsNormCases(Runner& runner) {
-  const auto table = MLA_LEVELS(RmsNorm, RmsNormArgs);
+  const auto table = MLA_KERNEL_TABLE(RmsNorm, RmsNormArgs);
   for (const Shape s : {Shape{1, 1, 0, 1}, Shape{0, 4, 0, 4}, Shape{3, 5, 5, 0}, Shape{9, 7, 2, 5},
                         Shape{17, 64, 0, 64}, Shape{33, 131, 3, 127}}) {
     for (const DType io : kFloats) {

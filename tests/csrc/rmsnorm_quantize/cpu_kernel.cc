@@ -6,7 +6,7 @@
 namespace mla::test {
 
 void RmsNormQuantizeCases(Runner& runner) {
-  const auto table = MLA_LEVELS(RmsNormQuantize, RmsNormQuantizeArgs);
+  const auto table = MLA_KERNEL_TABLE(RmsNormQuantize, RmsNormQuantizeArgs);
   EachRowsCase([&](const RowsCase& rows) {
     for (const DType io : kFloats) {
       for (const bool more : {false, true}) {

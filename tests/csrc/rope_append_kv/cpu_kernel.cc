@@ -13,7 +13,7 @@ struct Order {
 }  // namespace
 
 void RopeAppendKvCases(Runner& runner) {
-  const auto table = MLA_LEVELS(RopeAppendKv, RopeAppendKvArgs);
+  const auto table = MLA_KERNEL_TABLE(RopeAppendKv, RopeAppendKvArgs);
   constexpr int64_t kPages = 3, kPageSize = 16, kLayers = 2, kTableRows = 5;
   constexpr int64_t kSlots = kPages * kPageSize;
   for (const Order order :

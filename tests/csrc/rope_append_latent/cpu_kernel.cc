@@ -12,7 +12,7 @@ struct Shape {
 }  // namespace
 
 void RopeAppendLatentCases(Runner& runner) {
-  const auto table = MLA_LEVELS(RopeAppend, RopeAppendArgs);
+  const auto table = MLA_KERNEL_TABLE(RopeAppend, RopeAppendArgs);
   constexpr int64_t kSlots = 21, kLayers = 2, kTableRows = 11;
   for (const Shape s : {Shape{1, 1, 1, 2}, Shape{0, 2, 4, 4}, Shape{9, 3, 17, 6},
                         Shape{14, 5, 64, 38}, Shape{3, 1, 5, 0}}) {
