@@ -2,11 +2,12 @@
 //
 // Keys are cut into splits of kSplitKeys from key 0. A split is computed on its own and splits are
 // merged in order, so the result does not depend on how the work was shared out. Keys and values
-// come as pointers to rows: pages and staged copies look alike; who has to copy does so when the
-// scores come to a key, so that reading memory hides behind products. In the scores and their
-// softmax the query rows lie across the lanes: every row has its own sums, in the order of columns
-// and keys. Of few heads the scores are dot products where f32 is multiplied: with one vector of
-// rows every product would take a read. Scores are logarithms to the base of two.
+// come as pointers to rows: pages and staged copies look alike. Who has to copy does so when the
+// scores come to a key (where there are tiles, before), so that reading memory hides behind
+// products. In the scores and their softmax the query rows lie across the lanes: every row has its
+// own sums, in the order of columns and keys. Where a caller says so, the scores of f32 are dot
+// products instead: of few rows, which fill one vector, every product would take a read. Scores are
+// logarithms to the base of two.
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
@@ -27,8 +28,8 @@ namespace MLA_ISA {
 constexpr int64_t kSplitKeys = kPairProducts ? 512 : 256;
 constexpr int kAttendVectors = kLaneVectors == 4 ? 4 : 2;
 constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose scores are one pass.
-// Keys whose values are used by all rows before the next: with the rows' weights, half of the
-// first-level cache.
+// Keys whose values are used by all rows before the next: 16 KiB of them and as much of weights
+// where there are four vectors, else 32 KiB at most and 16.
 template <typename W>
 constexpr int64_t kValueBlock = kAttendVectors == 4 ? 64 : 512 / static_cast<int64_t>(sizeof(W));
 // Columns between rows of a power of two columns, which would evict each other.
@@ -37,15 +38,15 @@ constexpr int64_t kDotPad = kLanes;
 constexpr float kLog2E = 1.44269504f;  // A factor of scores whose softmax is that of e^score.
 constexpr float kLn2 = 0.69314718f;
 
-// Keys that are multiplied where they lie, or were copied before. What AttendSplit asks of keys:
-// Ready(n) is called before the keys [0, n), and their values, are read; Row(j) is the memory that
-// Ready will read of key j, to be asked for ahead.
+// Where keys come from: here, those that are multiplied where they lie. Ready(n) is called before
+// the keys [0, n), and their values, are read; Row(j) is the memory of key j, which is worth asking
+// for if it is Far(j).
 template <typename W>
 struct KeysInPlace {
-  static constexpr bool kStages = false;
   const W* const* keys;
   void Ready(int64_t) const {}
   const W* Row(int64_t j) const { return keys[j]; }
+  bool Far(int64_t) const { return true; }
 };
 
 // Work memory of one split. P is what products with keys and values multiply.
@@ -54,6 +55,7 @@ struct AttendScratch {
   using P = typename ProductType<X, W>::T;
   static constexpr int64_t kUnit = LaneStep<P, W>::kUnit;
   static constexpr int64_t kTiledKeys = kSplitKeys + 32;  // The last tile may be cut.
+  static_assert(LaneCols(1) <= 32, "the rest of a cut tile");
   static constexpr int kTurns = kMatrixTiles<P> ? 2 : 1;  // Passes that are under way at once.
 
   float* scores[kTurns];  // (keys, rows of a pass), of passes in turn
@@ -86,8 +88,8 @@ struct AskForRows {
 };
 
 // Scores of the rows in scratch with keys [0, limit), (keys, V * kLanes), and what is yet to be
-// multiplied with them. The first to read the keys of a split asks for them ahead. Where there are
-// tiles, beside() runs once in each of TileSteps(keys, limit) steps.
+// multiplied with them. Asks for keys ahead; where there are tiles, only if those are the `first`
+// rows of a split, and beside() runs once in each of TileSteps(keys, limit) steps.
 template <int V, typename X, typename W, typename Source, typename Beside>
 inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, Source* source,
                        int64_t limit, bool first, float* scores, const Beside& beside) {
@@ -101,6 +103,7 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
     }
   }
 #endif
+  (void)first;
   (void)beside;
   constexpr int N = LaneCols(V);
   constexpr int64_t kRows = V * kLanes;
@@ -114,11 +117,11 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
   for (int64_t n = 0; n < limit; n += N) {
     const W* key[N];
     for (int j = 0; j < N; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
+    source->Ready(Min(n + N, limit));
     AskForRows<N, std::remove_pointer_t<decltype(source->Row(0))>> ahead = {};
-    for (int j = 0; j < N && (first || !Source::kStages); ++j) {  // Staged keys are near.
+    for (int j = 0; j < N && source->Far(Min(n + N, limit - 1)); ++j) {
       ahead.row[j] = source->Row(Min(n + N + j, limit - 1));
     }
-    source->Ready(Min(n + N, limit));
     float* out = scores + n * kRows;
     LaneTile<V, N, P, W>(scratch.q, key, a_width, scale_a, false, ahead, out, kRows);
     if (whole) continue;
@@ -139,8 +142,9 @@ struct AskForKeys {
   int count;
   int64_t bytes;  // Of a column.
 
+  // For what a step of columns from there on begins to need.
   MLA_INLINE void operator()(int64_t column) const {
-    if (column * bytes % 64 != 0) return;
+    if (column * bytes % 64 >= kLanes * bytes) return;
     for (int j = 0; j < count; ++j) __builtin_prefetch(key[j] + column * bytes);
   }
 };
@@ -172,15 +176,14 @@ inline __attribute__((noinline)) void DotTile(const W* const* keys, const float*
 }
 
 // Scores of `rows` rows with keys [0, limit), (keys, ld), by dot products: the columns lie across
-// the lanes. The first to read the keys of a split asks for them ahead.
+// the lanes. Asks for keys ahead.
 template <typename X, typename W, typename Source>
 inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, const Keys<W>& keys,
-                      Source* source, int64_t limit, bool first, float* q, float* scores,
-                      int64_t ld) {
+                      Source* source, int64_t limit, float* q, float* scores, int64_t ld) {
   const int64_t pitch = keys.a_width + keys.b_width + kDotPad;
   for (int64_t r = 0; r < rows; ++r) {
     ConvertRow(qa[r], keys.a_width, q + r * pitch);
-    ConvertRow(qb[r], keys.b_width, q + r * pitch + keys.a_width);
+    if (keys.b_width > 0) ConvertRow(qb[r], keys.b_width, q + r * pitch + keys.a_width);
   }
   const bool whole = keys.scale_a == keys.scale_b;
   const int64_t a_width = keys.a_width + (whole ? keys.b_width : 0);
@@ -196,8 +199,10 @@ inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, cons
         continue;
       }
       AskForKeys ask = {{}, 0, sizeof(*source->Row(0))};
-      for (int64_t j = m / kDotRows; j < kDotKeys && first; j += tiles) {
-        const auto* next = source->Row(Min(n + kDotKeys + j, limit - 1));
+      for (int64_t j = m / kDotRows; j < kDotKeys; j += tiles) {
+        const int64_t ahead = Min(n + kDotKeys + j, limit - 1);
+        if (!source->Far(ahead)) break;
+        const auto* next = source->Row(ahead);
         ask.key[ask.count++] = reinterpret_cast<const char*>(next);
       }
       const float* row[kDotRows];
@@ -367,8 +372,9 @@ inline void WeighValues(const P* weights, int64_t rows, const int32_t* visible, 
 // Attends `rows` query rows, of which row r sees the split's keys [0, visible[r]). A key outside
 // that range never enters row r's arithmetic, not even with weight zero: it may be NaN. Results, by
 // row: the softmax state and the weighted sum of values (undefined if none is seen), of as many
-// rows as make whole passes. `dots`: the scores are dot products, which suit few rows where f32 is
-// multiplied; with others a row's bits differ, so it is the same for all tiles of a call.
+// rows as make whole passes. `dots`: where f32 is multiplied in vectors of 16, the scores are dot
+// products, which suit few rows. A row's bits differ then, so nothing may decide it that other rows
+// have a part in.
 template <typename X, typename W, typename Source>
 inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bool dots,
                         const int32_t* visible, const Keys<W>& keys, Source* source,
@@ -399,10 +405,9 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bo
     WithVectors<kAttendVectors>(count, [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
-      if constexpr (std::is_same_v<P, float>) {
+      if constexpr (std::is_same_v<P, float> && kLanes == 16) {
         if (dots) {
-          ScoreDots(qa + r0, qb + r0, count, keys, source, limit, r0 == 0, scratch.q, scores,
-                    V * kLanes);
+          ScoreDots(qa + r0, qb + r0, count, keys, source, limit, scratch.q, scores, V * kLanes);
           Softmax<V, X, W> softmax(scores, 1.0f, scratch.weights, seen, least, limit);
           return finish(softmax, r0);
         }

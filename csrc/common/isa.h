@@ -1,7 +1,8 @@
 // Instruction-set levels: which ones were built, and which one this process uses.
 //
 // Every kernel is compiled once a level into the namespace of that level (mla::baseline,
-// mla::avx2, ...). MLA_DECLARE_KERNEL declares all of them; MLA_KERNEL picks the one to run.
+// mla::avx2, ...). MLA_DECLARE_KERNEL declares all of them, MLA_KERNEL_TABLE lists them, and
+// MLA_KERNEL picks the one to run.
 #ifndef MLA_COMMON_ISA_H_
 #define MLA_COMMON_ISA_H_
 

@@ -67,10 +67,6 @@ MLA_INLINE void WithVectors(int64_t n, const F& f) {
 // Columns of a product beside which memory is asked for at a time.
 constexpr int64_t kAskColumns = 32;
 
-struct AskNothing {
-  MLA_INLINE void operator()(int64_t) const {}
-};
-
 // out[n * ld + i] (+)= scale[n] * (row i . w[n]) over k columns, for V vectors of rows and N weight
 // rows, among which pointers may be equal. x: (steps, V * kLanes) units. ask(i), always inlined,
 // runs beside the columns [i, i + kAskColumns), if there are as many.

@@ -63,13 +63,15 @@ class Ahead {
 
 struct NoConstants {};
 
-// Where weight rows lie that will be decoded: what is asked for before. Nothing by default.
+// Where weight rows lie that will be decoded or copied: what is asked for before. Nothing by
+// default.
 struct WeightPlace {
   const void* data = nullptr;
   int64_t pitch = 0;  // Bytes of a row.
   int64_t bytes = 0;  // Of kAskColumns columns.
 
-  // Asks for columns [column, column + kAskColumns) of row j, the lines that begin in them.
+  // Asks for columns [column, column + kAskColumns) of row j: for a line once, beside the first of
+  // its pieces that begins in it.
   MLA_INLINE void Ask(int64_t j, int64_t column) const {
     const char* p = static_cast<const char*>(data) + j * pitch + column / kAskColumns * bytes;
     if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % 64) < bytes) AskFor(p, bytes);

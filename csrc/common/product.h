@@ -37,7 +37,8 @@ constexpr int64_t kRowsAhead = 8;
 // Weight rows of a panel (second-level cache) for dot products.
 constexpr int64_t kPanelRows = 64;
 
-// Columns of a panel for rows across the lanes: they leave room for a tile of activations.
+// Columns of a panel for rows across the lanes. A tile's activations in them are 48 or 64 KiB,
+// whose vectors come from the second-level cache beside as many products as that takes.
 template <typename C>
 constexpr int64_t kLaneChunk = kChunk<C> / 4;
 
@@ -95,7 +96,8 @@ struct ChunkSums {
 };
 
 // What a tile of rows across the lanes asks for beside one chunk: its share of the activations that
-// come next, and of the weight rows.
+// come next, and of the weight rows. As many columns of those as the chunk has, which may be more
+// or less than they have.
 struct AskForNext {
   const char* x;    // Null: for none.
   int64_t x_bytes;  // Beside kAskColumns columns.

@@ -2,7 +2,7 @@
 // one sequence, make a tile. With many tiles a task takes a tile through all its key splits; with
 // few (decode) every split is a task of its own and a second pass merges them in order. Both ways
 // do the same arithmetic. Keys that are not of the type which products multiply are converted once
-// a split.
+// a tile and split.
 #include <type_traits>
 
 #include "common/attention_core.h"
@@ -165,8 +165,6 @@ inline void Stage(const Cache* key, int64_t width, bf16* decoded, W* to) {
 template <typename X, typename Cache, typename W>
 class StagedKeys {
  public:
-  static constexpr bool kStages = true;
-
   StagedKeys(const TaskMemory<X, Cache, W>& memory, int64_t width, int64_t count)
       : memory_(memory), width_(width) {
     for (int64_t j = 0; j < count; ++j) memory.keys[j] = memory.staged + j * width;
@@ -177,6 +175,7 @@ class StagedKeys {
     }
   }
   const Cache* Row(int64_t j) const { return memory_.rows[j]; }
+  bool Far(int64_t j) const { return j >= done_; }
 
  private:
   const TaskMemory<X, Cache, W>& memory_;
@@ -230,7 +229,7 @@ struct Attention {
     const int64_t count = memory.visible[tile.rows - 1];
     GatherKeys(args, tile, split, count, memory);
     const float scale = args.softmax_scale * kLog2E;
-    const bool dots = kLanes == 16 && args.heads <= kLanes;
+    const bool dots = args.heads <= kLanes;  // By heads alone, whatever tokens a call has.
     const auto attend = [&](const W* const* k, auto source) {
       const Keys<W> keys = {k,
                             k,

@@ -17,6 +17,7 @@ constexpr int64_t kTileTokens = 256;
 constexpr int64_t kStageAhead = 12;  // Keys between one that is staged and those asked for.
 static_assert(kSplitKeys % kTileTokens == 0,
               "every row of a tile sees a key of each of its splits");
+static_assert(kTileTokens % kAttendRows == 0, "whole passes");
 
 struct Tile {
   int64_t token0;  // First token of the sequence.
@@ -74,7 +75,6 @@ struct Attention {
   // Keys and values of a head, copied when the scores come to them: side by side, as what products
   // multiply.
   struct StagedKeys {
-    static constexpr bool kStages = true;
     const Attention& attention;
     int64_t token0, count, head;
     W* staged;
@@ -84,6 +84,7 @@ struct Attention {
       const auto* kv = static_cast<const T*>(attention.args.kv);
       return kv + ((token0 + j) * attention.args.heads + head) * attention.kv_width();
     }
+    bool Far(int64_t j) const { return j >= done; }
     void Ready(int64_t n) {
       const ExpandedAttentionArgs& args = attention.args;
       for (; done < n; ++done) {
@@ -93,6 +94,8 @@ struct Attention {
         ConvertRow(kv, args.nope, to);
         ConvertRow(row - args.rope, args.rope, to + args.nope);
         ConvertRow(kv + args.nope, args.v, to + attention.qk_width());
+        if constexpr (kMatrixTiles<W>)
+          continue;  // Before tiles all is copied, no faster if asked for.
         // Who asks for keys ahead does so as far as those go: the value's end is left.
         const T* ahead = Row(Min(done + kStageAhead, count - 1));
         for (int64_t c = attention.qk_width(); c < attention.kv_width(); c += kLine) {

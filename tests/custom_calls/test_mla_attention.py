@@ -88,6 +88,20 @@ def rows_of(call: Call, start: int, stop: int, sequence: int, seq_len: int) -> C
     )
 
 
+def rows_of_heads(heads: int, rng: Rng, dtype: str, cache: str) -> tuple[Call, list[tuple[Any, Call]]]:
+    """Each sequence alone, parts of a chunk, and each row of a chunk as a decode step of its own."""
+    lengths = [(1, 70), (23, 530), (1, 515), (9, 9)]
+    call = make(lengths, heads, 24, 8, 16)(rng, dtype, cache)
+    start = call.arrays["query_start_loc"]
+    alone = []
+    for s, (count, n) in enumerate(lengths):
+        spans = {(0, count), (0, 1), (count - 1, count), (count // 3, 2 * count // 3 + 1)}
+        for first, last in sorted(span for span in spans if span[0] < span[1]):
+            at = slice(int(start[s]) + first, int(start[s]) + last)
+            alone.append((at, rows_of(call, at.start, at.stop, s, n - count + last)))
+    return call, alone
+
+
 SHAPES = pytest.mark.parametrize(
     ("rank", "rope", "dtype"), [(8, 2, "float32"), (512, 64, "bfloat16")], ids=["small", "published"]
 )
@@ -217,17 +231,20 @@ class TestMlaAttention(OpTests):
 
     @staticmethod
     def rows(rng: Rng, dtype: str, cache: str) -> tuple[Call, list[tuple[Any, Call]]]:
-        """Each sequence alone, parts of a chunk, and each row of a chunk as a decode step of its own."""
-        lengths = [(1, 70), (23, 530), (1, 515), (9, 9)]
-        call = make(lengths, 3, 24, 8, 16)(rng, dtype, cache)
-        start = call.arrays["query_start_loc"]
-        alone = []
-        for s, (count, n) in enumerate(lengths):
-            spans = {(0, count), (0, 1), (count - 1, count), (count // 3, 2 * count // 3 + 1)}
-            for first, last in sorted(span for span in spans if span[0] < span[1]):
-                at = slice(int(start[s]) + first, int(start[s]) + last)
-                alone.append((at, rows_of(call, at.start, at.stop, s, n - count + last)))
-        return call, alone
+        return rows_of_heads(3, rng, dtype, cache)
+
+
+@pytest.mark.parametrize("variant", TestMlaAttention.variants, ids="-".join)
+@pytest.mark.parametrize("heads", [16, 17])
+def test_rows_of_more_heads_do_not_depend_on_the_batch(
+    heads: int, variant: tuple[str, str], rng: Rng
+) -> None:
+    """Sixteen heads fill a vector; with more, rows lie across the lanes, in passes of several vectors."""
+    call, parts = rows_of_heads(heads, rng, *variant)
+    full = TestMlaAttention.call(call, "native")
+    for where, part in parts:
+        for whole, single in zip(full, TestMlaAttention.call(part, "native"), strict=True):
+            assert same_bits(np.asarray(whole)[where], single), f"rows {where}"
 
 
 @pytest.mark.parametrize("variant", [("float32", "bfloat16"), ("bfloat16", "float32")], ids="-".join)

@@ -73,14 +73,15 @@ void MlaAttentionCases(Runner& runner) {
   const auto table = MLA_KERNEL_TABLE(MlaAttention, MlaAttentionArgs);
   constexpr int64_t kLayers = 2;
   for (const Metadata& meta : AllMetadata()) {
-    for (const Widths w : {Widths{1, 1, 1}, Widths{3, 17, 6}, Widths{18, 64, 32}}) {
-      if (w.heads == 18 && meta.tokens > 40) continue;  // As many tiles, with fewer heads, above.
+    for (const Widths w :
+         {Widths{1, 1, 1}, Widths{3, 17, 6}, Widths{16, 33, 8}, Widths{18, 64, 32}}) {
+      if (w.heads >= 16 && meta.tokens > 40) continue;  // As many tiles, with fewer heads, above.
       for (const DType io : kFloats) {
         for (const DType cache : kCacheTypes) {
           for (const int32_t layer : {1, -1, 2}) {
             if (layer != 1 && (w.heads != 3 || meta.tokens > 40)) continue;
             for (const bool cached_only : {false, true}) {
-              if (cached_only && w.heads == 18) continue;
+              if (cached_only && w.heads >= 16) continue;
               const std::string name = std::string("mla_attention ") + meta.name + " " + Name(io) +
                                        " " + Name(cache) + (cached_only ? " cached " : " ") +
                                        std::to_string(w.rank) + " layer " + std::to_string(layer);
