@@ -38,7 +38,6 @@ struct TaskMemory {
 template <typename T>
 struct Attention {
   using W = typename ProductType<T, T>::T;
-  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   const ExpandedAttentionArgs& args;
 
   // Fills `tiles` (or only counts, if null) and clears the rows that no sequence owns. The tiles
@@ -94,13 +93,15 @@ struct Attention {
         ConvertRow(kv, args.nope, to);
         ConvertRow(row - args.rope, args.rope, to + args.nope);
         ConvertRow(kv + args.nope, args.v, to + attention.qk_width());
-        if constexpr (kMatrixTiles<W>)
-          continue;  // Before tiles all is copied, no faster if asked for.
-        // Who asks for keys ahead does so as far as those go: the value's end is left.
-        const T* ahead = Row(Min(done + kStageAhead, count - 1));
-        for (int64_t c = attention.qk_width(); c < attention.kv_width(); c += kLine) {
-          __builtin_prefetch(ahead + c);
-        }
+        if constexpr (!kMatrixTiles<W>) AskForValue(Min(done + kStageAhead, count - 1));
+      }
+    }
+    // For what is left of a value by those who ask for keys ahead: they do so as far as keys go.
+    // Before tiles all keys are copied at once, which asking made no faster.
+    MLA_INLINE void AskForValue(int64_t j) const {
+      constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+      for (int64_t c = attention.qk_width(); c < attention.kv_width(); c += kLine) {
+        __builtin_prefetch(Row(j) + c);
       }
     }
   };

@@ -347,10 +347,14 @@ class OpTests:
             jax.grad(loss)(floats)
 
     def test_rows_do_not_depend_on_the_batch(self, variant: tuple[str, ...], rng: Rng) -> None:
-        whole_call, parts = self.rows(rng, *variant)
-        full = self.call(whole_call, "native")
+        self.check_rows(*self.rows(rng, *variant))
+
+    @classmethod
+    def check_rows(cls, whole_call: Call, parts: list[tuple[Any, Call]]) -> None:
+        """That the rows of each part have the bits in the whole call that they have alone."""
+        full = cls.call(whole_call, "native")
         for where, part in parts:
-            for whole, single in zip(full, self.call(part, "native"), strict=True):
+            for whole, single in zip(full, cls.call(part, "native"), strict=True):
                 assert same_bits(np.asarray(whole)[where], single), f"rows {where}"
 
     def test_two_threads_at_once(self, rng: Rng) -> None:

@@ -240,11 +240,7 @@ def test_rows_of_more_heads_do_not_depend_on_the_batch(
     heads: int, variant: tuple[str, str], rng: Rng
 ) -> None:
     """Sixteen heads fill a vector; with more, rows lie across the lanes, in passes of several vectors."""
-    call, parts = rows_of_heads(heads, rng, *variant)
-    full = TestMlaAttention.call(call, "native")
-    for where, part in parts:
-        for whole, single in zip(full, TestMlaAttention.call(part, "native"), strict=True):
-            assert same_bits(np.asarray(whole)[where], single), f"rows {where}"
+    TestMlaAttention.check_rows(*rows_of_heads(heads, rng, *variant))
 
 
 @pytest.mark.parametrize("variant", [("float32", "bfloat16"), ("bfloat16", "float32")], ids="-".join)
