@@ -8,7 +8,7 @@
 # make wheel   build/wheel/*.whl
 # make test-rocm     gfx942 and gfx950 code objects, executed by the tests' emulator (needs clang-22, no GPU)
 # make isa-report    docs/isa.md: registers, occupancy, bytes, cycles and predicted bounds of the ROCm kernels (needs clang-22)
-# make bench-cpu     ops and whole steps beside what this machine's memory and cores can do (about five minutes)
+# make bench-cpu     ops and whole steps beside what this machine's memory and cores can do (about ten minutes)
 # make sanitize      the CPU kernels under the address, undefined-behaviour and thread sanitizers (a few minutes)
 # make test-matrix   the suite on every supported Python that is installed (opt-in)
 

@@ -53,6 +53,24 @@ class RandomStorage:
         return self.experts if ".experts." in name else self.layers
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What was timed.
+
+    Attributes:
+      seconds: of a prefill or of a decode step, one for each program that was timed; of decode steps on a GPU their
+        mean alone.
+      compile_s: of the compilation before them.
+    """
+
+    seconds: tuple[float, ...] = ()
+    compile_s: float = 0.0
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
 WEIGHTS: dict[str, RandomStorage] = {
     "mxfp4": RandomStorage(MXFP4, MXFP4),
     "fp8": RandomStorage(FP8, FP8),
@@ -117,12 +135,13 @@ def bench(
         raise RequestError(f"bench: {needed} tokens of one sequence: {settings.context_reason}")
     cost = decode_cost(settings, table, batch, depth + decode // 2, settings.dtype)
     whole = prefill_cost(settings, table, batch, prompt)
-    prefill_s, prefill_compile = time_prefill(frozen, prompt, batch)
-    decode_s, decode_compile = time_decode(frozen, decode, batch, depth)
+    prefills = time_prefill(frozen, prompt, batch)
+    steps = time_decode(frozen, decode, batch, depth)
+    prefill_s, decode_s = prefills.median, steps.median
     peak_host, peak_device = peak_bytes()  # before the ceilings, whose arrays are not the model's
     read, product = read_rate(), product_rate(settings.dtype)
 
-    def share(cost: StepCost, seconds: float) -> float | None:
+    def share(cost: StepCost, seconds: float | None) -> float | None:
         return (cost.bytes / read + cost.flop / product) / seconds if seconds else None
 
     return {
@@ -144,7 +163,7 @@ def bench(
         "decode_share_of_floor": share(cost, decode_s),
         "prefill_share_of_floor": share(whole, prefill_s),
         "load_s": load_s,
-        "compile_s": prefill_compile + decode_compile,
+        "compile_s": prefills.compile_s + steps.compile_s,
         "peak_rss_bytes": peak_host,
         "peak_device_bytes": peak_device,
     }
@@ -210,10 +229,12 @@ def _as_loaded(params: Tree, table: Tree, dtype: str) -> Tree:
     return jax.tree.unflatten(structure, weights)
 
 
-def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, float]:
-    """Seconds of a prefill of `batch` prompts, and those of its compilation."""
+def time_prefill(
+    frozen: FrozenModel, prompt: int, batch: int, before_each: Callable[[], None] = lambda: None
+) -> Timing:
+    """Of prefills of `batch` prompts, before each of which something else may be measured."""
     if prompt == 0:
-        return 0.0, 0.0
+        return Timing()
     table, cache = _pool(frozen, prompt, batch)
     none, new = jnp.zeros(batch, jnp.int32), jnp.full(batch, prompt, jnp.int32)
     meta = AttentionMetadata.extend(table, none, new)
@@ -225,22 +246,29 @@ def time_prefill(frozen: FrozenModel, prompt: int, batch: int) -> tuple[float, f
     jax.block_until_ready(logits)
     times = []
     for _ in range(5):
+        before_each()
         started = time.perf_counter()
         logits, cache = step(frozen, tokens, cache, meta)
         jax.block_until_ready(logits)
         times.append(time.perf_counter() - started)
-    return statistics.median(times), compile_s
+    return Timing(tuple(times), compile_s)
 
 
 def time_decode(
-    frozen: FrozenModel, steps: int, batch: int, depth: int, page_size: int = 64
-) -> tuple[float, float]:
-    """Seconds of a decode step of `batch` sequences of `depth` tokens, and those of its compilation.
+    frozen: FrozenModel,
+    steps: int,
+    batch: int,
+    depth: int,
+    page_size: int = 64,
+    before_each: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Of decode steps of `batch` sequences of `depth` tokens.
 
-    A program has as many steps as the engine's, and draws as it does: greedily, from pages that are there before.
+    A program has as many steps as the engine's, and draws as it does: greedily, from pages that are there before. On
+    a CPU something else may be measured before each program.
     """
     if steps == 0:
-        return 0.0, 0.0
+        return Timing()
     together = min(default_decode_steps(), steps)
     programs = -(-steps // together)
     table, cache = _pool(frozen, depth + (programs + 2) * together + 1, batch, page_size)
@@ -264,19 +292,20 @@ def time_decode(
     state = jax.tree.map(jnp.array, (_tokens(frozen, batch), cache, meta))
     program, compile_s = _compiled(several, (1, 2, 3), frozen, *state)
     state = jax.block_until_ready(program(frozen, *program(frozen, *state)))
-    times = []
-    first = time.perf_counter()
-    for _ in range(programs):
+    if not on_host():
+        # Programs queue up, as they do where tokens are fetched behind them.
         started = time.perf_counter()
-        state = program(frozen, *state)
-        if on_host():
-            jax.block_until_ready(state[0])
-        times.append(time.perf_counter() - started)
-    jax.block_until_ready(state)
-    if on_host():
-        return statistics.median(times) / together, compile_s
-    # On a GPU programs queue up, as they do where tokens are fetched behind them.
-    return (time.perf_counter() - first) / (programs * together), compile_s
+        for _ in range(programs):
+            state = program(frozen, *state)
+        jax.block_until_ready(state)
+        return Timing(((time.perf_counter() - started) / (programs * together),), compile_s)
+    times = []
+    for _ in range(programs):
+        before_each()
+        started = time.perf_counter()
+        state = jax.block_until_ready(program(frozen, *state))
+        times.append((time.perf_counter() - started) / together)
+    return Timing(tuple(times), compile_s)
 
 
 def _compiled(function: Callable[..., Any], donated: tuple[int, ...], *args: Any) -> tuple[Any, float]:

@@ -46,6 +46,16 @@ def product_rate(dtype: str) -> float:
     Args:
       dtype: of the activations and of plain weights, "float32" or "bfloat16".
     """
+    flop, calls = large_products(dtype)
+    return flop / min(seconds_of(call, _PRODUCTS) for call in calls)
+
+
+def large_products(dtype: str) -> tuple[float, list[Callable[[], jax.Array]]]:
+    """The FLOP of a product of large matrices, and a call for each kind of weights that computes it.
+
+    Args:
+      dtype: as of `product_rate`.
+    """
     rows, outputs, inputs = _HOST_PRODUCT if on_host() else _DEVICE_PRODUCT
     x = jnp.ones((rows, inputs), dtype)
     codes = jnp.full(MXFP4.data_shape((outputs, inputs)), 0x22, MXFP4.data_dtype)
@@ -54,8 +64,7 @@ def product_rate(dtype: str) -> float:
         MXFP4.tensor(codes, random_scale(MXFP4, (outputs, inputs), 1.0)),
     )
     product = jax.jit(linear)
-    seconds = min(seconds_of(partial(product, x, weight), _PRODUCTS) for weight in weights)
-    return 2.0 * rows * outputs * inputs / seconds
+    return 2.0 * rows * outputs * inputs, [partial(product, x, weight) for weight in weights]
 
 
 def seconds_of(call: Callable[[], Any], times: int) -> float:

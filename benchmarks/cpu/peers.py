@@ -181,8 +181,10 @@ def ik_llama_cpp(programs: Path, model: Path, threads: int) -> dict[str, float]:
 
 
 def mla_jax(frozen: Any) -> dict[str, float]:
-    prefill, _ = time_prefill(frozen, 512, 1)
-    empty, deep, batch = (time_decode(frozen, 32, *case)[0] for case in ((1, 0), (1, 4096), (8, 0)))
+    prefill = statistics.median(time_prefill(frozen, 512, 1).seconds)
+    empty, deep, batch = (
+        statistics.median(time_decode(frozen, 32, *case).seconds) for case in ((1, 0), (1, 4096), (8, 0))
+    )
     return {"prefill": 512 / prefill, "empty": 1 / empty, "deep": 1 / deep, "batch": 8 / batch}
 
 

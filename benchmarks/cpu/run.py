@@ -2,9 +2,10 @@
 
     make bench-cpu        or: python benchmarks/cpu/run.py [--only PART ...] [--out FILE]
 
-Bytes that all cores read a second (large pages, no cache) are measured in turns with every row, and before all of them
-FLOP a second of the best bf16 product, native or XLA's. A share is a median over rounds. "of read" is bytes / seconds
-over the first, "of product" FLOP / seconds over the second, "of floor" (bytes / read + FLOP / product) / seconds.
+Bytes that all cores read a second (large pages, no cache) and FLOP a second of the library's best large bf16 product
+are measured in turns with every row, since a shared machine moves. A share is a median over turns: "of read" is bytes /
+seconds over the first, "of product" FLOP / seconds over the second, "of floor" (bytes / read + FLOP / product) /
+seconds.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,14 @@ from custom_calls.registry import library
 from mla_jax.bench import random_model, time_decode, time_prefill
 from mla_jax.checkpoints.streaming import aligned_array
 from mla_jax.cost import decode_cost, prefill_cost
-from mla_jax.machine import product_rate
+from mla_jax.errors import RequestError
+from mla_jax.machine import large_products, peak_bytes, seconds_of
 from mla_jax.presets import preset_file
 from mla_jax.quant import FP8, MXFP4, Storage, random_scale
 from mla_jax.weight_layout import resolve_weight_layout
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 7
-PRODUCT_ROUNDS = 5
 STOLEN_ROUNDS = 5
 STEPS = 32
 READ_BYTES = 256 << 20
@@ -97,11 +99,45 @@ def held(values: jax.Array) -> jax.Array:
     return jax.device_put(array)
 
 
+@dataclass
+class Turns:
+    """What the machine read and multiplied a second, before each turn of the work beside it."""
+
+    read: Callable[[], float]
+    product: Callable[[], float]
+    reads: list[float] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        self.reads.append(self.read())
+        self.products.append(self.product())
+
+    def row(self, op: str, shape: str, seconds: Sequence[float], nbytes: float, flop: float) -> Row:
+        turns = list(zip(self.reads, self.products, seconds, strict=True))
+        return {
+            "op": op,
+            "shape": shape,
+            "us": statistics.median(seconds) * 1e6,
+            "bytes": nbytes,
+            "flop": flop,
+            "read_gb_s": statistics.median(self.reads) / 1e9,
+            "product_gflop_s": statistics.median(self.products) / 1e9,
+            "of_read": statistics.median(nbytes / read / s for read, _, s in turns),
+            "of_product": statistics.median(flop / product / s for _, product, s in turns),
+            "of_floor": statistics.median((nbytes / read + flop / product) / s for read, product, s in turns),
+        }
+
+
 class Bench:
     def __init__(self, threads: int) -> None:
         self.ceilings = Ceilings(threads)
         self.rng = np.random.default_rng(0)
-        self.product = max(product_rate("bfloat16") for _ in range(PRODUCT_ROUNDS))
+        self.product_flop, calls = large_products("bfloat16")
+        self.large_product = min(calls, key=lambda call: seconds_of(call, ROUNDS))
+
+    def turns(self) -> Turns:
+        # Of two products the first may wait for what the read took from the caches.
+        return Turns(self.ceilings.read, lambda: self.product_flop / seconds_of(self.large_product, 1))
 
     def array(self, *shape: int) -> jax.Array:
         values = self.rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])
@@ -120,32 +156,15 @@ class Bench:
     def row(
         self, op: str, shape: str, call: Callable[[], Any], nbytes: float, flop: float, calls: int = 1
     ) -> Row:
-        """`calls` of the same work, in turns with the read rate."""
+        """`calls` of the same work at a time."""
         jax.block_until_ready(call())
-        seconds, reads = [], []
+        turns, seconds = self.turns(), []
         for _ in range(ROUNDS):
-            reads.append(self.ceilings.read())
+            turns()
             started = time.perf_counter()
             jax.block_until_ready(call())
             seconds.append((time.perf_counter() - started) / calls)
-        return self.shares(op, shape, seconds, reads, nbytes, flop)
-
-    def shares(
-        self, op: str, shape: str, seconds: list[float], reads: list[float], nbytes: float, flop: float
-    ) -> Row:
-        return {
-            "op": op,
-            "shape": shape,
-            "us": statistics.median(seconds) * 1e6,
-            "bytes": nbytes,
-            "flop": flop,
-            "read_gb_s": statistics.median(reads) / 1e9,
-            "of_read": statistics.median(nbytes / r / s for r, s in zip(reads, seconds, strict=True)),
-            "of_product": flop / statistics.median(seconds) / self.product,
-            "of_floor": statistics.median(
-                (nbytes / r + flop / self.product) / s for r, s in zip(reads, seconds, strict=True)
-            ),
-        }
+        return turns.row(op, shape, seconds, nbytes, flop)
 
     def products(self) -> Iterator[Row]:
         product = jax.jit(lambda x, weights: [linear(x, w, kernels="native") for w in weights])
@@ -238,12 +257,18 @@ class Bench:
 
     def decode(self, op: str, frozen: Any, table: Any, batch: int, depth: int, page: int = 64) -> Row:
         cost = decode_cost(frozen.config, table, batch, depth + STEPS // 2, "bfloat16")
-        reads = [self.ceilings.read() for _ in range(3)]
-        seconds, _ = time_decode(frozen, STEPS, batch, depth, page)
-        reads += [self.ceilings.read() for _ in range(3)]
+        turns = self.turns()
+        timing = time_decode(frozen, STEPS, batch, depth, page, before_each=turns)
         shape = f"batch {batch}, depth {depth}, pages of {page}"
-        row = self.shares(op, shape, [seconds], [statistics.median(reads)], cost.bytes, cost.flop)
-        return row | {"tokens_per_s": batch / seconds}
+        row = turns.row(op, shape, timing.seconds, cost.bytes, cost.flop)
+        return row | {"tokens_per_s": batch / statistics.median(timing.seconds)}
+
+    def prefill(self, op: str, frozen: Any, table: Any, prompt: int) -> Row:
+        cost = prefill_cost(frozen.config, table, 1, prompt)
+        turns = self.turns()
+        timing = time_prefill(frozen, prompt, 1, before_each=turns)
+        row = turns.row(op, f"{prompt} tokens", timing.seconds, cost.bytes, cost.flop)
+        return row | {"tokens_per_s": prompt / statistics.median(timing.seconds)}
 
     def steps(self) -> Iterator[Row]:
         for weights in ("mxfp4-all", "mxfp4-experts", "bf16"):
@@ -251,17 +276,17 @@ class Bench:
             for batch, depth in ((1, 0), (1, 4096), (8, 0), (32, 0)):
                 yield self.decode(f"decode {weights}", frozen, table, batch, depth)
             for prompt in (512, 4096):
-                cost = prefill_cost(frozen.config, table, 1, prompt)
-                seconds, _ = time_prefill(frozen, prompt, 1)
-                row = self.shares(
-                    f"prefill {weights}",
-                    f"{prompt} tokens",
-                    [seconds],
-                    [self.ceilings.read()],
-                    cost.bytes,
-                    cost.flop,
-                )
-                yield row | {"tokens_per_s": prompt / seconds}
+                yield self.prefill(f"prefill {weights}", frozen, table, prompt)
+
+    def whole(self) -> Iterator[Row]:
+        """All of DeepSeek-V2-Lite; nothing, with the reason, where it does not fit into memory."""
+        try:
+            frozen, table = random_model("deepseek-v2-lite", "mxfp4-all")
+        except RequestError as error:
+            print(f"run.py: left out: {error}", file=sys.stderr)
+            return
+        row = self.decode("decode all of DeepSeek-V2-Lite", frozen, table, 1, 0)
+        yield row | {"peak_rss_bytes": peak_bytes()[0]}
 
     def stolen(self) -> Iterator[Row]:
         """Decode steps alone, and while another process spins on one of the cores; in turns, since machines move."""
@@ -312,12 +337,13 @@ def line_of(row: Row) -> str:
         f"{row['op'] + ', ' + row['shape']:<60} {speed:>16}   of read {row['of_read']:.2f}   "
         f"of product {row['of_product']:.2f}   of floor {row['of_floor']:.2f}"
         + (f"   of alone {row['kept']:.2f}" if "kept" in row else "")
+        + (f"   peak memory {row['peak_rss_bytes'] / 1e9:.1f} GB" if "peak_rss_bytes" in row else "")
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("products", "attention", "steps", "stolen", "growth")
+    parts = ("whole", "products", "attention", "steps", "stolen", "growth")
     parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
     parser.add_argument("--out", type=Path, default=Path("build/cpu_benchmarks.json"))
     arguments = parser.parse_args()
@@ -327,25 +353,31 @@ def main() -> None:
         )
     bench = Bench(len(os.sched_getaffinity(0)))
     peak = max(bench.ceilings.peak() for _ in range(3))
+    at_first, several = bench.turns(), []
+    for _ in range(ROUNDS):
+        at_first()
+        several.append(bench.ceilings.read(several=True))
+    plain, product, places = map(statistics.median, (at_first.reads, at_first.products, several))
     print(
-        f"{bench.ceilings.threads} threads; large bf16 products {bench.product / 1e9:.0f} GFLOP/s"
+        f"{bench.ceilings.threads} threads; at first large bf16 products {product / 1e9:.0f} GFLOP/s"
         + (f" of {peak / 1e9:.0f} in registers" if peak else "")
+        + f", plain read {plain / 1e9:.1f} GB/s, {places / 1e9:.1f} at eight places of memory a thread at once",
+        flush=True,
     )
-    reads = [[bench.ceilings.read(several) for _ in range(ROUNDS)] for several in (False, True)]
-    plain, several = (statistics.median(rates) / 1e9 for rates in reads)
-    print(f"plain read {plain:.1f} GB/s, {several:.1f} at eight places of memory a thread at once")
     rows = []
     for part in arguments.only:
         for row in getattr(bench, part)():
             rows.append(row)
             print(line_of(row), flush=True)
+    if not rows:
+        sys.exit("run.py: nothing was measured")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "device": f"{bench.ceilings.threads} threads of {processor()}",
         "jax": jax.__version__,
-        "read_several_bytes_per_s": several * 1e9,
+        "read_several_bytes_per_s": places,
         "read_bytes_per_s": statistics.median(row["read_gb_s"] for row in rows) * 1e9,
-        "matrix_flop_per_s": bench.product,
+        "matrix_flop_per_s": statistics.median(row["product_gflop_s"] for row in rows) * 1e9,
         "peak_flop_per_s": peak,
         "rows": rows,
     }
