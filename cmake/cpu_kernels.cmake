@@ -42,10 +42,11 @@ function(mla_link_cpu_kernels target)
     add_library(mla_kernels_${isa} OBJECT ${MLA_KERNEL_SOURCES})
     target_include_directories(mla_kernels_${isa} PRIVATE "${MLA_CSRC}")
     target_compile_definitions(mla_kernels_${isa} PRIVATE MLA_ISA=${isa} ${MLA_ISA_DEFINITIONS})
-    # No errno from sqrt, so that it is one instruction; products and sums may fuse, which a kernel
-    # does everywhere alike. Not -ffast-math: NaN, infinity and the order of sums keep their meaning.
+    # No errno from sqrt, so that it is one instruction. Products and sums fuse where the source says so
+    # alone (MulAdd): a compiler would fuse those of one tile and not of another, and a row's bits would
+    # depend on its batch. Not -ffast-math: NaN, infinity and the order of sums keep their meaning.
     target_compile_options(mla_kernels_${isa} PRIVATE
-      -Wall -Wextra -fno-math-errno -ffp-contract=fast -fno-exceptions ${MLA_FLAGS_${isa}})
+      -Wall -Wextra -fno-math-errno -ffp-contract=off -fno-exceptions ${MLA_FLAGS_${isa}})
     # 64-byte vectors as arguments of inlined functions: a note about an ABI that is never crossed.
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       target_compile_options(mla_kernels_${isa} PRIVATE -Wno-psabi)

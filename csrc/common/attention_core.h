@@ -316,10 +316,7 @@ class Softmax {
   }
 
  private:
-  // Rounded by itself, so that the largest less the largest is zero.
-  MLA_INLINE vf Score(const float* stored) const {
-    return MulAdd(Load(stored), Splat(scale_), vf{});
-  }
+  MLA_INLINE vf Score(const float* stored) const { return Load(stored) * scale_; }
 
   const float* scores_;
   float scale_;
@@ -447,10 +444,9 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bo
 #endif
 }
 
-// Adds one split's result to the running result of a row. Not inlined: both ways of sharing out the
-// work must round alike.
-inline __attribute__((noinline)) void MergeRow(const RowState& state, const float* acc,
-                                               int64_t width, RowState* run, float* run_acc) {
+// Adds one split's result to the running result of a row.
+inline void MergeRow(const RowState& state, const float* acc, int64_t width, RowState* run,
+                     float* run_acc) {
   const float top = state.max > run->max ? state.max : run->max;
   const float base = Base(top);
   const vf factors = Exp2NotPositive(vf{run->max - base, state.max - base});
@@ -460,7 +456,7 @@ inline __attribute__((noinline)) void MergeRow(const RowState& state, const floa
   run->exact_sum = run->exact_sum * old_factor + state.exact_sum * new_factor;
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
-    Store(run_acc + i, Load(run_acc + i) * old_factor + Load(acc + i) * new_factor);
+    Store(run_acc + i, MulAdd(Load(run_acc + i), Splat(old_factor), Load(acc + i) * new_factor));
   }
   for (; i < width; ++i) run_acc[i] = run_acc[i] * old_factor + acc[i] * new_factor;
 }

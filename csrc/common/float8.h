@@ -33,8 +33,7 @@ inline uint8_t EncodeF8(float x) {
 }
 
 // The codes of magnitudes given by their f32 bits (sign cleared), one a 32-bit lane: the same codes
-// as EncodeF8's, by integer arithmetic alone, so that a product in front of it cannot be fused into
-// a sum and escape its own rounding. NaN is 0x7f.
+// as EncodeF8's, by integer arithmetic alone. NaN is 0x7f.
 MLA_INLINE vu EncodeF8Magnitude(vu magnitude) {
   const vu rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
   const vi normal = (vi)(rounded >> 20) - (120 << 3);

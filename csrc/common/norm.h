@@ -15,16 +15,16 @@ inline float InverseRms(const float* v, int64_t n, float eps) {
     MLA_UNROLL
     for (int j = 0; j < 4; ++j) {
       const vf a = Load(v + i + j * kLanes);
-      sum[j] += a * a;
+      sum[j] = MulAdd(a, a, sum[j]);
     }
   }
   for (; i + kLanes <= n; i += kLanes) {
     const vf a = Load(v + i);
-    sum[0] += a * a;
+    sum[0] = MulAdd(a, a, sum[0]);
   }
   if (i < n) {
     const vf a = LoadPart(v + i, n - i);
-    sum[1] += a * a;
+    sum[1] = MulAdd(a, a, sum[1]);
   }
   const float total = LaneSum((sum[0] + sum[1]) + (sum[2] + sum[3]));
   return 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);

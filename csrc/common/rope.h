@@ -41,8 +41,7 @@ MLA_INLINE void StoreLanes(T* p, vf v, int64_t n) {
 }
 
 // Rotates the first `rope` elements of every head; the order of elements stays. Heads are the inner
-// loop, so that cos and sin stay in registers. The last lanes take the same way as all others: a
-// product and a sum fuse everywhere alike.
+// loop, so that cos and sin stay in registers.
 template <typename T>
 inline void Rotate(const Heads<T>& heads, const float* cos, const float* sin, int64_t rope,
                    bool half_layout) {

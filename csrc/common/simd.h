@@ -45,8 +45,8 @@ typedef uint8_t vb __attribute__((vector_size(MLA_VECTOR_BYTES / 4)));
 
 MLA_INLINE vf Splat(float x) { return x - vf{}; }
 
-// a * b + c, rounded once wherever the processor can: not left to the compiler, which may decide
-// otherwise from one place to the next.
+// a * b + c, rounded once wherever the processor can. No product and sum fuses but here
+// (-ffp-contract=off): a compiler would decide otherwise from one place to the next.
 MLA_INLINE vf MulAdd(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
   return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -297,16 +297,17 @@ MLA_INLINE uint32_t LaneMaxMagnitude(vu v) {
 MLA_INLINE vf ExpInRange(vf x) {
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const vf magic = Splat(12582912.0f);
-  const vf t = x * 1.44269504088896341f + magic;
+  const vf t = MulAdd(x, Splat(1.44269504088896341f), magic);
   const vf n = t - magic;
-  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  // ln 2 in two parts, of which the product of the first is exact.
+  const vf r = MulAdd(n, Splat(2.12194440e-4f), MulAdd(n, Splat(-0.693359375f), x));
   vf p = Splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  p = MulAdd(p, r, Splat(1.3981999507e-3f));
+  p = MulAdd(p, r, Splat(8.3334519073e-3f));
+  p = MulAdd(p, r, Splat(4.1665795894e-2f));
+  p = MulAdd(p, r, Splat(1.6666665459e-1f));
+  p = MulAdd(p, r, Splat(5.0000001201e-1f));
+  p = MulAdd(p * r, r, r) + 1.0f;
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_scalef_ps(static_cast<__mmask16>(~0u), (__m512)p, (__m512)n);
 #else

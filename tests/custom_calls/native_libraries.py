@@ -28,7 +28,7 @@ def build(folder: Path, name: str, *sources: Path, defines: tuple[str, ...] = ()
     standard = ["-std=c++17"] if sources[0].suffix == ".cc" else ["-x", "c"]
     command = [
         str(COMPILER), *standard, "-O3", "-DNDEBUG", "-fPIC", "-shared", "-fvisibility=hidden",
-        "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", *(f"-D{one}" for one in defines),
+        "-fno-math-errno", "-ffp-contract=off", "-Wno-psabi", *(f"-D{one}" for one in defines),
         f"-I{ROOT / 'csrc'}", "-isystem", jax.ffi.include_dir(), "-isystem", str(HEADER.parent),
         *map(str, sources), "-o", str(target),
     ]  # fmt: skip
