@@ -5,15 +5,15 @@
 // come as pointers to rows: pages and staged copies look alike. Who has to copy does so when the
 // scores come to a key (where there are tiles, before), so that reading memory hides behind
 // products. In the scores and their softmax the query rows lie across the lanes: every row has its
-// own sums, in the order of columns and keys. Where a caller says so, the scores of f32 are dot
-// products instead: of few rows, which fill one vector, every product would take a read. Scores are
-// logarithms to the base of two.
+// own sums, in the order of columns and keys. Where a caller says so, scores of f32 are dot
+// products instead (attention_dots.h). Scores are logarithms to the base of two.
 #ifndef MLA_COMMON_ATTENTION_CORE_H_
 #define MLA_COMMON_ATTENTION_CORE_H_
 
 #include <optional>
 #include <type_traits>
 
+#include "common/attention_dots.h"
 #include "common/attention_tiles.h"
 #include "common/axpy_tile.h"
 #include "common/lane_tile.h"
@@ -32,8 +32,6 @@ constexpr int64_t kAttendRows = kAttendVectors * kLanes;  // Query rows whose sc
 // where there are four vectors, else 32 KiB at most and 16.
 template <typename W>
 constexpr int64_t kValueBlock = kAttendVectors == 4 ? 64 : 512 / static_cast<int64_t>(sizeof(W));
-// Columns between rows of a power of two columns, which would evict each other.
-constexpr int64_t kDotPad = kLanes;
 
 constexpr float kLog2E = 1.44269504f;  // A factor of scores whose softmax is that of e^score.
 constexpr float kLn2 = 0.69314718f;
@@ -60,7 +58,7 @@ struct AttendScratch {
 
   float* scores[kTurns];  // (keys, rows of a pass), of passes in turn
   P* weights;             // (units of keys, rows of a pass)
-  P* q;                   // (units of the columns of a, then of b; rows of a pass)
+  P* q;  // (units of the columns of a, then of b; rows of a pass), or packed for dot products
   AttendTiles<P> tiles;
 
   static int64_t Width(int64_t columns) { return CeilDiv(columns, kUnit) * kUnit; }
@@ -69,7 +67,7 @@ struct AttendScratch {
     AttendScratch s;
     for (float*& scores : s.scores) scores = carver->Take<float>(kTiledKeys * kAttendRows);
     s.weights = carver->Take<P>(kSplitKeys * kAttendRows);
-    s.q = carver->Take<P>((Width(a_width) + Width(b_width) + kDotPad) * kAttendRows);
+    s.q = carver->Take<P>(DotPitch(a_width, b_width) * kAttendRows);
     s.tiles = AttendTiles<P>::Carve(carver, rows, kAttendRows, kSplitKeys, a_width + b_width);
     return s;
   }
@@ -130,87 +128,6 @@ inline float ScoreRows(const AttendScratch<X, W>& scratch, const Keys<W>& keys, 
     LaneTile<V, N, P, W>(qb, key, keys.b_width, scale_b, true, ahead, out, kRows);
   }
   return 1.0f;
-}
-
-// Rows of queries and keys of a tile of dot products: 24 sums.
-constexpr int kDotRows = 4, kDotKeys = 6;
-
-// Keys that a tile of dot products asks for, as far along as its columns: a few, since a core waits
-// for few lines at once, and the tiles of other rows ask for others.
-struct AskForKeys {
-  const char* key[kDotKeys];
-  int count;
-  int64_t bytes;  // Of a column.
-
-  // For what a step of columns from there on begins to need.
-  MLA_INLINE void operator()(int64_t column) const {
-    if (column * bytes % 64 >= kLanes * bytes) return;
-    for (int j = 0; j < count; ++j) __builtin_prefetch(key[j] + column * bytes);
-  }
-};
-
-// scores[j * ld + i] (+)= scale * (key[j] . row[i]) over the columns [from, from + width), of which
-// every sum has one for each lane, in order; those are added by a fixed tree.
-template <typename W>
-inline __attribute__((noinline)) void DotTile(const W* const* keys, const float* const* rows,
-                                              int64_t from, int64_t width, float scale, bool add,
-                                              const AskForKeys& ask, float* scores, int64_t ld) {
-  const W* key[kDotKeys];
-  const float* row[kDotRows];
-  for (int j = 0; j < kDotKeys; ++j) key[j] = keys[j] + from;
-  for (int i = 0; i < kDotRows; ++i) row[i] = rows[i] + from;
-  vf sum[kDotKeys * kDotRows] = {};
-  // Inlined, or GCC would drop the calls: see AskFor.
-  const auto beside = [&](int64_t column) __attribute__((always_inline)) { ask(from + column); };
-  DotAccumulate<kDotKeys, kDotRows>(key, row, width, sum, beside);
-  alignas(64) float sums[kDotKeys * kDotRows];
-  LaneSums<kDotKeys * kDotRows>(sum, sums);
-  typedef float Rows __attribute__((vector_size(kDotRows * sizeof(float))));
-  for (int j = 0; j < kDotKeys; ++j) {
-    Rows score, before = {};
-    __builtin_memcpy(&score, sums + j * kDotRows, sizeof(score));
-    if (add) __builtin_memcpy(&before, scores + j * ld, sizeof(before));
-    score = before + score * scale;
-    __builtin_memcpy(scores + j * ld, &score, sizeof(score));
-  }
-}
-
-// Scores of `rows` rows with keys [0, limit), (keys, ld), by dot products: the columns lie across
-// the lanes. Asks for keys ahead.
-template <typename X, typename W, typename Source>
-inline void ScoreDots(const X* const* qa, const X* const* qb, int64_t rows, const Keys<W>& keys,
-                      Source* source, int64_t limit, float* q, float* scores, int64_t ld) {
-  const int64_t pitch = keys.a_width + keys.b_width + kDotPad;
-  for (int64_t r = 0; r < rows; ++r) {
-    ConvertRow(qa[r], keys.a_width, q + r * pitch);
-    if (keys.b_width > 0) ConvertRow(qb[r], keys.b_width, q + r * pitch + keys.a_width);
-  }
-  const bool whole = keys.scale_a == keys.scale_b;
-  const int64_t a_width = keys.a_width + (whole ? keys.b_width : 0);
-  const int64_t tiles = CeilDiv(rows, kDotRows);
-  for (int64_t n = 0; n < limit; n += kDotKeys) {
-    source->Ready(Min(n + kDotKeys, limit));
-    const W* key[kDotKeys];
-    for (int j = 0; j < kDotKeys; ++j) key[j] = keys.k[Min(n + j, limit - 1)];
-    for (int64_t m = 0; m < ld; m += kDotRows) {
-      float* out = scores + n * ld + m;
-      if (m >= rows) {  // Nobody's, but numbers.
-        for (int j = 0; j < kDotKeys; ++j) __builtin_memset(out + j * ld, 0, kDotRows * 4);
-        continue;
-      }
-      AskForKeys ask = {{}, 0, sizeof(*source->Row(0))};
-      for (int64_t j = m / kDotRows; j < kDotKeys; j += tiles) {
-        const int64_t ahead = Min(n + kDotKeys + j, limit - 1);
-        if (!source->Far(ahead)) break;
-        const auto* next = source->Row(ahead);
-        ask.key[ask.count++] = reinterpret_cast<const char*>(next);
-      }
-      const float* row[kDotRows];
-      for (int i = 0; i < kDotRows; ++i) row[i] = q + Min(m + i, rows - 1) * pitch;
-      DotTile(key, row, 0, a_width, keys.scale_a, false, ask, out, ld);
-      if (!whole) DotTile(key, row, a_width, keys.b_width, keys.scale_b, true, ask, out, ld);
-    }
-  }
 }
 
 // What a row knows about its softmax so far. The result is divided by the sum of the weights as
@@ -369,11 +286,10 @@ inline void WeighValues(const P* weights, int64_t rows, const int32_t* visible, 
 // Attends `rows` query rows, of which row r sees the split's keys [0, visible[r]). A key outside
 // that range never enters row r's arithmetic, not even with weight zero: it may be NaN. Results, by
 // row: the softmax state and the weighted sum of values (undefined if none is seen), of as many
-// rows as make whole passes. `dots`: where f32 is multiplied in vectors of 16, the scores are dot
-// products, which suit few rows. A row's bits differ then, so nothing may decide it that other rows
-// have a part in.
-template <typename X, typename W, typename Source>
-inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bool dots,
+// rows as make whole passes. kDots: the scores are dot products, which suits few rows. A row's bits
+// differ then, so nothing may decide it that other rows have a part in.
+template <bool kDots, typename X, typename W, typename Source>
+inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows,
                         const int32_t* visible, const Keys<W>& keys, Source* source,
                         const AttendScratch<X, W>& scratch, RowState* state, float* acc) {
   using Scratch = AttendScratch<X, W>;
@@ -402,29 +318,28 @@ inline void AttendSplit(const X* const* qa, const X* const* qb, int64_t rows, bo
     WithVectors<kAttendVectors>(count, [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       float* scores = scratch.scores[r0 / kAttendRows % Scratch::kTurns];
-      if constexpr (std::is_same_v<P, float> && kLanes == 16) {
-        if (dots) {
-          ScoreDots(qa + r0, qb + r0, count, keys, source, limit, scratch.q, scores, V * kLanes);
-          Softmax<V, X, W> softmax(scores, 1.0f, scratch.weights, seen, least, limit);
-          return finish(softmax, r0);
+      float scale = 1.0f;
+      if constexpr (kDots) {
+        ScoreDots(qa + r0, qb + r0, count, keys, source, limit, scratch.q, scores, V * kLanes);
+      } else {
+        const auto pack = [&](const X* const* q, int64_t width, P* dst) {
+          PackLanes<P>(
+              count, V * kLanes, width, Scratch::Width(width), Order::kPlain,
+              [&](int64_t i) { return q[r0 + i]; }, dst);
+        };
+        pack(qa, keys.a_width, scratch.q);
+        pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
+        int64_t beside = 0;  // Keys of the pass before, a step.
+        if (before) {
+          beside =
+              CeilDiv(before->limit(), TileSteps(keys, limit) * Scratch::kUnit) * Scratch::kUnit;
         }
+        scale = ScoreRows<V>(scratch, keys, source, limit, r0 == 0, scores, [&]() {
+          if (beside > 0) before->Advance(beside);
+        });
+        if (before) finish(*before, r0 - kAttendRows);
+        before.reset();
       }
-      const auto pack = [&](const X* const* q, int64_t width, P* dst) {
-        PackLanes<P>(
-            count, V * kLanes, width, Scratch::Width(width), Order::kPlain,
-            [&](int64_t i) { return q[r0 + i]; }, dst);
-      };
-      pack(qa, keys.a_width, scratch.q);
-      pack(qb, keys.b_width, scratch.q + Scratch::Width(keys.a_width) * V * kLanes);
-      int64_t beside = 0;  // Keys of the pass before, a step.
-      if (before) {
-        beside = CeilDiv(before->limit(), TileSteps(keys, limit) * Scratch::kUnit) * Scratch::kUnit;
-      }
-      const float scale = ScoreRows<V>(scratch, keys, source, limit, r0 == 0, scores, [&]() {
-        if (beside > 0) before->Advance(beside);
-      });
-      if (before) finish(*before, r0 - kAttendRows);
-      before.reset();
       Softmax<V, X, W> softmax(scores, scale, scratch.weights, seen, least, limit);
       if constexpr (kMatrixTiles<P> && V == kAttendVectors) {
         if (r0 + kAttendRows < rows) {

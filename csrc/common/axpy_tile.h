@@ -35,6 +35,30 @@ struct AxpyStep {
   }
 };
 
+// bf16 columns become f32 by the fewest operations as even and odd ones, which the accumulators
+// hold apart.
+template <>
+struct AxpyStep<float, bf16> {
+  static constexpr int kStep = 1;
+  struct Pair {
+    vf a, b;
+  };
+  static MLA_INLINE Pair GetW(const bf16* const* w, int64_t col) {
+    const vu pairs = LoadPairs(w[0] + col);
+    return {EvenOf(pairs), OddOf(pairs)};
+  }
+  static MLA_INLINE Pair GetLastW(const bf16* const* w, int64_t col) { return GetW(w, col); }
+  static MLA_INLINE void FromMemory(const float* p, vf* acc) {
+    const vf a = Load(p), b = Load(p + kLanes);
+    acc[0] = Evens(a, b);
+    acc[1] = Odds(a, b);
+  }
+  static MLA_INLINE void ToMemory(const vf* acc, float* p) {
+    Store(p, ZipFirst(acc[0], acc[1]));
+    Store(p + kLanes, ZipSecond(acc[0], acc[1]));
+  }
+};
+
 #if defined(__AVX512BF16__)
 // Two d a step: the rows d and d + 1 are interleaved in registers. The interleaving works inside
 // 128-bit lanes, so the two accumulators hold the columns in a permuted order that only the way to

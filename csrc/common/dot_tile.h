@@ -118,38 +118,6 @@ struct DotStep<bf16, bf16> {
 };
 #endif
 
-// acc[m * N + n] += x[m][0..k) . w[n][0..k), lane by lane. M and N are above one. beside(i) runs in
-// the step of columns [i, i + kStep).
-template <int M, int N, typename X, typename W, typename Beside>
-MLA_INLINE void DotAccumulate(const X* const* x, const W* const* w, int64_t k, vf* acc,
-                              const Beside& beside) {
-  using Step = DotStep<X, W>;
-  int64_t i = 0;
-  for (; i + Step::kStep <= k; i += Step::kStep) {
-    beside(i);
-    decltype(Step::Get(x[0])) a[M];
-    MLA_UNROLL
-    for (int m = 0; m < M; ++m) a[m] = Held(Step::Get(x[m] + i));
-    MLA_UNROLL
-    for (int n = 0; n < N; ++n) {
-      const auto b = Held(Step::Get(w[n] + i));
-      MLA_UNROLL
-      for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
-    }
-  }
-  if (i < k) {
-    decltype(Step::Get(x[0])) a[M];
-    MLA_UNROLL
-    for (int m = 0; m < M; ++m) a[m] = Step::GetPart(x[m] + i, k - i);
-    MLA_UNROLL
-    for (int n = 0; n < N; ++n) {
-      const auto b = Step::GetPart(w[n] + i, k - i);
-      MLA_UNROLL
-      for (int m = 0; m < M; ++m) acc[m * N + n] = Step::Add(acc[m * N + n], a[m], b);
-    }
-  }
-}
-
 }  // namespace MLA_ISA
 }  // namespace mla
 

@@ -139,6 +139,57 @@ MLA_INLINE vf LoadPart(const bf16* p, int64_t n) {
 #endif
 }
 
+// --- Two vectors at once: 2 * kLanes elements of bf16, a pair a 32-bit lane, and what takes them
+// apart and puts them in order again ---
+
+MLA_INLINE vu LoadPairs(const bf16* p) {
+  vu pairs;
+  __builtin_memcpy(&pairs, p, sizeof(pairs));
+  return pairs;
+}
+// The first n < 2 * kLanes elements and zeros behind them; reads nothing past them.
+MLA_INLINE vu LoadPairsPart(const bf16* p, int64_t n) {
+#if defined(__AVX512BW__)
+  return (vu)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+#else
+  bf16 part[2 * kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+  return LoadPairs(part);
+#endif
+}
+MLA_INLINE vf EvenOf(vu pairs) { return FromBits(pairs << 16); }
+MLA_INLINE vf OddOf(vu pairs) { return FromBits(pairs & 0xffff0000u); }
+
+#if MLA_VECTOR_BYTES == 64
+MLA_INLINE vf Evens(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+MLA_INLINE vf Odds(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+MLA_INLINE vf ZipFirst(vf even, vf odd) {
+  return __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+MLA_INLINE vf ZipSecond(vf even, vf odd) {
+  return __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                 15, 31);
+}
+#elif MLA_VECTOR_BYTES == 32
+MLA_INLINE vf Evens(vf a, vf b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+MLA_INLINE vf Odds(vf a, vf b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+MLA_INLINE vf ZipFirst(vf even, vf odd) {
+  return __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+MLA_INLINE vf ZipSecond(vf even, vf odd) {
+  return __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+MLA_INLINE vf Evens(vf a, vf b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+MLA_INLINE vf Odds(vf a, vf b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+MLA_INLINE vf ZipFirst(vf even, vf odd) { return __builtin_shufflevector(even, odd, 0, 4, 1, 5); }
+MLA_INLINE vf ZipSecond(vf even, vf odd) { return __builtin_shufflevector(even, odd, 2, 6, 3, 7); }
+#endif
+
 // --- Stores: f32 lanes rounded once (to nearest even; a NaN stays a NaN) ---
 
 MLA_INLINE void Store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof(v)); }

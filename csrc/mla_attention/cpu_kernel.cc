@@ -201,12 +201,16 @@ void GatherKeys(const MlaAttentionArgs& args, const Tile& tile, int64_t split, i
   }
 }
 
-// Of a cache of such elements.
-template <typename X, typename Cache>
+// What elements of a cache are before they are multiplied.
+template <typename Cache>
+using Element = std::conditional_t<std::is_same_v<Cache, f8e4m3fn>, bf16, Cache>;
+
+// Of a cache of such elements; kDots: with scores by dot products.
+template <typename X, typename Cache, bool kDots>
 struct Attention {
   static constexpr bool kFloat8 = std::is_same_v<Cache, f8e4m3fn>;
-  using Element = std::conditional_t<kFloat8, bf16, Cache>;
-  using W = typename ProductType<X, Element>::T;  // What is multiplied.
+  using W = std::conditional_t<kDots, Element<Cache>,
+                               typename ProductType<X, Element<Cache>>::T>;  // Keys in products.
   using Memory = TaskMemory<X, Cache, W>;
 
   const MlaAttentionArgs& args;
@@ -229,7 +233,6 @@ struct Attention {
     const int64_t count = memory.visible[tile.rows - 1];
     GatherKeys(args, tile, split, count, memory);
     const float scale = args.softmax_scale * kLog2E;
-    const bool dots = args.heads <= kLanes;  // By heads alone, whatever tokens a call has.
     const auto attend = [&](const W* const* k, auto source) {
       const Keys<W> keys = {k,
                             k,
@@ -238,8 +241,8 @@ struct Attention {
                             args.rank,
                             kFloat8 ? scale * args.scales[0] : scale,
                             kFloat8 ? scale * args.scales[1] : scale};
-      AttendSplit(memory.qa, memory.qb, tile.rows, dots, memory.visible, keys, &source,
-                  memory.attend, state, acc);
+      AttendSplit<kDots>(memory.qa, memory.qb, tile.rows, memory.visible, keys, &source,
+                         memory.attend, state, acc);
     };
     if constexpr (Memory::kStages) {
       attend(memory.keys, StagedKeys<X, Cache, W>(memory, width(), count));
@@ -365,15 +368,24 @@ struct Attention {
   }
 };
 
+template <typename X, typename Cache>
+void RunForCache(const MlaAttentionArgs& args, const Executor& executor) {
+  if constexpr (kTakesDots<X, Element<Cache>>) {
+    // By heads alone, whatever tokens a call has.
+    if (args.heads <= kLanes) return Attention<X, Cache, true>{args}.Run(executor);
+  }
+  Attention<X, Cache, false>{args}.Run(executor);
+}
+
 template <typename X>
 void RunForIo(const MlaAttentionArgs& args, const Executor& executor) {
   switch (args.cache_type) {
     case DType::kF32:
-      return Attention<X, float>{args}.Run(executor);
+      return RunForCache<X, float>(args, executor);
     case DType::kBF16:
-      return Attention<X, bf16>{args}.Run(executor);
+      return RunForCache<X, bf16>(args, executor);
     case DType::kF8E4M3FN:
-      return Attention<X, f8e4m3fn>{args}.Run(executor);
+      return RunForCache<X, f8e4m3fn>(args, executor);
     case DType::kF8E4M3FNUZ:
     case DType::kU8:
       return;  // No cache holds them; the binding refuses it.

@@ -143,8 +143,8 @@ struct Attention {
       const Keys<W> k = {memory->k, memory->v, args.nope, args.rope, args.v, scale, scale};
       RowState* state = begin == 0 ? memory->state : memory->part;
       float* to = begin == 0 ? run : acc;
-      AttendSplit(memory->qa, memory->qb, rows, false, memory->visible, k, &source, attend, state,
-                  to);
+      AttendSplit<false>(memory->qa, memory->qb, rows, memory->visible, k, &source, attend, state,
+                         to);
       for (int64_t r = 0; r < rows && begin > 0; ++r) {
         MergeRow(state[r], acc + r * args.v, args.v, memory->state + r, run + r * args.v);
       }
